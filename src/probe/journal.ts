@@ -1,0 +1,246 @@
+/**
+ * The journal: what was changed in a target and what was there before, kept in the target's own shared memory, so that
+ * whoever comes next can undo it when the tracer has died.
+ *
+ * Every record is written before the change that it stands for. A record therefore says what may have been done,
+ * never what surely was: a site is put back if it holds what the record says was to be written. Records are only appended; a
+ * record's state is its last word to be written.
+ *
+ *     header (256 bytes)
+ *       0  magic "TRAPLINE"           48  private memory: address, 56 length
+ *       8  version u32                64  return table: address, 72 entries, 76 entry bytes, 80 slot offset, 84 address offset
+ *      12  record capacity u32        88  SIGTRAP: 0 untouched, 1 our handler is (about to be) installed
+ *      16  records in use u32         96  the application's struct sigaction (32 bytes)
+ *      24  tracer pid u32            128  our handler's address
+ *      32  tracer start time u64     136  length of the whole shared memory
+ *      40  target pid u32
+ *     record (64 bytes each)
+ *       0  kind u8: 1 site, 2 code    1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
+ *       8  address u64               16  old bytes (16)   32  new bytes (16)   48  detour u64, or length of the code
+ *      56  reserved
+ *
+ * The memory belongs to the target: whoever reads it treats it as possibly damaged, and gets an error rather than nonsense.
+ */
+import type { ReturnTable } from "../target/target.ts";
+
+const MAGIC = 0x454e_494c_5041_5254n; // "TRAPLINE", little-endian
+const VERSION = 1;
+const HEADER_BYTES = 256;
+const RECORD_BYTES = 64;
+/** Longest region that is ever replaced: an instruction is at most 15 bytes and a jump 5. */
+const MAX_PATCH_BYTES = 16;
+
+const KIND_SITE = 1;
+const KIND_CODE = 2;
+
+export type JournalState = "planned" | "armed" | "removed";
+const states: readonly JournalState[] = ["planned", "armed", "removed"];
+
+export type JournalMechanism = "none" | "jump" | "int3";
+const mechanisms: readonly JournalMechanism[] = ["none", "jump", "int3"];
+
+export interface JournalHeader {
+  readonly tracerPid: number;
+  /** Start time of the tracer in clock ticks since boot, from /proc/PID/stat: tells it from another with its number. */
+  readonly tracerStart: bigint;
+  readonly targetPid: number;
+  readonly sharedBytes: number;
+}
+
+export interface JournalSite {
+  readonly kind: "site";
+  readonly at: bigint;
+  readonly mechanism: JournalMechanism;
+  readonly state: JournalState;
+  readonly oldBytes: Uint8Array;
+  readonly newBytes: Uint8Array;
+  readonly detour: bigint;
+}
+
+export interface JournalCode {
+  readonly kind: "code";
+  readonly at: bigint;
+  readonly lenBytes: number;
+  readonly state: JournalState;
+}
+
+export interface JournalContents {
+  readonly header: JournalHeader;
+  readonly privateMemory: { readonly at: bigint; readonly lenBytes: number } | undefined;
+  readonly returnTable: ReturnTable | undefined;
+  /** What SIGTRAP did before our handler; undefined when it was never touched. */
+  readonly trapAction: { readonly previous: Uint8Array; readonly handler: bigint } | undefined;
+  readonly sites: readonly JournalSite[];
+  readonly code: readonly JournalCode[];
+}
+
+/** Shared memory that does not hold a journal that can be understood. */
+export class JournalError extends Error {
+  readonly code = "bad-journal";
+  constructor(why: string) {
+    super(`read the journal of an earlier tracer: ${why}`);
+    this.name = "JournalError";
+  }
+}
+
+export const journalBytes = (capacity: number): number => HEADER_BYTES + capacity * RECORD_BYTES;
+
+/** Writes the journal of one target. The memory must be zeroed. */
+export class Journal {
+  readonly #bytes: Uint8Array;
+  readonly #view: DataView;
+  readonly #capacity: number;
+  #used = 0;
+
+  constructor(memory: Uint8Array, capacity: number, header: JournalHeader) {
+    this.#bytes = memory;
+    this.#view = new DataView(memory.buffer, memory.byteOffset, memory.byteLength);
+    this.#capacity = capacity;
+    this.#view.setUint32(8, VERSION, true);
+    this.#view.setUint32(12, capacity, true);
+    this.#view.setUint32(24, header.tracerPid, true);
+    this.#view.setBigUint64(32, header.tracerStart, true);
+    this.#view.setUint32(40, header.targetPid, true);
+    this.#view.setBigUint64(136, BigInt(header.sharedBytes), true);
+    // Last, so that a journal with the magic has a whole header.
+    this.#view.setBigUint64(0, MAGIC, true);
+  }
+
+  setPrivateMemory(at: bigint, lenBytes: number): void {
+    this.#view.setBigUint64(56, BigInt(lenBytes), true);
+    this.#view.setBigUint64(48, at, true);
+  }
+
+  setReturnTable(table: ReturnTable): void {
+    this.#view.setUint32(72, table.entries, true);
+    this.#view.setUint32(76, table.entryBytes, true);
+    this.#view.setUint32(80, table.slotOffset, true);
+    this.#view.setUint32(84, table.returnAddressOffset, true);
+    this.#view.setBigUint64(64, table.at, true);
+  }
+
+  /** To be called before SIGTRAP's action is changed. */
+  setTrapAction(previous: Uint8Array, handler: bigint): void {
+    this.#bytes.set(previous.subarray(0, 32), 96);
+    this.#view.setBigUint64(128, handler, true);
+    this.#view.setUint32(88, 1, true);
+  }
+
+  /** Appends a record for code memory that is about to be mapped; returns its number. */
+  addCode(at: bigint, lenBytes: number): number {
+    return this.#append((base) => {
+      this.#view.setBigUint64(base + 8, at, true);
+      this.#view.setBigUint64(base + 48, BigInt(lenBytes), true);
+      this.#bytes[base] = KIND_CODE;
+    });
+  }
+
+  /** Appends a record for a site that is about to be changed; returns its number. */
+  addSite(site: Omit<JournalSite, "kind" | "state">): number {
+    if (site.oldBytes.length > MAX_PATCH_BYTES) throw new Error("site is longer than a record holds");
+    return this.#append((base) => {
+      this.#bytes[base + 1] = site.oldBytes.length;
+      this.#view.setBigUint64(base + 8, site.at, true);
+      this.#bytes.set(site.oldBytes, base + 16);
+      this.#view.setBigUint64(base + 48, site.detour, true);
+      this.#setNewBytes(base, site.mechanism, site.newBytes);
+      this.#bytes[base] = KIND_SITE;
+    });
+  }
+
+  /** Says, before it is done, that a site is to get other bytes than its record says. */
+  changeSite(record: number, mechanism: JournalMechanism, newBytes: Uint8Array): void {
+    this.#setNewBytes(this.#base(record), mechanism, newBytes);
+  }
+
+  setState(record: number, state: JournalState): void {
+    this.#bytes[this.#base(record) + 3] = states.indexOf(state);
+  }
+
+  get remaining(): number {
+    return this.#capacity - this.#used;
+  }
+
+  #base(record: number): number {
+    return HEADER_BYTES + record * RECORD_BYTES;
+  }
+
+  #setNewBytes(base: number, mechanism: JournalMechanism, newBytes: Uint8Array): void {
+    this.#bytes[base + 2] = mechanisms.indexOf(mechanism);
+    this.#bytes.set(newBytes, base + 32);
+  }
+
+  #append(fill: (base: number) => void): number {
+    if (this.#used >= this.#capacity) throw new Error("the journal is full");
+    const record = this.#used++;
+    fill(this.#base(record));
+    this.#view.setUint32(16, this.#used, true);
+    return record;
+  }
+}
+
+/** Reads a journal; throws `JournalError` when the memory does not hold one. */
+export function parseJournal(bytes: Uint8Array): JournalContents {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  if (bytes.length < HEADER_BYTES || view.getBigUint64(0, true) !== MAGIC)
+    throw new JournalError(
+      "the memory does not begin with its mark; the tracer died before it changed anything, or the target has overwritten it",
+    );
+  const version = view.getUint32(8, true);
+  if (version !== VERSION)
+    throw new JournalError(`it has version ${version}, this trapline reads version ${VERSION}`);
+  const used = view.getUint32(16, true);
+  if (journalBytes(used) > bytes.length) throw new JournalError(`it claims ${used} records, more than fit`);
+
+  const sites: JournalSite[] = [];
+  const code: JournalCode[] = [];
+  for (let record = 0; record < used; record++) {
+    const base = HEADER_BYTES + record * RECORD_BYTES;
+    const at = view.getBigUint64(base + 8, true);
+    const state = states[bytes[base + 3]!] ?? "planned";
+    if (bytes[base] === KIND_CODE) {
+      code.push({ kind: "code", at, lenBytes: Number(view.getBigUint64(base + 48, true)), state });
+    } else if (bytes[base] === KIND_SITE) {
+      const lenBytes = bytes[base + 1]!;
+      if (lenBytes === 0 || lenBytes > MAX_PATCH_BYTES)
+        throw new JournalError(`record ${record} has a length of ${lenBytes}`);
+      sites.push({
+        kind: "site",
+        at,
+        state,
+        mechanism: mechanisms[bytes[base + 2]!] ?? "none",
+        oldBytes: bytes.slice(base + 16, base + 16 + lenBytes),
+        newBytes: bytes.slice(base + 32, base + 32 + lenBytes),
+        detour: view.getBigUint64(base + 48, true),
+      });
+    }
+  }
+  const privateAt = view.getBigUint64(48, true);
+  const tableAt = view.getBigUint64(64, true);
+  return {
+    header: {
+      tracerPid: view.getUint32(24, true),
+      tracerStart: view.getBigUint64(32, true),
+      targetPid: view.getUint32(40, true),
+      sharedBytes: Number(view.getBigUint64(136, true)),
+    },
+    privateMemory:
+      privateAt === 0n ? undefined : { at: privateAt, lenBytes: Number(view.getBigUint64(56, true)) },
+    returnTable:
+      tableAt === 0n
+        ? undefined
+        : {
+            at: tableAt,
+            entries: view.getUint32(72, true),
+            entryBytes: view.getUint32(76, true),
+            slotOffset: view.getUint32(80, true),
+            returnAddressOffset: view.getUint32(84, true),
+          },
+    trapAction:
+      view.getUint32(88, true) === 0
+        ? undefined
+        : { previous: bytes.slice(96, 128), handler: view.getBigUint64(128, true) },
+    sites,
+    code,
+  };
+}

@@ -1,0 +1,210 @@
+/**
+ * Applying a transaction to a process while all of its threads stand.
+ *
+ * The order keeps every prefix of it harmless, since the tracer may be killed after any step: threads are moved between
+ * twins (both copies of an instruction do the same), then text is written, one site in one write; return addresses are
+ * put back one by one; code is unmapped only when nobody is in it.
+ */
+import type {
+  AddrRange,
+  CommitReport,
+  Occupant,
+  ReturnTable,
+  SiteOutcome,
+  SitePoke,
+  Transaction,
+} from "../target.ts";
+import { borrowThread } from "./borrowed-thread.ts";
+import { Freeze } from "./freeze.ts";
+import type { MemoryFile } from "./memory-file.ts";
+import { findSavedPositions, type SavedPosition } from "./signal-frames.ts";
+
+/** What a commit needs to know about the process beside the transaction. */
+export interface CommitPlace {
+  readonly pid: number;
+  readonly memory: MemoryFile;
+  readonly stubAt: bigint;
+  readonly seccomp: boolean;
+  /** All mappings, in address order. */
+  readonly mappings: () => readonly AddrRange[];
+}
+
+export function commit(place: CommitPlace, transaction: Transaction, held: Freeze | undefined): CommitReport {
+  const mappings = place.mappings();
+  const freeze = held ?? Freeze.stop(place.pid, place.memory, new Set(transaction.trapSites));
+  let report: CommitReport | undefined;
+  try {
+    report = applyStopped(place, transaction, freeze, mappings);
+  } finally {
+    const stoppedNs = held === undefined ? freeze.resume() : freeze.standingNs;
+    if (report?.kind === "committed") report = { ...report, stoppedNs };
+  }
+  return report;
+}
+
+function applyStopped(
+  place: CommitPlace,
+  transaction: Transaction,
+  freeze: Freeze,
+  mappings: readonly AddrRange[],
+): CommitReport {
+  const { memory } = place;
+  if (freeze.threads.length === 0) return { kind: "refused", reason: { kind: "target-gone" } };
+  const differing = findDiffering(memory, transaction.sites);
+  if (differing !== undefined) return { kind: "refused", reason: differing };
+
+  const scanned = transaction.sites.some((site) => site.expect.length > 1) || transaction.vacate.length > 0;
+  const saved = freeze.threads.map(({ regs }) =>
+    scanned ? findSavedPositions(memory, mappings, regs.get("rsp")) : [],
+  );
+
+  moveThreads(freeze, transaction);
+  const outcomes = writeSites(memory, transaction.sites, saved.flat());
+  const returnsRestored = restoreReturns(memory, transaction.returnTables, transaction.vacate);
+  const occupants = findOccupants(freeze, saved, transaction.vacate, mappings, memory);
+
+  const callResults =
+    occupants.length > 0 || transaction.finalCalls.length === 0
+      ? []
+      : borrowThread(freeze, memory, place.stubAt, place.seccomp, (thread) =>
+          transaction.finalCalls.map((call) => thread.call(call)),
+        );
+  return {
+    kind: "committed",
+    outcomes,
+    occupants,
+    callResults,
+    stoppedNs: 0n,
+    threads: freeze.threads.length,
+    returnsRestored,
+  };
+}
+
+type Differing = Extract<CommitReport, { kind: "refused" }>["reason"];
+
+/** Reads neighbouring sites together: a read of /proc/PID/mem costs more than the bytes. */
+function findDiffering(memory: MemoryFile, sites: readonly SitePoke[]): Differing | undefined {
+  const WINDOW = 16 << 10;
+  const sorted = [...sites].sort((a, b) => (a.at < b.at ? -1 : 1));
+  let window = new Uint8Array(0);
+  let windowStart = 0n;
+  for (const site of sorted) {
+    const end = site.at + BigInt(site.expect.length);
+    if (site.at < windowStart || end > windowStart + BigInt(window.length)) {
+      windowStart = site.at;
+      const buffer = new Uint8Array(WINDOW);
+      window = buffer.subarray(0, memory.readInto(site.at, buffer));
+    }
+    const offset = Number(site.at - windowStart);
+    const found = window.subarray(offset, offset + site.expect.length);
+    if (!sameBytes(found, site.expect))
+      return { kind: "text-differs", at: site.at, expected: site.expect, found: found.slice() };
+  }
+  return undefined;
+}
+
+export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  return a.length === b.length && a.every((byte, index) => byte === b[index]);
+}
+
+function moveThreads(freeze: Freeze, transaction: Transaction): void {
+  const moves = new Map<bigint, bigint>();
+  for (const move of transaction.moves) moves.set(move.from, move.to);
+  for (const site of transaction.sites) for (const move of site.moves) moves.set(move.from, move.to);
+  for (const thread of freeze.threads) {
+    const to = moves.get(thread.regs.get("rip"));
+    if (to === undefined) continue;
+    thread.regs.set("rip", to);
+    freeze.setRegs(thread);
+  }
+}
+
+/** A handler that returns into the middle of a region would land inside the jump: such a site gets its fallback. */
+function writeSites(
+  memory: MemoryFile,
+  sites: readonly SitePoke[],
+  saved: readonly SavedPosition[],
+): readonly SiteOutcome[] {
+  const hemmed = new Set<SitePoke>();
+  for (const { ip } of saved)
+    for (const site of sites) if (ip > site.at && ip < site.at + BigInt(site.expect.length)) hemmed.add(site);
+  return sites.map((site) => {
+    const bytes = hemmed.has(site) ? site.fallback : site.write;
+    if (bytes === undefined) return "left";
+    memory.write(site.at, bytes);
+    return hemmed.has(site) ? "fallback" : "written";
+  });
+}
+
+/** Puts back every return address that still points to a trampoline: only then the entry is not a leftover. */
+function restoreReturns(
+  memory: MemoryFile,
+  tables: readonly ReturnTable[],
+  code: readonly AddrRange[],
+): number {
+  let restored = 0;
+  for (const table of tables) {
+    const bytes = memory.read(table.at, table.entries * table.entryBytes);
+    const view = new DataView(bytes.buffer);
+    // Chained entries of one slot: the one of depth 0 holds the application's own return address.
+    const slots = new Map<bigint, bigint>();
+    for (let index = 0; index < table.entries; index++) {
+      const slot = view.getBigUint64(index * table.entryBytes + table.slotOffset, true);
+      if (slot === 0n || (slot & 7n) !== 0n) continue;
+      slots.set(slot, view.getBigUint64(index * table.entryBytes + table.returnAddressOffset, true));
+    }
+    for (const [slot, returnAddress] of slots) {
+      const word = new Uint8Array(8);
+      if (memory.readInto(slot, word) < 8) continue;
+      const now = new DataView(word.buffer).getBigUint64(0, true);
+      if (!code.some((range) => now >= range.start && now < range.end)) continue;
+      new DataView(word.buffer).setBigUint64(0, returnAddress, true);
+      memory.write(slot, word);
+      restored++;
+    }
+  }
+  return restored;
+}
+
+/** How far above the stack pointer a call out of our code (into the vDSO) can have left its return address. */
+const CALL_OUT_BYTES = 1024;
+
+function findOccupants(
+  freeze: Freeze,
+  saved: readonly (readonly SavedPosition[])[],
+  vacate: readonly AddrRange[],
+  mappings: readonly AddrRange[],
+  memory: MemoryFile,
+): Occupant[] {
+  if (vacate.length === 0) return [];
+  const inside = (ip: bigint) => vacate.some((range) => ip >= range.start && ip < range.end);
+  const occupants: Occupant[] = [];
+  freeze.threads.forEach(({ tid, regs }, index) => {
+    const ip = regs.get("rip");
+    if (inside(ip) || returnsInto(memory, mappings, ip, regs.get("rsp"), inside))
+      occupants.push({ tid, ip, how: "running" });
+    for (const position of saved[index]!) {
+      // A frame of our own trap handler: while it lives, the thread is seen to run in our code. It may be long dead.
+      if (inside(position.restorer)) continue;
+      if (inside(position.ip) || returnsInto(memory, mappings, position.ip, position.sp, inside))
+        occupants.push({ tid, ip: position.ip, how: "interrupted" });
+    }
+  });
+  return occupants;
+}
+
+/** Whether a thread in the vDSO was called from our code: the only code beside our own that our code calls. */
+function returnsInto(
+  memory: MemoryFile,
+  mappings: readonly AddrRange[],
+  ip: bigint,
+  sp: bigint,
+  inside: (ip: bigint) => boolean,
+): boolean {
+  const vdso = mappings.find((mapping) => (mapping as { name?: string }).name === "[vdso]");
+  if (vdso === undefined || ip < vdso.start || ip >= vdso.end) return false;
+  const bytes = new Uint8Array(CALL_OUT_BYTES);
+  const got = memory.readInto(sp, bytes);
+  const words = new BigUint64Array(bytes.buffer, 0, got >>> 3);
+  return words.some(inside);
+}

@@ -1,0 +1,274 @@
+/**
+ * Stopping every thread of a process, and letting it go on as if nothing had been.
+ *
+ * A thread is seized (it runs on), interrupted, and waited for; this repeats until the list of threads is stable.
+ * All threads end in the same kind of stop, an event stop: there registers may be changed and nothing has to be passed on
+ * at the resume. A thread that is about to get a signal is first sent into its handler.
+ *
+ * Invariants: when the tracer dies, the kernel resumes every thread where it stands, so no thread is ever left with
+ * registers that are not its own. No system call is seen to fail: most are restarted by the kernel, and those that
+ * return EINTR after any stop (epoll_wait, semop, sigtimedwait and others, signal(7)) are made again here. Such a call starts
+ * with its whole timeout again.
+ *
+ * Not handled: a thread that the kernel cannot interrupt (in vfork until the child execs, or in disk sleep) makes
+ * the stop fail after a time limit; everything is resumed then.
+ */
+import { readdirSync, readFileSync } from "node:fs";
+import { SystemError, usleep } from "./libc.ts";
+import type { MemoryFile } from "./memory-file.ts";
+import * as ptrace from "./ptrace.ts";
+import type { UserRegs } from "./user-regs.ts";
+
+export interface StoppedThread {
+  readonly tid: number;
+  /** As they are now; after a change, `Freeze.setRegs` writes them. */
+  regs: UserRegs;
+}
+
+/** A thread did not stop in time. */
+export class StopTimeoutError extends Error {
+  readonly code = "stop-timeout";
+  readonly tid: number;
+  constructor(pid: number, tid: number, state: string) {
+    super(
+      `stop process ${pid}: thread ${tid} cannot be interrupted (state ${state}); it may be in vfork or waiting for a disk`,
+    );
+    this.name = "StopTimeoutError";
+    this.tid = tid;
+  }
+}
+
+const STOP_TIMEOUT_MS = 2000;
+const ONE_THREAD_TIMEOUT_MS = 200;
+
+export class Freeze {
+  readonly pid: number;
+  readonly threads: StoppedThread[] = [];
+  readonly #memory: MemoryFile;
+  readonly #trapSites: ReadonlySet<bigint>;
+  readonly #seized = new Set<number>();
+  #firstInterruptNs = 0n;
+
+  private constructor(pid: number, memory: MemoryFile, trapSites: ReadonlySet<bigint>) {
+    this.pid = pid;
+    this.#memory = memory;
+    this.#trapSites = trapSites;
+  }
+
+  /**
+   * Stops all threads. `trapSites` are the addresses of our `int3`s: a trap from there that has not reached its
+   * handler yet is taken back to the address.
+   */
+  static stop(pid: number, memory: MemoryFile, trapSites: ReadonlySet<bigint>): Freeze {
+    const freeze = new Freeze(pid, memory, trapSites);
+    try {
+      freeze.#stopAll();
+    } catch (error) {
+      freeze.resume();
+      throw error;
+    }
+    return freeze;
+  }
+
+  /**
+   * Stops one thread only, for a system call in the process's name: one that runs, if there is one, since it has no
+   * system call to be interrupted.
+   */
+  static stopOne(pid: number, memory: MemoryFile): Freeze {
+    const freeze = new Freeze(pid, memory, new Set());
+    const tids = Freeze.listThreads(pid);
+    const running = tids.filter((tid) => threadState(pid, tid) === "R");
+    const others = tids.filter((tid) => !running.includes(tid));
+    let lastError: unknown;
+    for (const tid of [...running, ...others]) {
+      try {
+        if (freeze.#stopThread(tid, Date.now() + ONE_THREAD_TIMEOUT_MS)) return freeze;
+      } catch (error) {
+        freeze.resume();
+        lastError = error;
+        if (!(error instanceof StopTimeoutError)) throw error;
+      }
+    }
+    throw lastError ?? new Error(`stop process ${pid}: it has no thread that can be stopped`);
+  }
+
+  /** Takes over a thread that stands in an event stop already: the only one of a program that was just started. */
+  static adopt(pid: number, memory: MemoryFile): Freeze {
+    const freeze = new Freeze(pid, memory, new Set());
+    freeze.#seized.add(pid);
+    freeze.threads.push({ tid: pid, regs: ptrace.getRegs(pid) });
+    return freeze;
+  }
+
+  static listThreads(pid: number): number[] {
+    try {
+      return readdirSync(`/proc/${pid}/task`).map(Number);
+    } catch {
+      return [];
+    }
+  }
+
+  /** How long the first thread to be stopped has been standing, in nanoseconds. */
+  get standingNs(): bigint {
+    return this.#firstInterruptNs === 0n ? 0n : process.hrtime.bigint() - this.#firstInterruptNs;
+  }
+
+  setRegs(thread: StoppedThread): void {
+    ptrace.setRegs(thread.tid, thread.regs);
+  }
+
+  /** Lets every thread go on, and returns for how long they stood. */
+  resume(): bigint {
+    for (const tid of this.#seized) ptrace.detach(tid, 0);
+    this.#seized.clear();
+    return this.standingNs;
+  }
+
+  #stopAll(): void {
+    const deadline = Date.now() + STOP_TIMEOUT_MS;
+    const known = new Set<number>();
+    for (;;) {
+      const fresh = Freeze.listThreads(this.pid).filter((tid) => !known.has(tid));
+      if (fresh.length === 0) break;
+      const seized = fresh.filter((tid) => {
+        known.add(tid);
+        return this.#seize(tid);
+      });
+      if (this.#firstInterruptNs === 0n) this.#firstInterruptNs = process.hrtime.bigint();
+      for (const tid of seized) ptrace.tryInterrupt(tid);
+      for (const tid of seized) {
+        const regs = this.#awaitStop(tid, deadline);
+        if (regs === undefined) this.#seized.delete(tid);
+        else this.threads.push({ tid, regs });
+      }
+    }
+  }
+
+  #stopThread(tid: number, deadline: number): boolean {
+    if (!this.#seize(tid)) return false;
+    this.#firstInterruptNs = process.hrtime.bigint();
+    ptrace.tryInterrupt(tid);
+    const regs = this.#awaitStop(tid, deadline);
+    if (regs === undefined) this.#seized.delete(tid);
+    else this.threads.push({ tid, regs });
+    return regs !== undefined;
+  }
+
+  #seize(tid: number): boolean {
+    try {
+      ptrace.seize(tid);
+    } catch (error) {
+      if (isEndedThread(this.pid, tid)) return false;
+      throw error;
+    }
+    this.#seized.add(tid);
+    return true;
+  }
+
+  /** Waits until the thread stands in an event stop; undefined when it has ended. */
+  #awaitStop(tid: number, deadline: number): UserRegs | undefined {
+    let sleepUs = 0;
+    for (;;) {
+      const event = ptrace.wait(tid, false);
+      if (event === undefined) {
+        if (Date.now() > deadline) throw new StopTimeoutError(this.pid, tid, threadState(this.pid, tid));
+        usleep(sleepUs);
+        sleepUs = Math.min(sleepUs + 10, 200);
+        continue;
+      }
+      try {
+        switch (event.kind) {
+          case "ended":
+            return undefined;
+          case "trap-stop": {
+            const regs = ptrace.getRegs(tid);
+            if (!this.#trapSites.has(regs.get("rip") - 1n) || !isTrapPending(this.pid, tid))
+              return this.#withoutInterruption(tid, regs);
+            // The kernel reports the interrupt before the trap: without another interrupt, the trap comes next.
+            ptrace.cont(tid, 0);
+            break;
+          }
+          case "signal":
+            this.#passOn(tid, event.signal);
+            break;
+          case "syscall":
+          case "event":
+            ptrace.tryInterrupt(tid);
+            ptrace.cont(tid, 0);
+            break;
+          default:
+            event satisfies never;
+        }
+      } catch (error) {
+        if (error instanceof SystemError && error.code === "ESRCH") return undefined;
+        throw error;
+      }
+    }
+  }
+
+  /** Sends a thread on into the handler of the signal that it is about to get, to be stopped at its first instruction. */
+  #passOn(tid: number, signal: number): void {
+    let passed = signal;
+    if (signal === ptrace.SIGTRAP) {
+      const regs = ptrace.getRegs(tid);
+      if (this.#trapSites.has(regs.get("rip") - 1n)) {
+        regs.set("rip", regs.get("rip") - 1n);
+        ptrace.setRegs(tid, regs);
+        passed = 0;
+      }
+    }
+    ptrace.tryInterrupt(tid);
+    ptrace.cont(tid, passed);
+  }
+
+  /** Makes a system call again that returned EINTR only because the thread was stopped. */
+  #withoutInterruption(tid: number, regs: UserRegs): UserRegs {
+    const EINTR = -4n;
+    if (regs.getSigned("origRax") < 0n || regs.getSigned("rax") !== EINTR) return regs;
+    if (hasDeliverableSignal(this.pid, tid) || !isAfterSyscall(this.#memory, regs.get("rip"))) return regs;
+    regs.set("rax", regs.get("origRax"));
+    regs.set("rip", regs.get("rip") - 2n);
+    regs.set("origRax", -1n);
+    ptrace.setRegs(tid, regs);
+    return regs;
+  }
+}
+
+function isAfterSyscall(memory: MemoryFile, ip: bigint): boolean {
+  const bytes = new Uint8Array(2);
+  return memory.readInto(ip - 2n, bytes) === 2 && bytes[0] === 0x0f && bytes[1] === 0x05;
+}
+
+function threadStatus(pid: number, tid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/task/${tid}/status`, "latin1");
+  } catch {
+    return "";
+  }
+}
+
+function threadState(pid: number, tid: number): string {
+  return /^State:\s+(\S)/m.exec(threadStatus(pid, tid))?.[1] ?? "gone";
+}
+
+function isEndedThread(pid: number, tid: number): boolean {
+  const state = threadState(pid, tid);
+  return state === "gone" || state === "Z" || state === "X";
+}
+
+function isTrapPending(pid: number, tid: number): boolean {
+  const pending = /^SigPnd:\s+(\S+)/m.exec(threadStatus(pid, tid))?.[1] ?? "0";
+  return ((BigInt(`0x${pending}`) >> BigInt(ptrace.SIGTRAP - 1)) & 1n) === 1n;
+}
+
+/** Signals whose default action is to be ignored: CHLD, CONT, URG, WINCH (signal(7)). */
+const ignoredByDefault = (1n << 16n) | (1n << 17n) | (1n << 22n) | (1n << 27n);
+
+/** Whether a signal is pending that the thread will really notice: not blocked and not ignored. */
+function hasDeliverableSignal(pid: number, tid: number): boolean {
+  const status = threadStatus(pid, tid);
+  const mask = (name: string) =>
+    BigInt(`0x${new RegExp(`^${name}:\\s+(\\S+)`, "m").exec(status)?.[1] ?? "0"}`);
+  const ignored = mask("SigIgn") | (ignoredByDefault & ~mask("SigCgt"));
+  return ((mask("SigPnd") | mask("ShdPnd")) & ~mask("SigBlk") & ~ignored) !== 0n;
+}

@@ -1,0 +1,174 @@
+/**
+ * The C library calls that the tracer makes itself, through koffi. This is the FFI boundary of the process target:
+ * every call returns plain numbers, and a failure becomes a `SystemError` with the name of the errno.
+ */
+import koffi from "koffi";
+
+const lib = koffi.load("libc.so.6");
+
+const errnoNames = new Map<number, string>(
+  Object.entries(koffi.os.errno).map(([name, value]) => [value as number, name]),
+);
+
+/** A system call of the tracer failed. `code` is the errno's name. */
+export class SystemError extends Error {
+  readonly code: string;
+  readonly operation: string;
+
+  constructor(operation: string, errno: number) {
+    const code = errnoNames.get(errno) ?? `errno ${errno}`;
+    super(`${operation}: ${code}`);
+    this.name = "SystemError";
+    this.code = code;
+    this.operation = operation;
+  }
+}
+
+export const errno = (): number => koffi.errno();
+export const errnoName = (value: number): string => errnoNames.get(value) ?? `errno ${value}`;
+
+/** Result of a raw system call in the target: a negative errno becomes its name. */
+export function errnoOfResult(result: bigint): string | undefined {
+  return result < 0n && result > -4096n ? errnoName(Number(-result)) : undefined;
+}
+
+/** ptrace with plain numbers for addr and data. */
+export const ptraceRaw = lib.func("long ptrace(long request, int pid, uintptr_t addr, uintptr_t data)") as (
+  request: number,
+  pid: number,
+  addr: number | bigint,
+  data: number | bigint,
+) => number;
+
+/** ptrace with a buffer as data. */
+export const ptraceBuffer = lib.func("long ptrace(long request, int pid, uintptr_t addr, void *data)") as (
+  request: number,
+  pid: number,
+  addr: number | bigint,
+  data: Uint8Array,
+) => number;
+
+export const waitpidRaw = lib.func("int waitpid(int pid, void *status, int options)") as (
+  pid: number,
+  status: Int32Array,
+  options: number,
+) => number;
+
+export const usleep = lib.func("int usleep(unsigned int usec)") as (usec: number) => number;
+export const killRaw = lib.func("int kill(int pid, int sig)") as (pid: number, sig: number) => number;
+
+const mmapRaw = lib.func("void *mmap(void *addr, size_t len, int prot, int flags, int fd, long off)") as (
+  addr: null,
+  len: number,
+  prot: number,
+  flags: number,
+  fd: number,
+  off: number,
+) => unknown;
+const munmapRaw = lib.func("int munmap(void *addr, size_t len)") as (addr: unknown, len: number) => number;
+
+const syscall3 = lib.func("long syscall(long number, long a, long b, long c)") as (
+  number: number,
+  a: number,
+  b: number,
+  c: number,
+) => number;
+const futexRaw = lib.func("long syscall(long number, void *addr, long op, long value)") as (
+  number: number,
+  addr: Uint8Array,
+  op: number,
+  value: number,
+) => number;
+
+const pollRaw = lib.func("int poll(void *fds, unsigned long count, int timeout)") as (
+  fds: Uint8Array,
+  count: number,
+  timeoutMs: number,
+) => number;
+
+const spawnRaw = lib.func(
+  "int posix_spawn(_Out_ int *pid, const char *path, void *actions, void *attributes, const char **argv, const char **envp)",
+) as (
+  pid: number[],
+  path: string,
+  actions: null,
+  attributes: Uint8Array,
+  argv: (string | null)[],
+  envp: (string | null)[],
+) => number;
+const spawnAttrInit = lib.func("int posix_spawnattr_init(void *attributes)") as (
+  attributes: Uint8Array,
+) => number;
+const spawnAttrFlags = lib.func("int posix_spawnattr_setflags(void *attributes, short flags)") as (
+  attributes: Uint8Array,
+  flags: number,
+) => number;
+const spawnAttrMask = lib.func("int posix_spawnattr_setsigmask(void *attributes, void *mask)") as (
+  attributes: Uint8Array,
+  mask: Uint8Array,
+) => number;
+const spawnAttrDefault = lib.func("int posix_spawnattr_setsigdefault(void *attributes, void *mask)") as (
+  attributes: Uint8Array,
+  mask: Uint8Array,
+) => number;
+
+/** A shared mapping of a whole file; the view is valid until `unmap`. */
+export interface Mapping {
+  readonly buffer: ArrayBuffer;
+  unmap(): void;
+}
+
+/** Maps `lenBytes` of an open file, shared, readable and writable. */
+export function mapShared(fd: number, lenBytes: number): Mapping {
+  const PROT_READ_WRITE = 3;
+  const MAP_SHARED = 1;
+  const pointer = mmapRaw(null, lenBytes, PROT_READ_WRITE, MAP_SHARED, fd, 0);
+  if (koffi.address(pointer as never) === 0xffff_ffff_ffff_ffffn) throw new SystemError("mmap", errno());
+  const buffer = koffi.view(pointer as never, lenBytes);
+  return {
+    buffer,
+    unmap() {
+      munmapRaw(pointer, lenBytes);
+    },
+  };
+}
+
+const SYS_PIDFD_OPEN = 434;
+const SYS_FUTEX = 202;
+
+/** A descriptor that stands for the process, whatever later gets its number. */
+export function openPidFd(pid: number): number {
+  const fd = syscall3(SYS_PIDFD_OPEN, pid, 0, 0);
+  if (fd < 0) throw new SystemError(`pidfd_open ${pid}`, errno());
+  return fd;
+}
+
+/** Whether the process behind the descriptor has ended. */
+export function pidFdEnded(fd: number): boolean {
+  const POLLIN = 1;
+  const poll = Buffer.alloc(8);
+  poll.writeInt32LE(fd, 0);
+  poll.writeInt16LE(POLLIN, 4);
+  return pollRaw(poll, 1, 0) > 0;
+}
+
+/** Wakes everybody who waits on a word of shared memory. */
+export function futexWakeAll(word: Uint8Array): void {
+  const FUTEX_WAKE = 1;
+  futexRaw(SYS_FUTEX, word, FUTEX_WAKE, 0x7fff_ffff);
+}
+
+/** Starts a program that Node does not know about: Node would reap the stops that ptrace reports for its children. */
+export function spawnUnmanaged(path: string, argv: readonly string[], env: readonly string[]): number {
+  const POSIX_SPAWN_SETSIGDEF = 4;
+  const POSIX_SPAWN_SETSIGMASK = 8;
+  const attributes = new Uint8Array(512);
+  spawnAttrInit(attributes);
+  spawnAttrFlags(attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
+  spawnAttrMask(attributes, new Uint8Array(128));
+  spawnAttrDefault(attributes, new Uint8Array(128).fill(0xff));
+  const pid = [0];
+  const error = spawnRaw(pid, path, null, attributes, [...argv, null], [...env, null]);
+  if (error !== 0) throw new SystemError(`posix_spawn ${path}`, error);
+  return pid[0]!;
+}

@@ -1,0 +1,95 @@
+/**
+ * Finding the positions that signal handlers will return to: saved instruction pointers in signal frames on a
+ * thread's stack, or on its alternate stack and the stack beneath.
+ *
+ * A frame is known by the word that saves the segment selectors in `struct sigcontext`: cs 0x33 (64-bit user code), gs 0,
+ * fs 0, ss 0x2b (arch/x86/include/uapi/asm/sigcontext.h; 64-bit kernels always save ss). It stands three words above
+ * the saved rsp:
+ *
+ *     rsp | rip | eflags | cs gs fs ss
+ *
+ * A frame that is long dead can still be lying in memory that a later frame has not written to. So a hit means
+ * "may be": what is decided from it must be safe, only slower, when it is wrong.
+ */
+import type { AddrRange } from "../target.ts";
+import type { MemoryFile } from "./memory-file.ts";
+
+const SELECTORS_LOW = 0x0000_0033;
+const SELECTORS_HIGH = 0x002b_0000;
+
+/** A stack this far from the end of its mapping is one of many in a heap (goroutines, coroutines). */
+const LARGEST_STACK_MAPPING = 64n << 20n;
+const STACK_SCAN_BYTES = 8 << 20;
+const HEAP_STACK_SCAN_BYTES = 256 << 10;
+const CHUNK_BYTES = 256 << 10;
+
+export interface SavedPosition {
+  readonly ip: bigint;
+  readonly sp: bigint;
+  /** Where the handler returns to (the frame's first word), which makes the kernel undo the frame; 0 if it has gone there. */
+  readonly restorer: bigint;
+}
+
+/** From the frame's first word to its saved rip: the return address, then `ucontext` up to the 17th register. */
+const RIP_IN_FRAME_WORDS = 22;
+
+/** The saved positions in signal frames reachable from a thread's stack pointer, nested ones included. */
+export function findSavedPositions(
+  memory: MemoryFile,
+  mappings: readonly AddrRange[],
+  sp: bigint,
+): SavedPosition[] {
+  const found: SavedPosition[] = [];
+  const scanned = new Set<AddrRange>();
+  const pending = [sp];
+  for (let from = pending.pop(); from !== undefined; from = pending.pop()) {
+    const mapping = findMapping(mappings, from);
+    if (mapping === undefined || scanned.has(mapping)) continue;
+    scanned.add(mapping);
+    for (const position of scan(memory, from, mapping)) {
+      found.push(position);
+      pending.push(position.sp);
+    }
+  }
+  return found;
+}
+
+function findMapping(mappings: readonly AddrRange[], at: bigint): AddrRange | undefined {
+  let low = 0;
+  let high = mappings.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (mappings[middle]!.end <= at) low = middle + 1;
+    else high = middle;
+  }
+  const mapping = mappings[low];
+  return mapping !== undefined && mapping.start <= at ? mapping : undefined;
+}
+
+function* scan(memory: MemoryFile, sp: bigint, mapping: AddrRange): Generator<SavedPosition> {
+  const limit =
+    mapping.end - mapping.start > LARGEST_STACK_MAPPING ? HEAP_STACK_SCAN_BYTES : STACK_SCAN_BYTES;
+  const from = (sp + 7n) & ~7n;
+  const lenBytes = Math.min(Number(mapping.end - from), limit);
+  // Chunks overlap by the words of a frame below its selectors.
+  const OVERLAP = (RIP_IN_FRAME_WORDS + 2) * 8;
+  for (let at = 0; at < lenBytes; at += CHUNK_BYTES - OVERLAP) {
+    const bytes = new Uint8Array(Math.min(CHUNK_BYTES, lenBytes - at));
+    const got = memory.readInto(from + BigInt(at), bytes);
+    const words = new Uint32Array(bytes.buffer, 0, got >>> 2);
+    for (let low = at === 0 ? 6 : OVERLAP / 4; low + 1 < words.length; low += 2) {
+      if (words[low] !== SELECTORS_LOW || words[low + 1] !== SELECTORS_HIGH) continue;
+      const restorerAt = low - 4 - RIP_IN_FRAME_WORDS * 2;
+      yield {
+        ip: wordAt(words, low - 4),
+        sp: wordAt(words, low - 6),
+        restorer: restorerAt >= 0 ? wordAt(words, restorerAt) : 0n,
+      };
+    }
+    if (got < bytes.length) return;
+  }
+}
+
+function wordAt(words: Uint32Array, index: number): bigint {
+  return (BigInt(words[index + 1]!) << 32n) | BigInt(words[index]!);
+}

@@ -1,0 +1,274 @@
+/**
+ * One process as the tracer worker handles it: every operation runs to its end on the worker's thread, and leaves no
+ * thread of the target stopped (but for a command that was started stopped and has not been released).
+ */
+import { closeSync, ftruncateSync, openSync, readFileSync } from "node:fs";
+import { type Addr, addr, type CommitReport, type RemoteCall, type Transaction } from "../target.ts";
+import { checkAttachable } from "./attach-check.ts";
+import { type BorrowedThread, borrowThread, STUB_BYTES } from "./borrowed-thread.ts";
+import { commit } from "./commit.ts";
+import { Freeze } from "./freeze.ts";
+import { errnoOfResult } from "./libc.ts";
+import { MemoryFile } from "./memory-file.ts";
+import { type MapEntry, readMaps } from "./proc-fs.ts";
+
+const SYS_CLOSE = 3;
+const SYS_MMAP = 9;
+const SYS_MADVISE = 28;
+const SYS_MEMFD_CREATE = 319;
+const PROT_READ = 1n;
+const PROT_WRITE = 2n;
+const PROT_EXEC = 4n;
+const MAP_SHARED = 1n;
+const MAP_PRIVATE = 2n;
+const MAP_ANONYMOUS = 0x20n;
+const MAP_NORESERVE = 0x4000n;
+const MAP_FIXED_NOREPLACE = 0x10_0000n;
+const MADV_WIPEONFORK = 18n;
+const MFD_CLOEXEC = 1n;
+const MFD_NOEXEC_SEAL = 8n;
+const NO_FD = -1n;
+
+/** Name of the shared memory in the target's list of mappings: `/memfd:trapline (deleted)`. */
+export const SHARED_MEMORY_NAME = "trapline";
+
+/** A system call in the target's name failed. `code` is the errno's name. */
+export class TargetCallError extends Error {
+  readonly code: string;
+  constructor(pid: number, call: string, code: string) {
+    super(`prepare process ${pid}: its system call ${call} failed: ${code}`);
+    this.name = "TargetCallError";
+    this.code = code;
+  }
+}
+
+export class TracedProcess {
+  readonly pid: number;
+  readonly #memory: MemoryFile;
+  /** Set while a command waits, stopped, to be released. */
+  #held: Freeze | undefined;
+
+  private constructor(pid: number, memory: MemoryFile, held: Freeze | undefined) {
+    this.pid = pid;
+    this.#memory = memory;
+    this.#held = held;
+  }
+
+  /** Opens a running process; throws `AttachError` when it cannot be attached to. */
+  static open(pid: number): TracedProcess {
+    checkAttachable(pid);
+    return new TracedProcess(pid, MemoryFile.open(pid), undefined);
+  }
+
+  /** Takes over a command that stands stopped. */
+  static adopt(pid: number, held: Freeze): TracedProcess {
+    return new TracedProcess(pid, MemoryFile.open(pid), held);
+  }
+
+  read(at: bigint, lenBytes: number): Uint8Array {
+    return this.#memory.read(at, lenBytes);
+  }
+
+  /** Writes memory that nothing in the target uses yet: without stopping it. */
+  write(at: bigint, bytes: Uint8Array): void {
+    this.#memory.write(at, bytes);
+  }
+
+  /** Creates shared memory in the target, and returns where it is and the tracer's own descriptor of it. */
+  createShared(lenBytes: number): { readonly at: Addr; readonly fd: number } {
+    return this.#borrow((thread) => {
+      const fd = this.#memfd(thread);
+      let own: number | undefined;
+      try {
+        own = openSync(`/proc/${this.pid}/fd/${fd}`, "r+");
+        ftruncateSync(own, lenBytes);
+        const at = this.#must(thread, {
+          name: "mmap",
+          number: SYS_MMAP,
+          args: [0n, BigInt(lenBytes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0n],
+        });
+        return { at: addr(at), fd: own };
+      } catch (error) {
+        if (own !== undefined) closeSync(own);
+        throw error;
+      } finally {
+        this.#must(thread, { name: "close", number: SYS_CLOSE, args: [fd] });
+      }
+    });
+  }
+
+  /** Creates memory that a forked child gets as a copy. Its first page is zeroes in the child. */
+  createPrivate(lenBytes: number): Addr {
+    return this.#borrow((thread) => {
+      const at = this.#must(thread, {
+        name: "mmap",
+        number: SYS_MMAP,
+        args: [
+          0n,
+          BigInt(lenBytes),
+          PROT_READ | PROT_WRITE,
+          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+          NO_FD,
+          0n,
+        ],
+      });
+      this.#must(thread, { name: "madvise", number: SYS_MADVISE, args: [at, 4096n, MADV_WIPEONFORK] });
+      return addr(at);
+    });
+  }
+
+  /** Maps code memory, read and execute only, at exactly these addresses. */
+  createCode(ranges: readonly { readonly at: bigint; readonly lenBytes: number }[]): void {
+    this.#borrow((thread) => {
+      for (const { at, lenBytes } of ranges)
+        this.#must(thread, {
+          name: "mmap",
+          number: SYS_MMAP,
+          args: [
+            at,
+            BigInt(lenBytes),
+            PROT_READ | PROT_EXEC,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+            NO_FD,
+            0n,
+          ],
+        });
+    });
+  }
+
+  /** Makes system calls in the target's name and returns their raw results. */
+  call(calls: readonly RemoteCall[]): bigint[] {
+    return this.#borrow((thread) => calls.map((call) => thread.call(call)));
+  }
+
+  /**
+   * The offset from the fs base, out of `candidates`, at which every thread holds its own id as a 32-bit number;
+   * undefined when there is none. The ids are those of the target's own pid namespace.
+   */
+  findTidOffset(candidates: readonly number[]): number | undefined {
+    return this.#stopped((freeze) =>
+      candidates.find(
+        (offset) =>
+          freeze.threads.length > 0 &&
+          freeze.threads.every(({ tid, regs }) => {
+            const word = new Uint8Array(4);
+            const at = regs.get("fsBase") + BigInt(offset);
+            if (regs.get("fsBase") === 0n || this.#memory.readInto(at, word) < 4) return false;
+            return new DataView(word.buffer).getInt32(0, true) === namespaceTid(this.pid, tid);
+          }),
+      ),
+    );
+  }
+
+  commit(transaction: Transaction): CommitReport {
+    const blocked = transaction.usesTraps ? findTrapObstacle(this.pid) : undefined;
+    if (blocked !== undefined) return { kind: "refused", reason: blocked };
+    return commit(
+      {
+        pid: this.pid,
+        memory: this.#memory,
+        stubAt: this.#stubAt(),
+        seccomp: this.#usesSeccomp(),
+        mappings: () => readMaps(this.pid),
+      },
+      transaction,
+      this.#held,
+    );
+  }
+
+  /** Lets a command go that was started stopped. */
+  release(): void {
+    this.#held?.resume();
+    this.#held = undefined;
+  }
+
+  close(): void {
+    this.release();
+    this.#memory.close();
+  }
+
+  #must(thread: BorrowedThread, call: RemoteCall): bigint {
+    const result = thread.call(call);
+    const code = errnoOfResult(result);
+    if (code !== undefined) throw new TargetCallError(this.pid, call.name, code);
+    return result;
+  }
+
+  #memfd(thread: BorrowedThread): bigint {
+    const name = Buffer.from(`${SHARED_MEMORY_NAME}\0`);
+    const create = (flags: bigint) =>
+      thread.call({ name: "memfd_create", number: SYS_MEMFD_CREATE, args: [name, flags] });
+    // Kernels before 6.3 do not know the flag that says that the memory will never be executed.
+    let fd = create(MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+    if (errnoOfResult(fd) === "EINVAL") fd = create(MFD_CLOEXEC);
+    const code = errnoOfResult(fd);
+    if (code !== undefined) throw new TargetCallError(this.pid, "memfd_create", code);
+    return fd;
+  }
+
+  #borrow<Result>(use: (thread: BorrowedThread) => Result): Result {
+    return this.#stopped(
+      (freeze) => borrowThread(freeze, this.#memory, this.#stubAt(), this.#usesSeccomp(), use),
+      true,
+    );
+  }
+
+  #stopped<Result>(use: (freeze: Freeze) => Result, oneThread = false): Result {
+    if (this.#held !== undefined) return use(this.#held);
+    const freeze = oneThread
+      ? Freeze.stopOne(this.pid, this.#memory)
+      : Freeze.stop(this.pid, this.#memory, new Set());
+    try {
+      return use(freeze);
+    } finally {
+      freeze.resume();
+    }
+  }
+
+  #usesSeccomp(): boolean {
+    return !/^Seccomp:\s+0$/m.test(readFileSync(`/proc/${this.pid}/status`, "latin1"));
+  }
+
+  /** The zero bytes behind the vDSO's code. */
+  #stubAt(): bigint {
+    const vdso = readMaps(this.pid).find((entry) => entry.path === "[vdso]");
+    if (vdso === undefined) throw new Error(`prepare process ${this.pid}: it has no vDSO`);
+    const at = vdso.end - BigInt((STUB_BYTES + 15) & ~15);
+    if (this.#memory.read(at, STUB_BYTES).some((byte) => byte !== 0)) {
+      // What a tracer left that was killed while it had a thread borrowed; nobody executes it any more.
+      this.#memory.write(at, new Uint8Array(STUB_BYTES));
+    }
+    return at;
+  }
+}
+
+function namespaceTid(pid: number, tid: number): number {
+  const status = readFileSync(`/proc/${pid}/task/${tid}/status`, "latin1");
+  const ids = /^NSpid:\s+(.*)$/m.exec(status)?.[1]?.trim().split(/\s+/) ?? [];
+  return Number(ids[ids.length - 1] ?? tid);
+}
+
+const SIGTRAP_BIT = 1n << 4n;
+
+/** Why an `int3` would kill the process: a thread that blocks SIGTRAP dies of it whatever handler there is. */
+export function findTrapObstacle(
+  pid: number,
+):
+  | { readonly kind: "sigtrap-blocked"; readonly tid: number }
+  | { readonly kind: "sigtrap-ignored" }
+  | undefined {
+  for (const tid of Freeze.listThreads(pid)) {
+    let status: string;
+    try {
+      status = readFileSync(`/proc/${pid}/task/${tid}/status`, "latin1");
+    } catch {
+      continue;
+    }
+    const mask = (name: string) =>
+      BigInt(`0x${new RegExp(`^${name}:\\s+(\\S+)`, "m").exec(status)?.[1] ?? "0"}`);
+    if ((mask("SigBlk") & SIGTRAP_BIT) !== 0n) return { kind: "sigtrap-blocked", tid };
+  }
+  return undefined;
+}
+
+export type { MapEntry };

@@ -1,0 +1,136 @@
+/**
+ * The main program's end of the tracer worker, and the process target: the same operations as `TracedProcess`, each a promise.
+ */
+import { closeSync } from "node:fs";
+import { Worker } from "node:worker_threads";
+import { type Mapping, mapShared, openPidFd, pidFdEnded } from "./libc.ts";
+import type { TracedProcess } from "./traced-process.ts";
+import type { PlainError, ProcessMethod, Request, Response } from "./tracer-worker.ts";
+
+/** What the worker could not do. `kind` is the name of the error's class there, `code` its literal code. */
+export class TracerError extends Error {
+  readonly kind: string;
+  readonly code: string | undefined;
+  readonly fields: Readonly<Record<string, unknown>>;
+  constructor(plain: PlainError) {
+    super(plain.message);
+    this.name = "TracerError";
+    this.kind = plain.name;
+    this.code = plain.code;
+    this.fields = plain.fields;
+    if (plain.stack !== undefined) this.stack = plain.stack;
+  }
+}
+
+interface Pending {
+  resolve(value: unknown): void;
+  reject(error: Error): void;
+}
+
+type RequestBody = Request extends infer One ? (One extends Request ? Omit<One, "id"> : never) : never;
+
+/** The worker thread. One serves any number of processes. */
+export class Tracer {
+  readonly #worker: Worker;
+  readonly #pending = new Map<number, Pending>();
+  #nextId = 1;
+
+  constructor() {
+    this.#worker = new Worker(new URL("./tracer-worker.js", import.meta.url), {
+      // Descriptors opened there are closed here.
+      trackUnmanagedFds: false,
+    });
+    this.#worker.on("message", (response: Response) => {
+      const pending = this.#pending.get(response.id);
+      this.#pending.delete(response.id);
+      if (response.kind === "ok") pending?.resolve(response.value);
+      else pending?.reject(new TracerError(response.error));
+    });
+    this.#worker.on("error", (error) => {
+      for (const pending of this.#pending.values()) pending.reject(error);
+      this.#pending.clear();
+    });
+  }
+
+  /** Attaches to a running process; rejects with code `no-such-process`, `zombie`, `not-permitted`, … */
+  async open(pid: number): Promise<ProcessTarget> {
+    await this.request({ kind: "open", pid });
+    return new ProcessTarget(this, pid, false);
+  }
+
+  /** Starts a command that stands before its first instruction until `release`. */
+  async start(argv: readonly string[]): Promise<ProcessTarget> {
+    const pid = (await this.request({ kind: "start", argv, env: { ...process.env } })) as number;
+    return new ProcessTarget(this, pid, true);
+  }
+
+  request(body: RequestBody): Promise<unknown> {
+    const id = this.#nextId++;
+    return new Promise((resolve, reject) => {
+      this.#pending.set(id, { resolve, reject });
+      this.#worker.postMessage({ ...body, id });
+    });
+  }
+
+  async close(): Promise<void> {
+    await this.#worker.terminate();
+  }
+}
+
+type Promised<Method> = Method extends (...args: infer Args) => infer Result
+  ? (...args: Args) => Promise<Result>
+  : never;
+
+/** A live process. Every operation is made on the tracer's thread. */
+export class ProcessTarget {
+  readonly pid: number;
+  /** Whether this tracer has started it, and so must collect its exit status. */
+  readonly isOwnCommand: boolean;
+  readonly #tracer: Tracer;
+  readonly #pidFd: number;
+
+  constructor(tracer: Tracer, pid: number, isOwnCommand: boolean) {
+    this.#tracer = tracer;
+    this.pid = pid;
+    this.isOwnCommand = isOwnCommand;
+    this.#pidFd = openPidFd(pid);
+  }
+
+  readonly read = this.#forward("read");
+  readonly write = this.#forward("write");
+  readonly createPrivate = this.#forward("createPrivate");
+  readonly createCode = this.#forward("createCode");
+  readonly call = this.#forward("call");
+  readonly findTidOffset = this.#forward("findTidOffset");
+  readonly commit = this.#forward("commit");
+  readonly release = this.#forward("release");
+
+  /** Creates memory shared with the target and maps it here. The mapping outlives the target. */
+  async createShared(lenBytes: number): Promise<{ readonly at: bigint; readonly mapping: Mapping }> {
+    const { at, fd } = await this.#forward("createShared")(lenBytes);
+    const mapping = mapShared(fd, lenBytes);
+    closeSync(fd);
+    return { at, mapping };
+  }
+
+  get hasEnded(): boolean {
+    return pidFdEnded(this.#pidFd);
+  }
+
+  /** The exit code of a command of ours that has ended. */
+  async reap(): Promise<number | undefined> {
+    return (await this.#tracer.request({ kind: "reap", pid: this.pid })) as number | undefined;
+  }
+
+  async close(): Promise<void> {
+    await this.#forward("close")();
+    closeSync(this.#pidFd);
+  }
+
+  #forward<Name extends ProcessMethod>(method: Name): Promised<TracedProcess[Name]> {
+    return ((...args: readonly unknown[]) =>
+      this.#tracer.request({ kind: "process", pid: this.pid, method, args })) as Promised<
+      TracedProcess[Name]
+    >;
+  }
+}

@@ -1,0 +1,120 @@
+/**
+ * Where probed code lives, as the rest of the engine sees it: memory to read, code memory near an image, shared
+ * memory, and one operation that changes text, a transaction. A live process is one implementation; nothing here
+ * assumes a process, so that a live kernel behind the GDB remote protocol can be another.
+ *
+ * A transaction is plain data. The target stops everything that can execute the text, checks what the transaction
+ * expects, applies it, and lets everything go on. It is all or nothing for its checks: when a site does not hold the
+ * expected bytes, nothing is written.
+ */
+
+/** An address in the target. */
+export type Addr = bigint & { readonly __addr: unique symbol };
+
+export const addr = (value: bigint): Addr => value as Addr;
+
+/** Half-open range of target addresses. */
+export interface AddrRange {
+  readonly start: bigint;
+  readonly end: bigint;
+}
+
+/** `from` is a position in one copy of an instruction, `to` the same position in the other copy. */
+export interface Move {
+  readonly from: bigint;
+  readonly to: bigint;
+}
+
+/** Bytes to write at one probe point. */
+export interface SitePoke {
+  readonly at: bigint;
+  /** What must be there now: the whole region. */
+  readonly expect: Uint8Array;
+  /** What is written: the same length. */
+  readonly write: Uint8Array;
+  /**
+   * What is written instead when an execution context that cannot be moved stands behind the first byte of the region;
+   * absent: the site is then left as it is.
+   */
+  readonly fallback: Uint8Array | undefined;
+  /** Where a thread that stands inside the region (behind its first byte) goes on. */
+  readonly moves: readonly Move[];
+}
+
+/**
+ * The table of hijacked return addresses in the target's private memory: `entries` records of `entryBytes`,
+ * each with the address of the return slot (its low three bits are a chain depth) and the return address that belongs there.
+ */
+export interface ReturnTable {
+  readonly at: bigint;
+  readonly entries: number;
+  readonly entryBytes: number;
+  readonly slotOffset: number;
+  readonly returnAddressOffset: number;
+}
+
+/**
+ * A system call to be made by the target itself; arguments as in the psABI's kernel convention. An argument of
+ * bytes is put into the target's memory for the call, and passed as its address.
+ */
+export interface RemoteCall {
+  readonly name: string;
+  readonly number: number;
+  readonly args: readonly (bigint | Uint8Array)[];
+}
+
+export interface Transaction {
+  readonly sites: readonly SitePoke[];
+  /** Threads at `from` are moved to `to` (disarming: from the copies in a detour back to the text). */
+  readonly moves: readonly Move[];
+  /** Addresses that hold an `int3` of ours, or held one: a trap from there that is still pending is taken back. */
+  readonly trapSites: readonly bigint[];
+  /** Tables whose return addresses are put back on the stacks. */
+  readonly returnTables: readonly ReturnTable[];
+  /** Code that nobody may use any more before `finalCalls` are made. */
+  readonly vacate: readonly AddrRange[];
+  /** Whether some site gets an `int3`: then no thread may block SIGTRAP. */
+  readonly usesTraps: boolean;
+  /** Made by a thread of the target in the same stop, only if nobody uses the code in `vacate`. */
+  readonly finalCalls: readonly RemoteCall[];
+}
+
+/** What one site got. */
+export type SiteOutcome = "written" | "fallback" | "left";
+
+/** Who still uses code that is to be vacated. */
+export interface Occupant {
+  readonly tid: number;
+  readonly ip: bigint;
+  /** `running` there, or interrupted there by a signal whose handler is not done. */
+  readonly how: "running" | "interrupted";
+}
+
+export type CommitReport =
+  | {
+      readonly kind: "committed";
+      readonly outcomes: readonly SiteOutcome[];
+      readonly occupants: readonly Occupant[];
+      /** Results of `finalCalls`; empty when there were occupants. */
+      readonly callResults: readonly bigint[];
+      /** How long threads stood: from the first interrupt to the last resume. */
+      readonly stoppedNs: bigint;
+      readonly threads: number;
+      /** Return addresses that were put back. */
+      readonly returnsRestored: number;
+    }
+  | {
+      readonly kind: "refused";
+      readonly reason: CommitRefusal;
+    };
+
+export type CommitRefusal =
+  | {
+      readonly kind: "text-differs";
+      readonly at: bigint;
+      readonly expected: Uint8Array;
+      readonly found: Uint8Array;
+    }
+  | { readonly kind: "sigtrap-blocked"; readonly tid: number }
+  | { readonly kind: "sigtrap-ignored" }
+  | { readonly kind: "target-gone" };
