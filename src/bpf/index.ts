@@ -22,6 +22,7 @@ export {
   r9,
   r10,
 } from "./builder.ts";
+export { CTX_BYTES, CTX_COOKIE, CTX_IP } from "./context.ts";
 export {
   findHelper,
   findHelperName,
@@ -49,4 +50,14 @@ export {
   MAX_CPU,
 } from "./helpers.ts";
 export { decodeInsns, encodeInsns, INSN_BYTES, type Insn, imm64Of, jumpTarget } from "./insn.ts";
+export {
+  type HelperHost,
+  type InterpreterInput,
+  type InterpreterResult,
+  interpret,
+  type LookupMapAccess,
+  type MapAccess,
+  type RingMapAccess,
+  type SharedWords,
+} from "./interpreter/index.ts";
 export type { Bundle, MapKind, MapSpec, ProgramSpec, Proof, SourcePlace } from "./program.ts";

@@ -1,0 +1,57 @@
+/**
+ * What the interpreter needs from outside: memory that may be shared with running threads, maps, and the world that
+ * helpers ask about.
+ *
+ * Maps say where their values lie instead of copying them, because a program works on map values in place and its
+ * atomic instructions must meet those of other threads.
+ */
+import type { MapSpec } from "../program.ts";
+
+/** Memory that other threads may be writing. All three name the same bytes; `words[i]` is at byte offset `8 * i`. */
+export interface SharedWords {
+  readonly bytes: Uint8Array;
+  readonly view: DataView;
+  readonly words: BigInt64Array;
+}
+
+/** An array or hash map as a program sees it. Results of `update` and `delete` are 0 or a negative error number. */
+export interface LookupMapAccess {
+  readonly spec: MapSpec;
+  readonly memory: SharedWords;
+  /** Byte offset of the value in `memory`, a multiple of 8; undefined: no such key. `key` has the map's key size. */
+  lookup(key: Uint8Array): number | undefined;
+  update(key: Uint8Array, value: Uint8Array, flags: bigint): number;
+  delete(key: Uint8Array): number;
+}
+
+/** A ring buffer as a program sees it. */
+export interface RingMapAccess {
+  readonly spec: MapSpec;
+  readonly memory: SharedWords;
+  /** Byte offset in `memory` of a new record of this size, a multiple of 8; undefined: full, and the drop is counted. */
+  reserve(recordBytes: number): number | undefined;
+  /** Hands the record over to the reader; `offset` is what `reserve` returned. */
+  submit(offset: number, flags: bigint): void;
+  /** Gives the record up. */
+  discard(offset: number, flags: bigint): void;
+}
+
+export type MapAccess = LookupMapAccess | RingMapAccess;
+
+/** The world that helpers ask about. Addresses and 64-bit values are unsigned. */
+export interface HelperHost {
+  /** Nanoseconds of CLOCK_MONOTONIC. */
+  ktimeGetNs(): bigint;
+  /** 0 to 2^32-1. */
+  prandomU32(): number;
+  /** 0 to 4095. */
+  cpu(): number;
+  /** Process id in the high half, thread id in the low half. */
+  pidTgid(): bigint;
+  /** Group id in the high half, user id in the low half. */
+  uidGid(): bigint;
+  /** The thread's name; the interpreter cuts it to size and adds the NUL. */
+  comm(): Uint8Array;
+  /** Fills all of `into` from user memory at `addr`, or returns false; then `into` need not be as before. */
+  readUser(addr: bigint, into: Uint8Array): boolean;
+}

@@ -1,0 +1,3 @@
+/** Reference execution of eBPF programs. */
+export type { HelperHost, LookupMapAccess, MapAccess, RingMapAccess, SharedWords } from "./host.ts";
+export { type InterpreterInput, type InterpreterResult, interpret } from "./interpreter.ts";
