@@ -15,7 +15,7 @@
  *      32  tracer start time u64     136  length of the whole shared memory
  *      40  target pid u32
  *     record (64 bytes each)
- *       0  kind u8: 1 site, 2 code    1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
+ *       0  kind u8: 1 site, 2 code, 3 other memory    1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
  *       8  address u64               16  old bytes (16)   32  new bytes (16)   48  detour u64, or length of the code
  *      56  reserved
  *
@@ -32,6 +32,7 @@ const MAX_PATCH_BYTES = 16;
 
 const KIND_SITE = 1;
 const KIND_CODE = 2;
+const KIND_MEMORY = 3;
 
 export type JournalState = "planned" | "armed" | "removed";
 const states: readonly JournalState[] = ["planned", "armed", "removed"];
@@ -57,8 +58,9 @@ export interface JournalSite {
   readonly detour: bigint;
 }
 
-export interface JournalCode {
-  readonly kind: "code";
+/** Memory that was mapped into the target: code, or what programs share with the tracer. */
+export interface JournalMemory {
+  readonly kind: "code" | "memory";
   readonly at: bigint;
   readonly lenBytes: number;
   readonly state: JournalState;
@@ -71,7 +73,7 @@ export interface JournalContents {
   /** What SIGTRAP did before our handler; undefined when it was never touched. */
   readonly trapAction: { readonly previous: Uint8Array; readonly handler: bigint } | undefined;
   readonly sites: readonly JournalSite[];
-  readonly code: readonly JournalCode[];
+  readonly memory: readonly JournalMemory[];
 }
 
 /** Shared memory that does not hold a journal that can be understood. */
@@ -126,12 +128,12 @@ export class Journal {
     this.#view.setUint32(88, 1, true);
   }
 
-  /** Appends a record for code memory that is about to be mapped; returns its number. */
-  addCode(at: bigint, lenBytes: number): number {
+  /** Appends a record for memory that is about to be mapped, or just was; returns its number. */
+  addMemory(kind: JournalMemory["kind"], at: bigint, lenBytes: number): number {
     return this.#append((base) => {
       this.#view.setBigUint64(base + 8, at, true);
       this.#view.setBigUint64(base + 48, BigInt(lenBytes), true);
-      this.#bytes[base] = KIND_CODE;
+      this.#bytes[base] = kind === "code" ? KIND_CODE : KIND_MEMORY;
     });
   }
 
@@ -193,13 +195,14 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
   if (journalBytes(used) > bytes.length) throw new JournalError(`it claims ${used} records, more than fit`);
 
   const sites: JournalSite[] = [];
-  const code: JournalCode[] = [];
+  const memory: JournalMemory[] = [];
   for (let record = 0; record < used; record++) {
     const base = HEADER_BYTES + record * RECORD_BYTES;
     const at = view.getBigUint64(base + 8, true);
     const state = states[bytes[base + 3]!] ?? "planned";
-    if (bytes[base] === KIND_CODE) {
-      code.push({ kind: "code", at, lenBytes: Number(view.getBigUint64(base + 48, true)), state });
+    if (bytes[base] === KIND_CODE || bytes[base] === KIND_MEMORY) {
+      const kind = bytes[base] === KIND_CODE ? "code" : "memory";
+      memory.push({ kind, at, lenBytes: Number(view.getBigUint64(base + 48, true)), state });
     } else if (bytes[base] === KIND_SITE) {
       const lenBytes = bytes[base + 1]!;
       if (lenBytes === 0 || lenBytes > MAX_PATCH_BYTES)
@@ -241,6 +244,6 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
         ? undefined
         : { previous: bytes.slice(96, 128), handler: view.getBigUint64(128, true) },
     sites,
-    code,
+    memory,
   };
 }
