@@ -1,0 +1,8 @@
+export { type ByteSource, byteSourceOf } from "./byte-source.ts";
+export { type CodeImage, codeImageOf, type ImageFunction } from "./code-image.ts";
+export { ElfError, type ElfErrorReason } from "./elf-error.ts";
+export { ElfFile, type ParseElfOptions, parseElf } from "./elf-file.ts";
+export type { ElfNote, Section, Segment } from "./elf-format.ts";
+export { Glob, isGlob } from "./glob.ts";
+export { editDistance, nearestNames } from "./nearest-names.ts";
+export type { ElfSymbol, SymbolKind, SymbolTable } from "./symbol-table.ts";
