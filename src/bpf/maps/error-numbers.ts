@@ -1,0 +1,12 @@
+/** Results of map helpers, as the kernel defines them (include/uapi/asm-generic/errno-base.h). */
+
+export const ENOENT = -2;
+export const E2BIG = -7;
+/** Only from the tracer's accessors: the memory is corrupt or changes faster than it can be read. */
+export const EBUSY = -16;
+export const EEXIST = -17;
+export const EINVAL = -22;
+
+export const BPF_ANY = 0n;
+export const BPF_NOEXIST = 1n;
+export const BPF_EXIST = 2n;

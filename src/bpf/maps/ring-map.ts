@@ -1,0 +1,77 @@
+/**
+ * A ring buffer in shared memory from the writers' side, for programs that run in the tracer itself: the same
+ * steps as the routine of the JIT (layout.ts has the states).
+ */
+import type { MapSpec } from "../program.ts";
+import {
+  CELL_DISCARDED,
+  CELL_FLAGS,
+  CELL_LENGTH,
+  CELL_RECORD,
+  RING_CELLS,
+  RING_DROPPED,
+  RING_HEAD,
+  RING_TAIL,
+  type RingLayout,
+} from "./layout.ts";
+import type { SharedMemory } from "./shared-memory.ts";
+
+export class RingMap {
+  readonly kind = "ringbuf";
+  readonly spec: MapSpec;
+  readonly layout: RingLayout;
+  readonly memory: SharedMemory;
+  readonly byteOffset: number;
+
+  constructor(spec: MapSpec, layout: RingLayout, memory: SharedMemory, byteOffset: number) {
+    this.spec = spec;
+    this.layout = layout;
+    this.memory = memory;
+    this.byteOffset = byteOffset;
+  }
+
+  /** Records that found the ring full, by anyone. */
+  get dropped(): bigint {
+    return BigInt.asUintN(64, Atomics.load(this.memory.words, (this.byteOffset + RING_DROPPED) / 8));
+  }
+
+  /** Byte offset in `memory` of a new record; undefined: the ring is full (counted) or the record too long. */
+  reserve(recordBytes: number): number | undefined {
+    const { words, view } = this.memory;
+    const base = this.byteOffset / 8;
+    const { cells, cellBytes } = this.layout;
+    if (recordBytes > this.spec.valueBytes) return undefined;
+    for (;;) {
+      const tail = Atomics.load(words, base + RING_TAIL / 8);
+      const index = Number(tail & BigInt(cells - 1));
+      const cell = this.byteOffset + RING_CELLS + index * cellBytes;
+      const free = tail - BigInt(index);
+      // The head is read before the state: if the ring is not full then, the state is already the new one.
+      const head = Atomics.load(words, base + RING_HEAD / 8);
+      if (Atomics.load(words, cell / 8) === free) {
+        if (Atomics.compareExchange(words, base + RING_TAIL / 8, tail, tail + 1n) !== tail) continue;
+        view.setUint32(cell + CELL_LENGTH, recordBytes, true);
+        view.setUint32(cell + CELL_FLAGS, 0, true);
+        return cell + CELL_RECORD;
+      }
+      if (tail - head >= BigInt(cells)) {
+        if (Atomics.load(words, base + RING_TAIL / 8) !== tail) continue;
+        Atomics.add(words, base + RING_DROPPED / 8, 1n);
+        return undefined;
+      }
+      // A retired cell, or the tail has moved: then this fails.
+      Atomics.compareExchange(words, base + RING_TAIL / 8, tail, tail + 1n);
+    }
+  }
+
+  /** Hands the record over to the reader. */
+  submit(offset: number, _flags = 0n): void {
+    Atomics.add(this.memory.words, (offset - CELL_RECORD) / 8, 1n);
+  }
+
+  /** Gives the record up; the reader skips it. */
+  discard(offset: number, flags = 0n): void {
+    this.memory.view.setUint32(offset - CELL_RECORD + CELL_FLAGS, CELL_DISCARDED, true);
+    this.submit(offset, flags);
+  }
+}
