@@ -1,0 +1,89 @@
+/**
+ * What a session is asked to do, and what it may write to: the interface between the command line (or any other
+ * caller) and the sessions. Everything here is plain data but for the sinks.
+ */
+
+/** How a site may be changed: the best mechanism that is safe there, or one that is forced. */
+export type MechanismChoice = "auto" | "jump" | "int3";
+
+/** `text` for people, `json` for programs: one JSON object a line. */
+export type OutputFormat = "text" | "json";
+
+export interface TraceOptions {
+  /** The script; `fileName` is the name under which diagnostics show it. */
+  readonly program: { readonly text: string; readonly fileName: string };
+  /** Positional parameters of the script: `$1` is the first. */
+  readonly params: readonly string[];
+  /** Processes to attach to. */
+  readonly pids: readonly number[];
+  /** A command to start and trace from its first instruction on. */
+  readonly command: readonly string[] | undefined;
+  readonly mechanism: MechanismChoice;
+  readonly format: OutputFormat;
+  /** Nothing but what the script prints. */
+  readonly quiet: boolean;
+  /** Says what is done to which site, and what it cost. */
+  readonly verbose: boolean;
+  /** Shows the bytecode, the proofs and the emitted code. */
+  readonly debug: boolean;
+  /** Compile, verify, plan and print; touch nothing. */
+  readonly dryRun: boolean;
+  /** Calls of one function whose returns may be awaited at the same time; undefined: the session chooses. */
+  readonly maxActive: number | undefined;
+}
+
+export interface ExplainOptions {
+  /** An attach point as a script spells it: `uprobe:libc:malloc`. */
+  readonly probe: string;
+  readonly pid: number;
+  readonly mechanism: MechanismChoice;
+  readonly format: OutputFormat;
+}
+
+export interface DetachOptions {
+  readonly pids: readonly number[];
+  readonly quiet: boolean;
+  readonly format: OutputFormat;
+}
+
+export interface ListOptions {
+  /** An attach point with wildcards; undefined: everything. */
+  readonly pattern: string | undefined;
+  readonly pids: readonly number[];
+  readonly format: OutputFormat;
+}
+
+export interface ReportOptions {
+  readonly format: OutputFormat;
+}
+
+/** Somewhere that text goes. Writing returns when the text has been handed over. */
+export interface TextSink {
+  write(text: string): void;
+}
+
+/** What a session writes to. */
+export interface SessionIo {
+  /** Results: standard output, or the file that was asked for. */
+  readonly out: TextSink;
+  /** Messages to the person. */
+  readonly err: TextSink;
+  /** Width of the terminal behind `err`; undefined when it is none: then no progress is shown. */
+  readonly terminalColumns: number | undefined;
+  /** Aborted when nobody reads `out` any more; a run then ends as by Ctrl-C. */
+  readonly outClosed: AbortSignal;
+}
+
+/**
+ * What a session offers. Each returns the exit code: 0 when all was done, 1 when not (what was wrong has then been
+ * written to `io.err`), and for a command of ours its own exit code. Failures of the environment may also be
+ * thrown, as errors with a literal `code` and perhaps a `hint`.
+ */
+export interface SessionVerbs {
+  trace(options: TraceOptions, io: SessionIo): Promise<number>;
+  explain(options: ExplainOptions, io: SessionIo): Promise<number>;
+  detach(options: DetachOptions, io: SessionIo): Promise<number>;
+  listProbes(options: ListOptions, io: SessionIo): Promise<number>;
+  listTracedProcesses(options: ReportOptions, io: SessionIo): Promise<number>;
+  doctor(options: ReportOptions, io: SessionIo): Promise<number>;
+}
