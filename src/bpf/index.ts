@@ -61,3 +61,4 @@ export {
   type SharedWords,
 } from "./interpreter/index.ts";
 export type { Bundle, MapKind, MapSpec, ProgramSpec, Proof, SourcePlace } from "./program.ts";
+export { type ParsedProgram, parseProgram, printInsn, printProgram } from "./text.ts";
