@@ -23,6 +23,7 @@ const SLICE_NS = 100_000_000n;
 const DEAD_AFTER_SLICES = 20;
 const SYS_FUTEX = 202;
 const FUTEX_WAIT = 0;
+const ETIMEDOUT = 110;
 
 /** Frame: a timespec, the heartbeat last seen, and the number of slices since it changed. */
 const TIMESPEC_NSEC = 8;
@@ -62,6 +63,8 @@ export function emitLoadGate(a: Assembler, words: bigint): Label {
   a.lea(R10, { base: RSP, disp: 0 });
   a.movImm(RAX, SYS_FUTEX, 32);
   a.syscall();
+  a.cmpImm(RAX, -ETIMEDOUT, 32);
+  a.jcc("ne", wait); // woken, or interrupted by a signal: look again
   a.mov(RAX, word(loadGateWords.heartbeat), 32);
   a.cmp(RAX, { base: RSP, disp: LAST_BEAT }, 32);
   a.jcc("ne", alive);

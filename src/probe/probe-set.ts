@@ -6,21 +6,12 @@
  *   2. Detours first. A site is written only when the code that it leads to is in place.
  *   3. Arm now, optimise later (kprobes): a point whose region may be returned into by a signal handler gets its `int3`,
  *      and the optimizer tries the jump again in a later batch.
- *   4. Text last out, code last freed. Disarming puts the text back at once; the code memory is unmapped in the first stop in
- *      which no thread is in it and none will return to it.
+ *
+ * Taking out is not done from here but from the journal (restoration.ts), as anybody else would do it.
  */
-import type {
-  AddrRange,
-  CommitRefusal,
-  CommitReport,
-  Move,
-  Occupant,
-  RemoteCall,
-  ReturnTable,
-  SitePoke,
-  Transaction,
-} from "../target/target.ts";
+import type { CommitRefusal, CommitReport, Move, SitePoke, Transaction } from "../target/target.ts";
 import type { Journal } from "./journal.ts";
+import { trapBytes } from "./restoration.ts";
 
 /** The part of a target that is needed here. */
 export interface CommitPort {
@@ -158,40 +149,9 @@ export class ProbeSet {
     return candidates.filter((point) => point.mechanism === "jump").length;
   }
 
-  /**
-   * Puts the text back, then frees the code if nobody uses it. Returns who still does; call again until it is empty.
-   * `finalCalls` are the system calls that undo everything else, made when the code is free.
-   */
-  async disarm(leaving: {
-    readonly code: readonly AddrRange[];
-    readonly returnTables: readonly ReturnTable[];
-    readonly finalCalls: readonly RemoteCall[];
-  }): Promise<{
-    readonly occupants: readonly Occupant[];
-    readonly report: Extract<CommitReport, { kind: "committed" }>;
-  }> {
-    const armed = this.points.filter((point) => point.mechanism !== "none");
-    const report = await this.#target.commit({
-      sites: armed.map((point) => ({
-        at: point.at,
-        expect: point.mechanism === "jump" ? point.jumpBytes! : trapBytes(point.oldBytes),
-        write: point.oldBytes,
-        fallback: point.oldBytes,
-        moves: [],
-      })),
-      moves: this.points.flatMap((point) => point.twins.map(({ from, to }) => ({ from: to, to: from }))),
-      trapSites: this.points.filter((point) => point.mayTrap).map((point) => point.at),
-      returnTables: leaving.returnTables,
-      vacate: leaving.code,
-      usesTraps: false,
-      finalCalls: leaving.finalCalls,
-    });
-    if (report.kind === "refused") throw new ArmError("disarm probes", report.reason);
-    for (const point of armed) {
-      point.mechanism = "none";
-      this.#journal.setState(point.record, "removed");
-    }
-    return { occupants: report.occupants, report };
+  /** From copies of instructions in detours to their originals: where threads go on when the text is put back. */
+  get homeMoves(): Move[] {
+    return this.points.flatMap((point) => point.twins.map(({ from, to }) => ({ from: to, to: from })));
   }
 
   async #poke(pokes: readonly SitePoke[], points: readonly ProbePoint[], operation: string) {
@@ -215,13 +175,6 @@ export class ProbeSet {
     });
     return report;
   }
-}
-
-/** `cc` over the first byte; the rest of the region stays as it is. */
-function trapBytes(oldBytes: Uint8Array): Uint8Array {
-  const bytes = oldBytes.slice();
-  bytes[0] = INT3;
-  return bytes;
 }
 
 /** A thread may stand at the first byte: it will execute the jump. */

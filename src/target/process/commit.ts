@@ -17,6 +17,7 @@ import type {
 import { borrowThread } from "./borrowed-thread.ts";
 import { Freeze } from "./freeze.ts";
 import type { MemoryFile } from "./memory-file.ts";
+import type { MapEntry } from "./proc-fs.ts";
 import { findSavedPositions, type SavedPosition } from "./signal-frames.ts";
 
 /** What a commit needs to know about the process beside the transaction. */
@@ -26,7 +27,7 @@ export interface CommitPlace {
   readonly stubAt: bigint;
   readonly seccomp: boolean;
   /** All mappings, in address order. */
-  readonly mappings: () => readonly AddrRange[];
+  readonly mappings: () => readonly MapEntry[];
 }
 
 export function commit(place: CommitPlace, transaction: Transaction, held: Freeze | undefined): CommitReport {
@@ -46,7 +47,7 @@ function applyStopped(
   place: CommitPlace,
   transaction: Transaction,
   freeze: Freeze,
-  mappings: readonly AddrRange[],
+  mappings: readonly MapEntry[],
 ): CommitReport {
   const { memory } = place;
   if (freeze.threads.length === 0) return { kind: "refused", reason: { kind: "target-gone" } };
@@ -173,7 +174,7 @@ function findOccupants(
   freeze: Freeze,
   saved: readonly (readonly SavedPosition[])[],
   vacate: readonly AddrRange[],
-  mappings: readonly AddrRange[],
+  mappings: readonly MapEntry[],
   memory: MemoryFile,
 ): Occupant[] {
   if (vacate.length === 0) return [];
@@ -196,12 +197,12 @@ function findOccupants(
 /** Whether a thread in the vDSO was called from our code: the only code beside our own that our code calls. */
 function returnsInto(
   memory: MemoryFile,
-  mappings: readonly AddrRange[],
+  mappings: readonly MapEntry[],
   ip: bigint,
   sp: bigint,
   inside: (ip: bigint) => boolean,
 ): boolean {
-  const vdso = mappings.find((mapping) => (mapping as { name?: string }).name === "[vdso]");
+  const vdso = mappings.find((mapping) => mapping.path === "[vdso]");
   if (vdso === undefined || ip < vdso.start || ip >= vdso.end) return false;
   const bytes = new Uint8Array(CALL_OUT_BYTES);
   const got = memory.readInto(sp, bytes);

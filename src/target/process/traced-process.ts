@@ -10,9 +10,12 @@ import { commit } from "./commit.ts";
 import { Freeze } from "./freeze.ts";
 import { errnoOfResult } from "./libc.ts";
 import { MemoryFile } from "./memory-file.ts";
-import { type MapEntry, readMaps } from "./proc-fs.ts";
+import { readMaps } from "./proc-fs.ts";
 
+const SYS_OPEN = 2;
 const SYS_CLOSE = 3;
+const O_RDWR = 2n;
+const O_CLOEXEC = 0x8_0000n;
 const SYS_MMAP = 9;
 const SYS_MADVISE = 28;
 const SYS_MEMFD_CREATE = 319;
@@ -29,8 +32,10 @@ const MFD_CLOEXEC = 1n;
 const MFD_NOEXEC_SEAL = 8n;
 const NO_FD = -1n;
 
-/** Name of the shared memory in the target's list of mappings: `/memfd:trapline (deleted)`. */
-export const SHARED_MEMORY_NAME = "trapline";
+/** Name of the memory with the journal, in the target's list of mappings `/memfd:trapline (deleted)`. */
+export const JOURNAL_MEMORY_NAME = "trapline";
+/** Name of the memory with the maps of programs. */
+export const MAPS_MEMORY_NAME = "trapline-maps";
 
 /** A system call in the target's name failed. `code` is the errno's name. */
 export class TargetCallError extends Error {
@@ -69,15 +74,20 @@ export class TracedProcess {
     return this.#memory.read(at, lenBytes);
   }
 
+  /** Reads many places in one request. */
+  readMany(places: readonly { readonly at: bigint; readonly lenBytes: number }[]): Uint8Array[] {
+    return places.map(({ at, lenBytes }) => this.#memory.read(at, lenBytes));
+  }
+
   /** Writes memory that nothing in the target uses yet: without stopping it. */
   write(at: bigint, bytes: Uint8Array): void {
     this.#memory.write(at, bytes);
   }
 
   /** Creates shared memory in the target, and returns where it is and the tracer's own descriptor of it. */
-  createShared(lenBytes: number): { readonly at: Addr; readonly fd: number } {
+  createShared(memoryName: string, lenBytes: number): { readonly at: Addr; readonly fd: number } {
     return this.#borrow((thread) => {
-      const fd = this.#memfd(thread);
+      const fd = this.#memfd(thread, memoryName);
       let own: number | undefined;
       try {
         own = openSync(`/proc/${this.pid}/fd/${fd}`, "r+");
@@ -91,6 +101,27 @@ export class TracedProcess {
       } catch (error) {
         if (own !== undefined) closeSync(own);
         throw error;
+      } finally {
+        this.#must(thread, { name: "close", number: SYS_CLOSE, args: [fd] });
+      }
+    });
+  }
+
+  /**
+   * Maps memory of another process's into this one: `path` is a file under /proc that the target itself must be
+   * allowed to open.
+   */
+  mapExisting(path: string, lenBytes: number): Addr {
+    return this.#borrow((thread) => {
+      const name = Buffer.from(`${path}\0`);
+      const fd = this.#must(thread, { name: "open", number: SYS_OPEN, args: [name, O_RDWR | O_CLOEXEC, 0n] });
+      try {
+        const at = this.#must(thread, {
+          name: "mmap",
+          number: SYS_MMAP,
+          args: [0n, BigInt(lenBytes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0n],
+        });
+        return addr(at);
       } finally {
         this.#must(thread, { name: "close", number: SYS_CLOSE, args: [fd] });
       }
@@ -194,8 +225,8 @@ export class TracedProcess {
     return result;
   }
 
-  #memfd(thread: BorrowedThread): bigint {
-    const name = Buffer.from(`${SHARED_MEMORY_NAME}\0`);
+  #memfd(thread: BorrowedThread, memoryName: string): bigint {
+    const name = Buffer.from(`${memoryName}\0`);
     const create = (flags: bigint) =>
       thread.call({ name: "memfd_create", number: SYS_MEMFD_CREATE, args: [name, flags] });
     // Kernels before 6.3 do not know the flag that says that the memory will never be executed.
@@ -270,5 +301,3 @@ export function findTrapObstacle(
   }
   return undefined;
 }
-
-export type { MapEntry };

@@ -97,6 +97,8 @@ export class ProcessTarget {
   }
 
   readonly read = this.#forward("read");
+  readonly readMany = this.#forward("readMany");
+  readonly mapExisting = this.#forward("mapExisting");
   readonly write = this.#forward("write");
   readonly createPrivate = this.#forward("createPrivate");
   readonly createCode = this.#forward("createCode");
@@ -105,12 +107,16 @@ export class ProcessTarget {
   readonly commit = this.#forward("commit");
   readonly release = this.#forward("release");
 
-  /** Creates memory shared with the target and maps it here. The mapping outlives the target. */
-  async createShared(lenBytes: number): Promise<{ readonly at: bigint; readonly mapping: Mapping }> {
-    const { at, fd } = await this.#forward("createShared")(lenBytes);
-    const mapping = mapShared(fd, lenBytes);
-    closeSync(fd);
-    return { at, mapping };
+  /**
+   * Creates memory shared with the target and maps it here. The mapping outlives the target. `fd` stays open so that
+   * other targets can be given the same memory; close it when there are no more.
+   */
+  async createShared(
+    name: string,
+    lenBytes: number,
+  ): Promise<{ readonly at: bigint; readonly mapping: Mapping; readonly fd: number }> {
+    const { at, fd } = await this.#forward("createShared")(name, lenBytes);
+    return { at, mapping: mapShared(fd, lenBytes), fd };
   }
 
   get hasEnded(): boolean {

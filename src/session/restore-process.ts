@@ -1,0 +1,93 @@
+/**
+ * Taking everything out of a process by its journal: at the end of a session, and for a target whose tracer has died.
+ *
+ * Text is put back in the first stop. The code is freed in the first stop in which no thread is in it: programs are short,
+ * so that is usually the same one, and otherwise one a few milliseconds later. A thread that sleeps in a signal handler that
+ * interrupted our code can hold it for longer; then the code stays, unreachable, with the journal, for whoever comes next.
+ */
+import { JOURNAL_SCRATCH, type JournalContents, parseJournal } from "../probe/journal.ts";
+import { askTrapAction, planRestoration } from "../probe/restoration.ts";
+import { readMaps } from "../target/process/proc-fs.ts";
+import { JOURNAL_MEMORY_NAME } from "../target/process/traced-process.ts";
+import type { ProcessTarget } from "../target/process/tracer.ts";
+import type { AddrRange, Move, Occupant } from "../target/target.ts";
+
+/** Path under which memory shared with a target appears among its mappings. */
+export const SHARED_MAPPING_PATH = `/memfd:${JOURNAL_MEMORY_NAME} (deleted)`;
+
+export interface RestoreReport {
+  /** Sites that were put back. */
+  readonly sites: number;
+  /** Addresses that hold something that neither we nor the file put there. */
+  readonly foreign: readonly bigint[];
+  readonly returnsRestored: number;
+  /** Who still uses our code: empty when everything is freed. */
+  readonly occupants: readonly Occupant[];
+  /** Longest time that threads stood. */
+  readonly stoppedNs: bigint;
+  readonly stops: number;
+}
+
+const RETRY_AFTER_MS = [1, 2, 5, 10, 20, 50, 100, 200, 400, 800] as const;
+
+/** Puts a process back. `moves` lead out of detours whose maker is still at hand. */
+export async function restoreProcess(
+  target: ProcessTarget,
+  journalMemory: AddrRange,
+  moves: readonly Move[],
+): Promise<RestoreReport> {
+  let sites = 0;
+  let returnsRestored = 0;
+  let stoppedNs = 0n;
+  for (let stops = 1; ; stops++) {
+    const journal = await readJournal(target, journalMemory);
+    const found = await target.readMany(
+      journal.sites.map(({ at, oldBytes }) => ({ at, lenBytes: oldBytes.length })),
+    );
+    const trapHandler = await findTrapHandler(target, journal, journalMemory);
+    const plan = planRestoration({ journal, journalMemory, found, trapHandler, moves });
+    const report = await target.commit(plan.transaction);
+    if (report.kind === "refused") {
+      if (report.reason.kind === "text-differs" && stops <= RETRY_AFTER_MS.length) continue;
+      throw new Error(`restore process ${target.pid}: ${report.reason.kind}`);
+    }
+    sites += plan.restored;
+    returnsRestored += report.returnsRestored;
+    if (report.stoppedNs > stoppedNs) stoppedNs = report.stoppedNs;
+    const waitMs = RETRY_AFTER_MS[stops - 1];
+    if (report.occupants.length === 0 || waitMs === undefined)
+      return {
+        sites,
+        foreign: plan.foreign.map((site) => site.at),
+        returnsRestored,
+        occupants: report.occupants,
+        stoppedNs,
+        stops,
+      };
+    await new Promise((resolve) => setTimeout(resolve, waitMs));
+  }
+}
+
+async function readJournal(target: ProcessTarget, memory: AddrRange): Promise<JournalContents> {
+  return parseJournal(await target.read(memory.start, Number(memory.end - memory.start)));
+}
+
+/** The handler of SIGTRAP now; asked only where ours was installed. */
+async function findTrapHandler(
+  target: ProcessTarget,
+  journal: JournalContents,
+  memory: AddrRange,
+): Promise<bigint | undefined> {
+  if (journal.trapAction === undefined) return undefined;
+  const scratch = memory.start + BigInt(JOURNAL_SCRATCH);
+  await target.call([askTrapAction(scratch)]);
+  const word = await target.read(scratch, 8);
+  return new DataView(word.buffer, word.byteOffset).getBigUint64(0, true);
+}
+
+/** Where the journals of tracers are mapped in a process: one for each session. */
+export function findJournalMappings(pid: number): AddrRange[] {
+  return readMaps(pid)
+    .filter((entry) => entry.path === SHARED_MAPPING_PATH && entry.offset === 0n)
+    .map(({ start, end }) => ({ start, end }));
+}
