@@ -1,0 +1,97 @@
+/**
+ * Stops and borrowed calls on real programs. These tests are the tracer: ptrace belongs to this thread.
+ */
+import { readdirSync, readFileSync } from "node:fs";
+import { expect, test } from "vitest";
+import { buildFixture } from "../../../test/support/fixtures.ts";
+import { UnmanagedChild } from "../../../test/support/unmanaged-child.ts";
+import type { RemoteCall, Transaction } from "../target.ts";
+import { TracedProcess } from "./traced-process.ts";
+
+const nothing: Transaction = {
+  sites: [],
+  moves: [],
+  trapSites: [],
+  returnTables: [],
+  vacate: [],
+  usesTraps: false,
+  finalCalls: [],
+};
+const getpid: RemoteCall = { name: "getpid", number: 39, args: [] };
+
+for (const variant of ["all threads sleep", "one thread runs"]) {
+  test(`stops and borrowed calls are not seen by sleeping system calls: ${variant}`, async () => {
+    const argv = [buildFixture("blocked"), ...(variant === "one thread runs" ? ["spin"] : [])];
+    using child = await UnmanagedChild.start(argv);
+    const traced = TracedProcess.open(child.pid);
+    for (let round = 0; round < 100; round++) {
+      const report = traced.commit({ ...nothing, finalCalls: [getpid, getpid] });
+      expect(report).toMatchObject({
+        kind: "committed",
+        callResults: [BigInt(child.pid), BigInt(child.pid)],
+      });
+    }
+    traced.close();
+    expect(child.pending).toEqual([]);
+  });
+}
+
+test("memory that is created and unmapped leaves no mapping and no descriptor", async () => {
+  using child = await UnmanagedChild.start([buildFixture("blocked")]);
+  const maps = () => readFileSync(`/proc/${child.pid}/maps`, "latin1");
+  const descriptors = () => readdirSync(`/proc/${child.pid}/fd`);
+  const [mapsBefore, descriptorsBefore] = [maps(), descriptors()];
+  const traced = TracedProcess.open(child.pid);
+  const shared = traced.createShared("trapline", 1 << 20);
+  const own = traced.createPrivate(8192);
+  expect(maps()).toContain("/memfd:trapline (deleted)");
+  traced.write(shared.at, Uint8Array.of(1, 2, 3));
+  expect([...traced.read(shared.at, 4)]).toEqual([1, 2, 3, 0]);
+  const unmap = (at: bigint, lenBytes: number): RemoteCall => ({
+    name: "munmap",
+    number: 11,
+    args: [at, BigInt(lenBytes)],
+  });
+  expect(traced.call([unmap(shared.at, 1 << 20), unmap(own, 8192)])).toEqual([0n, 0n]);
+  traced.close();
+  expect(maps()).toBe(mapsBefore);
+  expect(descriptors()).toEqual(descriptorsBefore);
+});
+
+test("every thread's id is found behind its fs base", async () => {
+  using child = await UnmanagedChild.start([buildFixture("blocked")]);
+  const traced = TracedProcess.open(child.pid);
+  expect(traced.findTidOffset([0x30, 0x2d0])).toBe(0x2d0);
+  expect(traced.findTidOffset([0x30])).toBeUndefined();
+  traced.close();
+});
+
+test("text that is not as expected is refused and stays as it is", async () => {
+  using child = await UnmanagedChild.start([buildFixture("blocked")]);
+  const traced = TracedProcess.open(child.pid);
+  const line = readFileSync(`/proc/${child.pid}/maps`, "latin1")
+    .split("\n")
+    .find((text) => text.includes("r-xp"))!;
+  const at = BigInt(`0x${line.split("-")[0]}`);
+  const before = traced.read(at, 8);
+  const wrong = before.slice();
+  wrong[3]! ^= 1;
+  const report = traced.commit({
+    ...nothing,
+    sites: [
+      { at, expect: before.subarray(0, 2), write: Uint8Array.of(0x90, 0x90), fallback: undefined, moves: [] },
+      { at, expect: wrong, write: new Uint8Array(8), fallback: undefined, moves: [] },
+    ],
+  });
+  expect(report).toMatchObject({ kind: "refused", reason: { kind: "text-differs", at } });
+  expect(traced.read(at, 8)).toEqual(before);
+  traced.close();
+});
+
+test.each([
+  ["a number that no process has", 4_194_303, "no-such-process"],
+  ["a kernel thread", 2, "kernel-thread"],
+  ["the tracer itself", process.pid, "ourselves"],
+])("attaching is refused: %s", (_, pid, code) => {
+  expect(() => TracedProcess.open(pid)).toThrow(expect.objectContaining({ code }));
+});
