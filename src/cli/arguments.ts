@@ -1,0 +1,267 @@
+/**
+ * From the words of the command line to what is to be done. Pure: reads no file and looks at no process.
+ *
+ * Options may stand anywhere before `--`, letters may be joined (`-qv`) and take their value with or without a space
+ * (`-p4242`). The first word that is no option is the verb, the script or the pattern; what follows are parameters.
+ */
+import type {
+  DetachOptions,
+  ExplainOptions,
+  ListOptions,
+  MechanismChoice,
+  OutputFormat,
+  ReportOptions,
+  TraceOptions,
+} from "../session/index.ts";
+import { type Flag, type FlagName, flags, spell, type VerbName } from "./flags.ts";
+import { UsageError } from "./usage-error.ts";
+import { splitWords } from "./words.ts";
+
+/** Where the script comes from; `-` as a file is standard input. */
+export type ProgramSource =
+  | { readonly kind: "text"; readonly text: string }
+  | { readonly kind: "file"; readonly path: string };
+
+export type Action =
+  | { readonly verb: "help" }
+  | { readonly verb: "version" }
+  | {
+      readonly verb: "trace";
+      readonly source: ProgramSource;
+      readonly options: Omit<TraceOptions, "program">;
+    }
+  | { readonly verb: "list"; readonly options: ListOptions }
+  | { readonly verb: "explain"; readonly options: ExplainOptions }
+  | { readonly verb: "ps"; readonly options: ReportOptions }
+  | { readonly verb: "detach"; readonly options: DetachOptions }
+  | { readonly verb: "doctor"; readonly options: ReportOptions };
+
+export interface CommandLine {
+  readonly action: Action;
+  readonly debug: boolean;
+  /** The file of `-o`. */
+  readonly outputFile: string | undefined;
+}
+
+/** Highest number that the kernel gives a process (PID_MAX_LIMIT, include/linux/threads.h). */
+const PID_MAX = 4_194_304;
+const MAX_ACTIVE_MAX = 1 << 20;
+
+/** Words as they came, by flag; and the words that belong to none. */
+interface Words {
+  readonly values: ReadonlyMap<FlagName, readonly string[]>;
+  readonly rest: readonly string[];
+}
+
+/** Throws `UsageError` when the words make no sense. */
+export function parseArguments(argv: readonly string[]): CommandLine {
+  const words = sortWords(argv);
+  const has = (name: FlagName) => words.values.has(name);
+  const debug = has("debug");
+  const outputFile = words.values.get("output")?.[0];
+  if (has("help")) return { action: { verb: "help" }, debug, outputFile };
+  if (has("version")) return { action: { verb: "version" }, debug, outputFile };
+  return { action: parseAction(words), debug, outputFile };
+}
+
+function parseAction(words: Words): Action {
+  const { values, rest } = words;
+  const format = parseChoice(words, "format", ["text", "json"], "text") as OutputFormat;
+  const mechanism = parseChoice(words, "mechanism", ["auto", "jump", "int3"], "auto") as MechanismChoice;
+  const pids = (values.get("pid") ?? []).flatMap((list) => list.split(",").map(parsePid));
+  const verb = findVerb(words);
+  refuseForeignFlags(values, verb);
+  switch (verb) {
+    case "list":
+      refuseMore(rest, 1, "-l takes one pattern; quote it if it holds blanks or wildcards");
+      return { verb, options: { pattern: rest[0], pids, format } };
+    case "explain": {
+      const probe = rest[1];
+      if (probe === undefined)
+        throw new UsageError(
+          "explain: say which probe",
+          "for example: trapline explain uprobe:libc:malloc -p PID",
+        );
+      refuseMore(rest, 2, "explain takes one probe");
+      const pid = pids[0];
+      if (pid === undefined || pids.length > 1)
+        throw new UsageError(
+          "explain: say in which process",
+          `for example: trapline explain ${probe} -p PID`,
+        );
+      return { verb, options: { probe, pid, mechanism, format } };
+    }
+    case "detach":
+      refuseMore(rest, 1, "the process is given with -p");
+      if (pids.length === 0)
+        throw new UsageError(
+          "detach: say from which process",
+          "for example: trapline detach -p PID; trapline ps lists the processes that carry probes",
+        );
+      return { verb, options: { pids, quiet: values.has("quiet"), format } };
+    case "ps":
+    case "doctor":
+      refuseMore(rest, 1, `${verb} takes no words`);
+      return { verb, options: { format } };
+    case "trace":
+      return parseTrace(words, { format, mechanism, pids });
+    default:
+      return verb satisfies never;
+  }
+}
+
+function parseTrace(
+  { values, rest }: Words,
+  shared: Pick<TraceOptions, "format" | "mechanism" | "pids">,
+): Action {
+  const text = values.get("program")?.[0];
+  const path = rest[0];
+  if (text === undefined && path === undefined)
+    throw new UsageError("say what to trace: -e PROGRAM or FILE.bt", "see: trapline --help");
+  if (text !== undefined && text.trim() === "")
+    throw new UsageError(
+      "the program of -e is empty",
+      "for example: -e 'uprobe:libc:malloc { @ = count(); }'",
+    );
+  const source: ProgramSource = text === undefined ? { kind: "file", path: path! } : { kind: "text", text };
+  return {
+    verb: "trace",
+    source,
+    options: {
+      ...shared,
+      params: text === undefined ? rest.slice(1) : rest,
+      command: parseCommand(values.get("command")?.[0]),
+      quiet: values.has("quiet"),
+      verbose: values.has("verbose"),
+      debug: values.has("debug"),
+      dryRun: values.has("dryRun"),
+      maxActive: parseMaxActive(values.get("maxActive")?.[0]),
+    },
+  };
+}
+
+/** `-l` wins; then the first word, if it is a verb. A script of that name is written `./ps`. */
+function findVerb({ values, rest }: Words): VerbName {
+  if (values.has("list")) return "list";
+  const first = rest[0];
+  if (values.has("program")) return "trace";
+  if (first === "explain" || first === "ps" || first === "detach" || first === "doctor") return first;
+  return "trace";
+}
+
+function refuseForeignFlags(values: Words["values"], verb: VerbName): void {
+  for (const flag of flags) {
+    if (!values.has(flag.name) || flag.verbs.includes(verb)) continue;
+    const what = verb === "list" ? "-l" : verb === "trace" ? "a program" : verb;
+    throw new UsageError(`${spell(flag)} has no meaning with ${what}`);
+  }
+}
+
+function refuseMore(rest: readonly string[], most: number, why: string): void {
+  if (rest.length > most) throw new UsageError(`${rest[most]}: one word too many: ${why}`);
+}
+
+function parseChoice(
+  { values }: Words,
+  name: FlagName,
+  choices: readonly string[],
+  otherwise: string,
+): string {
+  const value = values.get(name)?.[0] ?? otherwise;
+  if (choices.includes(value)) return value;
+  const flag = flags.find((candidate) => candidate.name === name)!;
+  throw new UsageError(`${spell(flag)} ${value}: must be one of ${choices.join(", ")}`);
+}
+
+function parsePid(word: string): number {
+  const pid = /^\d+$/.test(word) ? Number(word) : 0;
+  if (pid < 1 || pid > PID_MAX)
+    throw new UsageError(
+      `-p ${word}: not a process id`,
+      "a process id is a number: -p 4242, or by name: -p $(pidof -s NAME)",
+    );
+  return pid;
+}
+
+function parseMaxActive(word: string | undefined): number | undefined {
+  if (word === undefined) return undefined;
+  const count = /^\d+$/.test(word) ? Number(word) : 0;
+  if (count < 1 || count > MAX_ACTIVE_MAX)
+    throw new UsageError(`--maxactive ${word}: must be a number from 1 to ${MAX_ACTIVE_MAX}`);
+  return count;
+}
+
+function parseCommand(line: string | undefined): readonly string[] | undefined {
+  if (line === undefined) return undefined;
+  const split = splitWords(line);
+  if (split.kind === "unfinished")
+    throw new UsageError(
+      `-c ${line}: it ends inside a ${split.what}`,
+      "quote the command once more for the shell",
+    );
+  if (split.words.length === 0 || split.words[0] === "")
+    throw new UsageError("the command of -c is empty", "for example: -c 'ls -l /tmp'");
+  return split.words;
+}
+
+/** Tells flags and their values from the other words. */
+function sortWords(argv: readonly string[]): Words {
+  const values = new Map<FlagName, string[]>();
+  const rest: string[] = [];
+  const add = (flag: Flag, value: string) => {
+    const list = values.get(flag.name) ?? [];
+    if (list.length > 0 && flag.value !== undefined && !flag.mayRepeat)
+      throw new UsageError(`${spell(flag)} is given twice`);
+    values.set(flag.name, [...list, value]);
+  };
+  const queue = [...argv];
+  const takeValue = (flag: Flag, spelling: string): string => {
+    const value = queue.shift();
+    if (value === undefined) throw new UsageError(`${spelling} needs a value: ${spelling} ${flag.value}`);
+    return value;
+  };
+  for (let word = queue.shift(); word !== undefined; word = queue.shift()) {
+    if (word === "--") {
+      rest.push(...queue.splice(0));
+    } else if (word.startsWith("--")) {
+      const [spelling, ...attached] = word.split("=") as [string, ...string[]];
+      const flag = findFlag(spelling, (candidate) => `--${candidate.word}` === spelling);
+      if (flag.value === undefined && attached.length > 0) throw new UsageError(`${spelling} takes no value`);
+      if (flag.value === undefined) add(flag, "");
+      else add(flag, attached.length > 0 ? attached.join("=") : takeValue(flag, spelling));
+    } else if (/^-[^\d]/.test(word)) {
+      for (let at = 1; at < word.length; at++) {
+        const spelling = `-${word[at]}`;
+        const flag = findFlag(spelling, (candidate) => candidate.letter === word![at]);
+        if (flag.value === undefined) {
+          add(flag, "");
+          continue;
+        }
+        add(flag, at + 1 < word.length ? word.slice(at + 1) : takeValue(flag, spelling));
+        break;
+      }
+    } else {
+      rest.push(word);
+    }
+  }
+  return { values, rest };
+}
+
+/** Flags of bpftrace's that one may look for here. */
+const elsewhere: Readonly<Record<string, string>> = {
+  "-B": "output is not buffered for longer than it takes to write it",
+  "-I": "scripts cannot include C headers",
+  "--include": "scripts cannot include C headers",
+  "-k": "helpers that fail are not reported",
+  "--unsafe": "there are no unsafe functions",
+  "--info": "trapline doctor says what this machine allows",
+  "--emit-elf": "there is no object file to write; -d shows the bytecode",
+  "--emit-llvm": "programs are not compiled by LLVM; -d shows the machine code",
+};
+
+function findFlag(spelling: string, matches: (flag: Flag) => boolean): Flag {
+  const flag = flags.find(matches);
+  if (flag !== undefined) return flag;
+  const why = elsewhere[spelling];
+  throw new UsageError(`${spelling}: there is no such option${why === undefined ? "" : ` (${why})`}`);
+}

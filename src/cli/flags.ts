@@ -1,0 +1,74 @@
+/**
+ * The flags, in one table that the parser and the help text read. Letters and meanings are bpftrace's where it has
+ * them.
+ */
+
+export type VerbName = "trace" | "list" | "explain" | "ps" | "detach" | "doctor";
+
+export interface Flag {
+  readonly name: FlagName;
+  readonly letter: string | undefined;
+  readonly word: string | undefined;
+  /** How the help text calls the flag's value; undefined: the flag has none. */
+  readonly value: string | undefined;
+  readonly mayRepeat: boolean;
+  readonly verbs: readonly VerbName[];
+  readonly help: string;
+}
+
+export type FlagName =
+  | "program"
+  | "pid"
+  | "command"
+  | "list"
+  | "format"
+  | "output"
+  | "quiet"
+  | "verbose"
+  | "debug"
+  | "dryRun"
+  | "mechanism"
+  | "maxActive"
+  | "help"
+  | "version";
+
+const everywhere: readonly VerbName[] = ["trace", "list", "explain", "ps", "detach", "doctor"];
+
+const define = (
+  name: FlagName,
+  spelling: string,
+  value: string | undefined,
+  verbs: readonly VerbName[],
+  help: string,
+  mayRepeat = false,
+): Flag => ({
+  name,
+  letter: /(?:^|\s)-(\w)/.exec(spelling)?.[1],
+  word: /--([\w-]+)/.exec(spelling)?.[1],
+  value,
+  mayRepeat,
+  verbs,
+  help,
+});
+
+// biome-ignore format: one line a flag
+export const flags: readonly Flag[] = [
+  define("program", "-e", "PROGRAM", ["trace"], "run this program"),
+  define("pid", "-p", "PID", ["trace", "list", "explain", "detach"], "attach to this process; several times for several", true),
+  define("command", "-c", "COMMAND", ["trace"], "start this command and trace it from its first instruction"),
+  define("list", "-l", undefined, ["list"], "list the probes that match PATTERN"),
+  define("format", "-f", "FORMAT", everywhere, "text (default) or json"),
+  define("output", "-o", "FILE", everywhere, "write results to FILE"),
+  define("quiet", "-q", undefined, ["trace", "detach"], "print only what the program prints"),
+  define("verbose", "-v", undefined, ["trace"], "say what was done to which site, and why"),
+  define("debug", "-d", undefined, everywhere, "show bytecode and machine code; stacks of internal errors"),
+  define("dryRun", "--dry-run", undefined, ["trace"], "compile, verify, plan and print; touch nothing"),
+  define("mechanism", "--mechanism", "KIND", ["trace", "explain"], "auto (default), jump or int3"),
+  define("maxActive", "--maxactive", "N", ["trace"], "calls of one function whose returns are awaited at once"),
+  define("help", "-h --help", undefined, everywhere, "show this help"),
+  define("version", "-V --version", undefined, everywhere, "show the version"),
+];
+
+/** The flag as the person spells it. */
+export const spell = (flag: Flag): string =>
+  flag.letter === undefined ? `--${flag.word}` : `-${flag.letter}`;
