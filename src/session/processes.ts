@@ -1,0 +1,193 @@
+/**
+ * Which processes carry probes: those that have our shared memory mapped. What was done to them stands in the journal at
+ * its start, so this works for processes of any tracer, living or dead.
+ *
+ * A forked child has the shared memory of its parent, and copies of the changed text; the journal names the parent.
+ */
+import { readdirSync, readFileSync } from "node:fs";
+import {
+  type JournalContents,
+  JournalError,
+  type JournalMechanism,
+  journalBytes,
+  parseJournal,
+} from "../probe/journal.ts";
+import { MemoryFile } from "../target/process/memory-file.ts";
+import { type MapEntry, readMaps } from "../target/process/proc-fs.ts";
+import type { ReportOptions, SessionIo } from "./options.ts";
+
+/** The mapping's path in /proc/PID/maps; the kernel adds " (deleted)". */
+const SHARED_MEMORY_PATH = /^\/memfd:trapline(?: \(deleted\))?$/;
+
+/** More than any journal needs: a damaged record count must not make us read gigabytes. */
+const MOST_RECORDS = 1 << 20;
+/** Where the header has the number of records in use. */
+const RECORDS_IN_USE_OFFSET = 16;
+const HEADER_BYTES = journalBytes(0);
+
+export type TracerState =
+  /** The tracer that planted the probes is there. */
+  | { readonly kind: "alive"; readonly pid: number }
+  /** It has died without taking them out. */
+  | { readonly kind: "dead"; readonly pid: number };
+
+export interface TracedProcessReport {
+  readonly pid: number;
+  readonly comm: string;
+  readonly tracer: TracerState;
+  /** The process whose journal this is, when it is not `pid`: an ancestor that has forked. */
+  readonly forkedFrom: number | undefined;
+  /** Sites that are changed now, by mechanism. */
+  readonly sitesByMechanism: ReadonlyMap<JournalMechanism, number>;
+  readonly journal: JournalContents;
+}
+
+export interface ProcessScan {
+  readonly traced: readonly TracedProcessReport[];
+  /** Processes with our memory, whose journal does not make sense. */
+  readonly damaged: readonly { readonly pid: number; readonly comm: string; readonly why: string }[];
+  /** How many processes may not be looked into. */
+  readonly unreadable: number;
+}
+
+/** Looks at all processes that this user may look into. */
+export function findTracedProcesses(): ProcessScan {
+  const traced: TracedProcessReport[] = [];
+  const damaged: { pid: number; comm: string; why: string }[] = [];
+  let unreadable = 0;
+  for (const name of readdirSync("/proc")) {
+    if (!/^\d+$/.test(name)) continue;
+    const pid = Number(name);
+    try {
+      const mapping = readMaps(pid).find(({ path }) => SHARED_MEMORY_PATH.test(path));
+      if (mapping === undefined) continue;
+      // A tracer maps the memory of its targets; that is not a process with probes.
+      const journal = readJournal(pid, mapping);
+      if (journal.header.tracerPid === pid) continue;
+      traced.push(report(pid, journal));
+    } catch (error) {
+      if (error instanceof JournalError) damaged.push({ pid, comm: readComm(pid), why: error.message });
+      // One that has just ended is no obstacle; neither is a kernel thread, whose list of mappings is empty.
+      else if (isRefusal(error)) unreadable++;
+    }
+  }
+  return { traced, damaged, unreadable };
+}
+
+/** The journal of one process; undefined when it carries no probes. Throws `JournalError` for one that is damaged. */
+export function findJournal(pid: number): JournalContents | undefined {
+  const mapping = readMaps(pid).find(({ path }) => SHARED_MEMORY_PATH.test(path));
+  return mapping === undefined ? undefined : readJournal(pid, mapping);
+}
+
+function readJournal(pid: number, mapping: MapEntry): JournalContents {
+  const memory = MemoryFile.open(pid, "r");
+  try {
+    const mappedBytes = Number(mapping.end - mapping.start);
+    const header = memory.read(mapping.start, HEADER_BYTES);
+    const used = new DataView(header.buffer).getUint32(RECORDS_IN_USE_OFFSET, true);
+    const lenBytes = Math.min(journalBytes(Math.min(used, MOST_RECORDS)), mappedBytes);
+    return parseJournal(memory.read(mapping.start, lenBytes));
+  } finally {
+    memory.close();
+  }
+}
+
+function report(pid: number, journal: JournalContents): TracedProcessReport {
+  const { tracerPid, tracerStart, targetPid } = journal.header;
+  const sitesByMechanism = new Map<JournalMechanism, number>();
+  for (const { state, mechanism } of journal.sites)
+    if (state === "armed") sitesByMechanism.set(mechanism, (sitesByMechanism.get(mechanism) ?? 0) + 1);
+  return {
+    pid,
+    comm: readComm(pid),
+    tracer: { kind: findStartTime(tracerPid) === tracerStart ? "alive" : "dead", pid: tracerPid },
+    forkedFrom: targetPid === pid ? undefined : targetPid,
+    sitesByMechanism,
+    journal,
+  };
+}
+
+/**
+ * When a process was started, in clock ticks since boot (field 22 of /proc/PID/stat, proc(5)): with its number, its
+ * identity. Undefined when it is no more, or only waits to be reaped.
+ */
+export function findStartTime(pid: number): bigint | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return fields[0] === "Z" || fields[0] === "X" ? undefined : BigInt(fields[19]!);
+  } catch {
+    return undefined;
+  }
+}
+
+function readComm(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/comm`, "utf8").trimEnd();
+  } catch {
+    return "?";
+  }
+}
+
+function isRefusal(error: unknown): boolean {
+  const code = (error as NodeJS.ErrnoException).code;
+  return code === "EACCES" || code === "EPERM";
+}
+
+/** `trapline ps`: one line for each process that carries probes. */
+export async function listTracedProcesses({ format }: ReportOptions, io: SessionIo): Promise<number> {
+  const { traced, damaged, unreadable } = findTracedProcesses();
+  if (format === "json") for (const process of traced) io.out.write(`${JSON.stringify(toJson(process))}\n`);
+  else if (traced.length > 0) io.out.write(toTable(traced));
+  for (const { pid, comm, why } of damaged)
+    io.err.write(`process ${pid} (${comm}) has memory of a tracer, but: ${why}\n`);
+  if (traced.length === 0 && damaged.length === 0 && format === "text")
+    io.err.write("no process carries probes\n");
+  const abandoned = traced.filter(
+    ({ tracer, forkedFrom }) => tracer.kind === "dead" && forkedFrom === undefined,
+  );
+  for (const { pid } of abandoned)
+    io.err.write(
+      `the tracer of process ${pid} has died; to take its probes out: trapline detach -p ${pid}\n`,
+    );
+  if (unreadable > 0)
+    io.err.write(`skipped: ${unreadable} processes that only their user or root may look into\n`);
+  return 0;
+}
+
+function toTable(processes: readonly TracedProcessReport[]): string {
+  const rows = [
+    ["PID", "COMMAND", "TRACER", "SITES"],
+    ...processes.map(({ pid, comm, tracer, forkedFrom, sitesByMechanism }) => [
+      `${pid}`,
+      comm,
+      `${tracer.pid} ${tracer.kind}`,
+      describeSites(sitesByMechanism) + (forkedFrom === undefined ? "" : ` (forked from ${forkedFrom})`),
+    ]),
+  ];
+  const widths = [0, 1, 2].map((column) => Math.max(...rows.map((row) => row[column]!.length)));
+  return rows
+    .map((row) => `${row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ")}\n`)
+    .join("");
+}
+
+function describeSites(sites: ReadonlyMap<JournalMechanism, number>): string {
+  const total = [...sites.values()].reduce((sum, count) => sum + count, 0);
+  if (total === 0) return "0";
+  return `${total} (${[...sites].map(([mechanism, count]) => `${count} ${mechanism}`).join(", ")})`;
+}
+
+function toJson({ pid, comm, tracer, forkedFrom, sitesByMechanism }: TracedProcessReport): object {
+  return {
+    type: "process",
+    data: {
+      pid,
+      comm,
+      tracer: tracer.pid,
+      tracer_alive: tracer.kind === "alive",
+      ...(forkedFrom === undefined ? {} : { forked_from: forkedFrom }),
+      sites: Object.fromEntries(sitesByMechanism),
+    },
+  };
+}
