@@ -87,3 +87,11 @@ function takenAddress(code: CodeBlock, index: number): bigint | undefined {
   const to = ripTargetOf(insn);
   return to !== undefined && to >= code.start && to < code.end ? to : undefined;
 }
+
+/**
+ * Compilers move unlikely blocks of a function elsewhere (`f.cold`), and jump tables may lead there. Such a part has
+ * a name with a suffix, or in a stripped image no name at all.
+ */
+export function mayBeColdPart(fn: FunctionCode): boolean {
+  return fn.name === undefined || /\.(cold|part)\b/.test(fn.name);
+}

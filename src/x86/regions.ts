@@ -19,7 +19,7 @@
 import { type BranchInto, findBranchesInto, findShortBranch } from "./branch-scan.ts";
 import { type CodeImage, textBytes } from "./code-image.ts";
 import { boundaryAt, type CodeBlock, type Insn } from "./decode.ts";
-import { analyseFunction, type EntrySource, type FunctionCode } from "./function-code.ts";
+import { analyseFunction, type EntrySource, type FunctionCode, mayBeColdPart } from "./function-code.ts";
 import { allOffsetTableTargets } from "./indirect-jumps.ts";
 
 /** Length of `e9 rel32`. */
@@ -330,14 +330,6 @@ function nopLength(bytes: Uint8Array, from: number): number {
 /** Can execution leave this last instruction of a function at its end? A call there never comes back. */
 function fallsOut(last: Insn): boolean {
   return !["jump", "jump-indirect", "return", "stop", "call", "call-indirect"].includes(last.flow);
-}
-
-/**
- * Compilers move unlikely blocks of a function elsewhere (`f.cold`), and jump tables may lead there. Such a part has
- * a name with a suffix, or in a stripped image no name at all.
- */
-function mayBeColdPart(fn: FunctionCode): boolean {
-  return fn.name === undefined || /\.(cold|part)\b/.test(fn.name);
 }
 
 /**

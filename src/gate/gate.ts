@@ -1,0 +1,133 @@
+/**
+ * Into the world of the programs and back, level "none": on the thread's own stack, signals as they are.
+ *
+ *     lea rsp, [rsp - total]      over the red zone; lea, because sub would change the flags
+ *     mov [rsp + slot], reg       registers that are read or must survive
+ *     lahf; seto al; mov [..]     status flags, if they must survive: pushfq and popfq cost ten times as much
+ *     mov [rsp + 128], ip ...     other slots of the context that are read
+ *       mov [rsp + 120], cookie   before each program, if it reads it
+ *       call program
+ *     mov eax, [..]; add al, 0x7f; sahf
+ *     mov reg, [rsp + slot]
+ *     lea rsp, [rsp + total]
+ *
+ * Nothing before `lahf` and nothing behind `sahf` changes a flag. A signal may arrive anywhere: everything below
+ * rsp is free, everything in use is above it.
+ *
+ * Facts: Intel SDM 2B (lahf: ah = SF ZF 0 AF 0 PF 1 CF); 0x7f + al sets OF exactly when al is 1.
+ */
+import {
+  PT_REGS_COOKIE,
+  PT_REGS_CS,
+  PT_REGS_FLAGS,
+  PT_REGS_IP,
+  PT_REGS_SP,
+  PT_REGS_SS,
+  RAX,
+  RSP,
+  regNames,
+} from "../x86/registers.ts";
+import type { CodeWriter } from "./code-writer.ts";
+import type { GateFrame, GateProgram } from "./gate-frame.ts";
+
+/** User code and stack segments of 64-bit Linux processes. */
+const USER_CS = 0x33;
+const USER_SS = 0x2b;
+
+/** Original stack pointer and address of the point, for the slots of the same names. */
+export interface GatePlace {
+  /** Undefined: the slot is filled by the caller. */
+  readonly ip: bigint | undefined;
+  /** Added to rsp inside the gate to get the stack pointer that programs see. */
+  readonly spOffset: number;
+}
+
+export function emitEnter(writer: CodeWriter, frame: GateFrame, place: GatePlace): void {
+  const { asm } = writer;
+  if (frame.totalBytes > 0) {
+    writer.note(frame.redZoneBytes > 0 ? "step over the red zone, make room" : "make room");
+    asm.lea(RSP, { base: RSP, disp: -frame.totalBytes });
+  }
+  if (frame.reads.has(PT_REGS_FLAGS)) {
+    writer.note("flags, read by a program");
+    asm.pushfq();
+    asm.pop({ base: RSP, disp: PT_REGS_FLAGS });
+  }
+  for (const { reg, slot, isRead, isRestored } of frame.regs) {
+    const why = [isRestored ? "live" : "", isRead ? "read by a program" : ""].filter((text) => text !== "");
+    writer.note(`${regNames[reg]}: ${why.join(", ")}`);
+    asm.mov({ base: RSP, disp: slot }, reg);
+  }
+  if (frame.flagsSlot !== undefined) {
+    writer.note("keep the status flags");
+    asm.lahf();
+    asm.set("o", RAX);
+    asm.mov({ base: RSP, disp: frame.flagsSlot }, RAX, 32);
+  }
+  emitContextSlots(writer, frame, place);
+}
+
+function emitContextSlots(writer: CodeWriter, frame: GateFrame, place: GatePlace): void {
+  const { asm } = writer;
+  if (frame.reads.has(PT_REGS_SP)) {
+    const scratch = frame.scratch!;
+    writer.note("stack pointer, read by a program");
+    asm.lea(scratch, { base: RSP, disp: place.spOffset });
+    asm.mov({ base: RSP, disp: PT_REGS_SP }, scratch);
+  }
+  if (frame.reads.has(PT_REGS_IP) && place.ip !== undefined) {
+    writer.note("address of the point, read by a program");
+    emitConstant(writer, frame, PT_REGS_IP, place.ip);
+  }
+  if (frame.reads.has(PT_REGS_CS)) {
+    writer.note("code segment, read by a program");
+    asm.movImm({ base: RSP, disp: PT_REGS_CS }, USER_CS);
+  }
+  if (frame.reads.has(PT_REGS_SS)) {
+    writer.note("stack segment, read by a program");
+    asm.movImm({ base: RSP, disp: PT_REGS_SS }, USER_SS);
+  }
+}
+
+/** One 8-byte store: two halves would make the program's load wait for both. */
+function emitConstant(writer: CodeWriter, frame: GateFrame, slot: number, value: bigint): void {
+  const { asm } = writer;
+  if (BigInt.asUintN(64, BigInt.asIntN(32, value)) === BigInt.asUintN(64, value)) {
+    asm.movImm({ base: RSP, disp: slot }, BigInt.asIntN(64, value));
+    return;
+  }
+  const scratch = frame.scratch!;
+  asm.movImm(scratch, value);
+  asm.mov({ base: RSP, disp: slot }, scratch);
+}
+
+/** `scratch` holds for the first program only; later ones may use what the programs before them clobbered. */
+export function emitPrograms(writer: CodeWriter, frame: GateFrame, programs: readonly GateProgram[]): void {
+  for (const program of programs) {
+    if (program.ctxReads.has(PT_REGS_COOKIE)) {
+      writer.note(`attach cookie of ${program.name}`);
+      emitConstant(writer, frame, PT_REGS_COOKIE, program.cookie);
+    }
+    writer.note(`run ${program.name}`);
+    writer.call(program.entry);
+  }
+}
+
+export function emitLeave(writer: CodeWriter, frame: GateFrame): void {
+  const { asm } = writer;
+  if (frame.flagsSlot !== undefined) {
+    writer.note("status flags back");
+    asm.mov(RAX, { base: RSP, disp: frame.flagsSlot }, 32);
+    asm.addImm(RAX, 0x7f, 8);
+    asm.sahf();
+  }
+  for (const { reg, slot, isRestored } of frame.regs) {
+    if (!isRestored) continue;
+    writer.note(`${regNames[reg]} back`);
+    asm.mov(reg, { base: RSP, disp: slot });
+  }
+  if (frame.totalBytes > 0) {
+    writer.note("stack back");
+    asm.lea(RSP, { base: RSP, disp: frame.totalBytes });
+  }
+}

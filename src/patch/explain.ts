@@ -1,0 +1,115 @@
+/**
+ * Generated code as text: every instruction with its bytes, and behind it what it is for.
+ *
+ *     7f12a0001000  48 89 bc 24 70 00 00 00  mov [rsp+0x70], rdi    ; rdi: read by a program
+ */
+import type { CodeNote, WrittenCode } from "../gate/code-writer.ts";
+import { decodeBlock, textOf } from "../x86/decode.ts";
+import { regNames } from "../x86/registers.ts";
+import type { Detour } from "./detour.ts";
+import type { SitePlan } from "./plan.ts";
+import { refusalText } from "./refusal.ts";
+
+export interface CodeLine {
+  readonly addr: bigint;
+  readonly bytes: Uint8Array;
+  /** Intel syntax; constants as `.quad`. */
+  readonly text: string;
+  /** What the instruction is for: only at the first one that serves this purpose. */
+  readonly note: string | undefined;
+}
+
+/** The lines of any code that was written with notes. */
+export function codeLines(code: Pick<WrittenCode, "at" | "bytes" | "notes">): CodeLine[] {
+  const lines: CodeLine[] = [];
+  const notes = [...code.notes].sort((a, b) => a.offset - b.offset);
+  const starts = notes.map((note) => note.offset);
+  if (starts[0] !== 0) notes.unshift({ offset: 0, text: "", isData: false });
+  for (const [i, note] of notes.entries()) {
+    const end = notes[i + 1]?.offset ?? code.bytes.length;
+    const bytes = code.bytes.subarray(note.offset, end);
+    const at = code.at + BigInt(note.offset);
+    const part = note.isData ? dataLines(at, bytes) : insnLines(at, bytes);
+    for (const [j, line] of part.entries())
+      lines.push({ ...line, note: j === 0 && note.text !== "" ? note.text : undefined });
+  }
+  return lines;
+}
+
+function insnLines(at: bigint, bytes: Uint8Array): Omit<CodeLine, "note">[] {
+  const block = decodeBlock(at, bytes);
+  const lines = block.insns().map((insn) => ({ addr: insn.addr, bytes: insn.bytes, text: textOf(insn) }));
+  const rest = block.undecodableAt;
+  if (rest !== undefined) lines.push(...dataLines(rest, bytes.subarray(Number(rest - at))));
+  return lines;
+}
+
+function dataLines(at: bigint, bytes: Uint8Array): { addr: bigint; bytes: Uint8Array; text: string }[] {
+  const lines: { addr: bigint; bytes: Uint8Array; text: string }[] = [];
+  let offset = 0;
+  while (offset < bytes.length) {
+    const addr = at + BigInt(offset);
+    const left = bytes.length - offset;
+    const lenBytes = addr % 8n === 0n && left >= 8 ? 8 : left % 8 === 0 && left > 0 ? 8 : left % 8;
+    const word = bytes.subarray(offset, offset + lenBytes);
+    const value = word.reduceRight((sum, byte) => (sum << 8n) | BigInt(byte), 0n);
+    const text = lenBytes === 8 ? `.quad 0x${value.toString(16)}` : `.byte ${hexBytes(word)}`;
+    lines.push({ addr, bytes: word, text });
+    offset += lenBytes;
+  }
+  return lines;
+}
+
+export function hexBytes(bytes: Uint8Array): string {
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
+}
+
+export function printCodeLines(lines: readonly CodeLine[]): string[] {
+  const texts = lines.map(
+    (line) => `${line.addr.toString(16)}  ${hexBytes(line.bytes).padEnd(29)}  ${line.text}`,
+  );
+  const width = Math.min(80, Math.max(0, ...texts.map((text) => text.length)));
+  return texts.map((text, i) => {
+    const { note } = lines[i]!;
+    return note === undefined ? text : `${text.padEnd(width)}  ; ${note}`;
+  });
+}
+
+/** Bytes before and after, mechanism, reasons, what is saved, and the detour line by line. */
+export function explainSite(
+  plan: SitePlan,
+  detour: Detour | undefined,
+  patch: Uint8Array | undefined,
+  print: (addr: bigint) => string = (addr) => `0x${addr.toString(16)}`,
+): string[] {
+  const lines: string[] = [];
+  const name = plan.fn?.name;
+  const offset =
+    plan.fn === undefined
+      ? ""
+      : plan.at === plan.fn.start
+        ? ""
+        : `+0x${(plan.at - plan.fn.start).toString(16)}`;
+  const place = name === undefined ? plan.image : `${plan.image}:${name}${offset}`;
+  lines.push(
+    `site 0x${plan.at.toString(16)} (${place}): ${plan.mechanism}${plan.isEntry ? ", function entry" : ""}`,
+  );
+  for (const { mechanism, refusal } of plan.refused)
+    lines.push(`  not ${mechanism}: ${refusalText(refusal, print)}`);
+  lines.push(`  before  ${hexBytes(plan.oldBytes)}`);
+  if (patch !== undefined) lines.push(`  after   ${hexBytes(patch)}`);
+  lines.push("  displaced instructions");
+  for (const insn of plan.region.insns)
+    lines.push(`    ${insn.addr.toString(16)}  ${hexBytes(insn.bytes).padEnd(29)}  ${textOf(insn)}`);
+  if (plan.region.paddingBytes > 0) lines.push(`    and ${plan.region.paddingBytes} bytes of padding`);
+  if (detour === undefined) return lines;
+  const restored = detour.frame.regs.filter((reg) => reg.isRestored).map(({ reg }) => regNames[reg]);
+  const flags = detour.frame.flagsSlot === undefined ? [] : ["status flags"];
+  const kept = [...restored, ...flags];
+  lines.push(`  kept: ${kept.length === 0 ? "nothing is both live and changed" : kept.join(", ")}`);
+  lines.push(`  detour 0x${detour.at.toString(16)}, ${detour.bytes.length} bytes`);
+  for (const line of printCodeLines(codeLines(detour))) lines.push(`    ${line}`);
+  return lines;
+}
+
+export type { CodeNote };

@@ -1,0 +1,52 @@
+export {
+  type Detour,
+  type DetourResult,
+  type DetourSpec,
+  emitDetour,
+  type ReturnHook,
+  stackNeed,
+} from "./detour.ts";
+export { type CodeLine, codeLines, explainSite, hexBytes, printCodeLines } from "./explain.ts";
+export {
+  findReturnRefusal,
+  type Mechanism,
+  mechanisms,
+  type PlannedSite,
+  type PlanOptions,
+  patchOf,
+  planAsTrap,
+  planSites,
+  type RefusedRung,
+  type RefusedSite,
+  type SiteFunction,
+  type SitePlan,
+} from "./plan.ts";
+export { type Refusal, type ReturnRefusal, refusalText } from "./refusal.ts";
+export {
+  emitReturnTrampoline,
+  type ReturnTrampoline,
+  type ReturnTrampolineSpec,
+} from "./return-probe.ts";
+export {
+  emitReturnRuntime,
+  RETURN_ADDRESS_OFFSET,
+  RETURN_ENTRY_BYTES,
+  RETURN_KEY_OFFSET,
+  type ReturnEntry,
+  type ReturnRuntime,
+  type ReturnTableSpec,
+  readReturnTable,
+  returnsToRestore,
+  returnTableBytes,
+  returnTableEntries,
+} from "./return-table.ts";
+export {
+  decodeSignalAction,
+  emitTrapHandler,
+  encodeSignalAction,
+  SIGNAL_ACTION_BYTES,
+  type SignalAction,
+  type TrapHandler,
+  type TrapHandlerSpec,
+} from "./trap-handler.ts";
+export { type TableWrite, TrapTable } from "./trap-table.ts";

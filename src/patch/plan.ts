@@ -1,0 +1,187 @@
+/**
+ * What will be done to each site, as plain data: which mechanism, which bytes, what must survive there, and why
+ * not a higher rung of the ladder.
+ *
+ * A plan holds no address of anything that has to be allocated first, so it can be printed and compared before the
+ * target is touched. `emitDetour` makes code of it, `patchOf` the bytes for the text.
+ *
+ * The ladder of this step: `jump`, then `int3`. Sites are planned together, because they exclude each other and
+ * because the searches over the whole image are paid once.
+ */
+import { mayBeColdPart } from "../x86/function-code.ts";
+import { everythingLive, type Liveness, liveAt } from "../x86/liveness.ts";
+import type { ImageCode, Region, RegionResult } from "../x86/regions.ts";
+import { findUnrelocatable } from "../x86/relocate.ts";
+import type { Refusal, ReturnRefusal } from "./refusal.ts";
+
+export type Mechanism = "jump" | "int3";
+
+/** All rungs, highest first. */
+export const mechanisms: readonly Mechanism[] = ["jump", "int3"];
+
+export interface RefusedRung {
+  readonly mechanism: Mechanism;
+  readonly refusal: Refusal;
+}
+
+export interface SiteFunction {
+  readonly name: string | undefined;
+  readonly start: bigint;
+  readonly end: bigint;
+}
+
+export interface SitePlan {
+  readonly kind: "planned";
+  readonly at: bigint;
+  readonly image: string;
+  readonly fn: SiteFunction | undefined;
+  /** A call has just led here: nothing below rsp and no flags are live, and the return address is at [rsp]. */
+  readonly isEntry: boolean;
+  readonly mechanism: Mechanism;
+  /** What the detour executes in place of the text. */
+  readonly region: Region;
+  /** The text of the region as it must be before the patch. */
+  readonly oldBytes: Uint8Array;
+  readonly liveness: Liveness;
+  /** Higher rungs, with the reason that refused each. */
+  readonly refused: readonly RefusedRung[];
+}
+
+export interface RefusedSite {
+  readonly kind: "refused";
+  readonly at: bigint;
+  readonly image: string;
+  readonly refused: readonly RefusedRung[];
+}
+
+export type PlannedSite = SitePlan | RefusedSite;
+
+export interface PlanOptions {
+  /** `auto` takes the highest rung that is safe; another forces that one. */
+  readonly mechanism: "auto" | Mechanism;
+  /** Sites of probes that are armed already. */
+  readonly armed?: Iterable<bigint>;
+  /** What the target's memory holds, to be compared with the file. */
+  readonly readText?: (addr: bigint, lenBytes: number) => Uint8Array | undefined;
+}
+
+/** Plans for all sites of one image, in order. */
+export function planSites(code: ImageCode, sites: readonly bigint[], options: PlanOptions): PlannedSite[] {
+  const jumps = options.mechanism === "int3" ? undefined : code.jumpRegions(sites, options.armed ?? []);
+  return sites.map((at, i) => {
+    const refused: RefusedRung[] = [];
+    const jump = jumps?.[i];
+    if (jump === undefined) {
+      refused.push({
+        mechanism: "jump",
+        refusal: { reason: "other-mechanism-forced", mechanism: options.mechanism },
+      });
+    } else {
+      const plan = tryRung(code, at, "jump", jump, refused, options);
+      if (plan !== undefined) return plan;
+    }
+    if (options.mechanism !== "jump") {
+      const plan = tryRung(code, at, "int3", code.trapRegion(at), refused, options);
+      if (plan !== undefined) return plan;
+    }
+    return { kind: "refused", at, image: code.image.name, refused };
+  });
+}
+
+function tryRung(
+  code: ImageCode,
+  at: bigint,
+  mechanism: Mechanism,
+  result: RegionResult,
+  refused: RefusedRung[],
+  options: PlanOptions,
+): SitePlan | undefined {
+  const refusal =
+    result.kind === "refused"
+      ? result.refusal
+      : (findUnrelocatable(result.region) ?? findDifference(code, result.region, options));
+  if (refusal !== undefined || result.kind === "refused") {
+    if (refusal !== undefined) refused.push({ mechanism, refusal });
+    return undefined;
+  }
+  const { region, fn } = result;
+  const offset = Number(at - fn.start);
+  const isKnown = code.image.findFunction(at) !== undefined;
+  const isEntry = isKnown && offset === 0 && !fn.entries.has(0) && !mayBeColdPart(fn);
+  return {
+    kind: "planned",
+    at,
+    image: code.image.name,
+    fn: isKnown ? { name: fn.name, start: fn.start, end: fn.end } : undefined,
+    isEntry,
+    mechanism,
+    region,
+    oldBytes: regionBytes(code, region),
+    liveness: isKnown ? liveAt(fn.code, fn.code.indexAt(offset), isEntry) : everythingLive,
+    refused: [...refused],
+  };
+}
+
+function findDifference(code: ImageCode, region: Region, options: PlanOptions): Refusal | undefined {
+  if (options.readText === undefined) return undefined;
+  const found = options.readText(region.start, region.lenBytes);
+  if (found === undefined) return { reason: "text-unreadable", at: region.start };
+  const expected = regionBytes(code, region);
+  if (expected.every((byte, i) => byte === found[i])) return undefined;
+  return { reason: "text-differs", at: region.start, expected, found };
+}
+
+function regionBytes(code: ImageCode, region: Region): Uint8Array {
+  for (const range of code.image.text) {
+    const offset = Number(region.start - range.start);
+    if (offset >= 0 && offset + region.lenBytes <= range.bytes.length)
+      return range.bytes.slice(offset, offset + region.lenBytes);
+  }
+  throw new Error(`read region at 0x${region.start.toString(16)}: not in the text`);
+}
+
+/** The same site one rung lower, when an address that is known only now refuses the jump. */
+export function planAsTrap(code: ImageCode, plan: SitePlan, refusal: Refusal): PlannedSite {
+  const refused: RefusedRung[] = [...plan.refused, { mechanism: plan.mechanism, refusal }];
+  const trap = tryRung(code, plan.at, "int3", code.trapRegion(plan.at), refused, { mechanism: "int3" });
+  return trap ?? { kind: "refused", at: plan.at, image: plan.image, refused };
+}
+
+/** Functions that return more than once for one call: a hijacked return address would be used up by the first return. */
+const returnsTwice = new Set([
+  "vfork",
+  "__vfork",
+  "setjmp",
+  "_setjmp",
+  "__setjmp",
+  "sigsetjmp",
+  "__sigsetjmp",
+  "savectx",
+  "getcontext",
+  "__getcontext",
+  "swapcontext",
+  "__swapcontext",
+]);
+
+/** Why the site cannot have a return probe, or undefined. */
+export function findReturnRefusal(plan: SitePlan): ReturnRefusal | undefined {
+  if (!plan.isEntry) return { reason: "not-a-function-entry", at: plan.at };
+  const name = plan.fn?.name?.replace(/@.*/, "");
+  if (name !== undefined && returnsTwice.has(name)) return { reason: "returns-twice", name };
+  return undefined;
+}
+
+/** The bytes that replace the region's text. All but the first ones are the old ones. */
+export function patchOf(plan: SitePlan, mechanism: Mechanism, detour: bigint): Uint8Array {
+  const bytes = plan.oldBytes.slice();
+  if (mechanism === "int3") {
+    bytes[0] = 0xcc;
+    return bytes;
+  }
+  const rel = detour - (plan.at + 5n);
+  if (BigInt.asIntN(32, rel) !== rel || plan.mechanism !== "jump")
+    throw new Error(`patch 0x${plan.at.toString(16)}: no jump to 0x${detour.toString(16)}`);
+  bytes[0] = 0xe9;
+  for (let i = 0; i < 4; i++) bytes[1 + i] = Number((rel >> BigInt(8 * i)) & 0xffn);
+  return bytes;
+}

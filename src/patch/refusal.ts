@@ -1,0 +1,85 @@
+/**
+ * Why a site does not get a mechanism, as data and as text.
+ *
+ * The set is closed: a new reason needs its line here, and the compiler says where.
+ */
+import type { RegionRefusal } from "../x86/regions.ts";
+import type { RelocationRefusal } from "../x86/relocate.ts";
+
+export type Refusal =
+  | RegionRefusal
+  | RelocationRefusal
+  | {
+      readonly reason: "text-differs";
+      readonly at: bigint;
+      readonly expected: Uint8Array;
+      readonly found: Uint8Array;
+    }
+  | { readonly reason: "text-unreadable"; readonly at: bigint }
+  | { readonly reason: "other-mechanism-forced"; readonly mechanism: string };
+
+/** Why a function cannot have a return probe by a hijacked return address. */
+export type ReturnRefusal =
+  | { readonly reason: "not-a-function-entry"; readonly at: bigint }
+  | { readonly reason: "returns-twice"; readonly name: string };
+
+/** One line, lower case, without the site: the caller names it. `print` may add symbols to addresses. */
+export function refusalText(
+  refusal: Refusal | ReturnRefusal,
+  print: (addr: bigint) => string = (addr) => `0x${addr.toString(16)}`,
+): string {
+  switch (refusal.reason) {
+    case "no-function":
+      return `no function is known at ${print(refusal.at)}`;
+    case "no-text":
+      return `${print(refusal.at)} is not in executable memory of the image`;
+    case "inside-instruction":
+      return `${print(refusal.at)} is inside an instruction; the nearest ones are at ${print(refusal.before)} and ${print(refusal.after)}`;
+    case "undecodable":
+      return `the bytes at ${print(refusal.at)} are no instruction`;
+    case "jump-into-region":
+      return `jump into region: ${print(refusal.from)} leads to ${print(refusal.to)}`;
+    case "jump-table-into-region":
+      return `jump table entry into region: ${print(refusal.from)} leads to ${print(refusal.to)}`;
+    case "address-taken-in-region":
+      return `${print(refusal.from)} takes the address ${print(refusal.to)} in the region`;
+    case "pointer-into-region":
+      return `data points to ${print(refusal.to)} in the region`;
+    case "landing-pad-in-region":
+      return `exceptions land at ${print(refusal.to)} in the region`;
+    case "indirect-jump-unresolved":
+      return `the indirect jump at ${print(refusal.at)} may lead anywhere in the function`;
+    case "call-inside-region":
+      return `the call at ${print(refusal.at)} returns into the region`;
+    case "syscall-in-region":
+      return `the system call at ${print(refusal.at)} returns into the region`;
+    case "unreached-code-in-region":
+      return `nothing known leads to the code at ${print(refusal.at)} in the region`;
+    case "region-crosses-function-end":
+      return `the function ends at ${print(refusal.end)}, inside the region`;
+    case "other-probe-in-region":
+      return `another probe is at ${print(refusal.at)} in the region`;
+    case "unrelocatable":
+      return `the instruction at ${print(refusal.at)} cannot be moved: ${refusal.what}`;
+    case "operand-out-of-reach":
+      return `${print(refusal.to)}, which ${print(refusal.at)} uses, is too far from the detour`;
+    case "detour-out-of-reach":
+      return `the detour at ${print(refusal.detour)} is more than 2 GiB away`;
+    case "text-differs":
+      return `the text at ${print(refusal.at)} holds ${hex(refusal.found)}, its file ${hex(refusal.expected)}`;
+    case "text-unreadable":
+      return `the text at ${print(refusal.at)} cannot be read`;
+    case "other-mechanism-forced":
+      return `${refusal.mechanism} was asked for`;
+    case "not-a-function-entry":
+      return `${print(refusal.at)} is no function entry, so no return address is on top of the stack`;
+    case "returns-twice":
+      return `${refusal.name} returns more than once for one call`;
+    default:
+      return refusal satisfies never;
+  }
+}
+
+function hex(bytes: Uint8Array): string {
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
+}

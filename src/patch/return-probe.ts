@@ -1,0 +1,85 @@
+/**
+ * Where a function returns to while its return is probed: the stubs and the trampoline of one point.
+ *
+ *     -8:        address of the point's nmissed counter
+ *     stubs:     push depth; jmp trampoline        eight times, 16 bytes apart, 128-byte aligned
+ *     trampoline:
+ *                gate enter                        the pushed depth lies in the slot itself
+ *                find the original return address, put it into the slot
+ *                program 1 .. n                    ip = the address returned to, rax = the return value
+ *                gate leave
+ *                ret
+ *
+ * At a return rax and rdx carry values, the callee-saved registers are the caller's, and the caller may rely on
+ * more (gcc -fipa-ra); so everything that is changed is restored. Flags are dead. Nothing below the caller's rsp is
+ * in use, so there is no red zone to step over: but the slot itself lies there until `ret`, and the frame is below it.
+ */
+import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
+import { emitEnter, emitLeave, emitPrograms } from "../gate/gate.ts";
+import { type GateFrame, type GateProgram, planFrame } from "../gate/gate-frame.ts";
+import { ALL_REGS } from "../x86/liveness.ts";
+import { PT_REGS_IP, R10, R11, RSP } from "../x86/registers.ts";
+import { FIND_CLOBBERS, MAX_RETURN_DEPTH, type ReturnRuntime, STUBS_BYTES } from "./return-table.ts";
+
+export interface ReturnTrampolineSpec {
+  /** In the table's range of trampolines. */
+  readonly at: bigint;
+  readonly programs: readonly GateProgram[];
+  readonly runtime: ReturnRuntime;
+  /** Counter of returns that were not probed, 8 bytes of shared memory. */
+  readonly nmissed: bigint;
+}
+
+export interface ReturnTrampoline extends WrittenCode {
+  /** What the detour at the function's entry puts into the slot; 128-byte aligned. */
+  readonly stubs: bigint;
+  readonly frame: GateFrame;
+}
+
+export function emitReturnTrampoline(spec: ReturnTrampolineSpec): ReturnTrampoline {
+  const { runtime } = spec;
+  const { start, end } = runtime.table.trampolines;
+  const frame = planFrame({
+    programs: spec.programs,
+    liveness: { regs: ALL_REGS, flagsLive: false },
+    isEntry: true,
+    otherClobbers: FIND_CLOBBERS,
+    otherClobbersFlags: false,
+  });
+  const writer = new CodeWriter(spec.at);
+  const { asm } = writer;
+  const body = asm.label("trampoline");
+
+  // The word before the stubs is the address of the counter.
+  writer.note("counter of missed returns", true);
+  const headBytes = Number(
+    (BigInt(STUBS_BYTES) - ((spec.at + 8n) % BigInt(STUBS_BYTES))) % BigInt(STUBS_BYTES),
+  );
+  asm.bytes(new Uint8Array(headBytes).fill(0xcc));
+  asm.data64(spec.nmissed);
+  const stubs = asm.here("stubs");
+  for (let depth = 0; depth <= MAX_RETURN_DEPTH; depth++) {
+    writer.note(depth === 0 ? "returned here" : `returned here through ${depth} tail calls`);
+    asm.pushImm(depth);
+    asm.jmp32(body);
+    asm.nop(9);
+  }
+  asm.bind(body);
+  emitEnter(writer, frame, { ip: undefined, spOffset: frame.totalBytes + 8 });
+  writer.note("key: slot and depth");
+  asm.lea(R10, { base: RSP, disp: frame.totalBytes });
+  asm.or(R10, { base: R10 });
+  writer.note("find the return address");
+  writer.call(runtime.find);
+  asm.mov({ base: RSP, disp: frame.totalBytes }, R11);
+  if (frame.reads.has(PT_REGS_IP)) asm.mov({ base: RSP, disp: PT_REGS_IP }, R11);
+  emitPrograms(writer, frame, spec.programs);
+  emitLeave(writer, frame);
+  writer.note("return");
+  asm.ret();
+  const written = writer.finish();
+  const stubsAt = asm.addressOf(stubs);
+  if (stubsAt < start || stubsAt + BigInt(STUBS_BYTES) > end || stubsAt % BigInt(STUBS_BYTES) !== 0n)
+    throw new Error(`emit trampoline at 0x${spec.at.toString(16)}: outside the range of trampolines`);
+  return { ...written, stubs: stubsAt, frame };
+}
