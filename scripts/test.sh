@@ -1,0 +1,41 @@
+#!/bin/bash
+# Everything that must hold: build, types, lint, import rules, tests. What the tests need beside Node is installed
+# when this runs as root on a Debian or Ubuntu, or named in one line.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+missing=()
+command -v gcc >/dev/null || missing+=(gcc)
+command -v g++ >/dev/null || missing+=(g++)
+command -v musl-gcc >/dev/null || missing+=(musl-tools)
+command -v objdump >/dev/null || missing+=(binutils)
+command -v python3 >/dev/null || missing+=(python3)
+[ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "installing ${missing[*]}"
+    { DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" ||
+      { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; }
+    } >/tmp/trapline-apt.log 2>&1 || {
+      tail -n 5 /tmp/trapline-apt.log >&2
+      echo "the tests need: apt-get install ${missing[*]}" >&2
+      exit 1
+    }
+  else
+    echo "the tests need: apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+fi
+
+step() {
+  echo "== $1"
+  shift
+  "$@"
+}
+
+step "build" npm run --silent build
+step "types" npm run --silent typecheck
+step "lint" npm run --silent lint
+step "import rules" npm run --silent imports
+step "tests" npx vitest run "$@"
