@@ -2,7 +2,8 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { afterEach, describe, expect, it } from "vitest";
 import { recordIo } from "../../test/support/session-io.ts";
 import { Journal } from "../probe/journal.ts";
-import { findJournal, findStartTime, findTracedProcesses, listTracedProcesses } from "./processes.ts";
+import { readStat } from "../target/process/proc-fs.ts";
+import { findJournals, findTracedProcesses, listTracedProcesses } from "./processes.ts";
 
 /**
  * A process that has shared memory of the tracer's name, filled with bytes from its standard input; with no tracer
@@ -56,7 +57,7 @@ function journalMemory(header: {
   return memory;
 }
 
-const ownStart = () => findStartTime(process.pid)!;
+const ownStart = () => readStat(process.pid).startTicks;
 
 describe("processes with probes", () => {
   it("counts the armed sites of a living tracer by mechanism", async () => {
@@ -116,7 +117,7 @@ describe("processes with probes", () => {
     const pid = await startHolder(() => new Uint8Array(8192).fill(0x41));
     const { damaged } = findTracedProcesses();
     expect(damaged.find((process) => process.pid === pid)?.why).toContain("journal");
-    expect(() => findJournal(pid)).toThrow(expect.objectContaining({ code: "bad-journal" }));
+    expect(() => findJournals(pid)).toThrow(expect.objectContaining({ code: "bad-journal" }));
   });
 
   it("a record count that cannot be is damage, and not gigabytes to read", async () => {
@@ -125,10 +126,10 @@ describe("processes with probes", () => {
       new DataView(memory.buffer).setUint32(16, 0xffff_ffff, true);
       return memory;
     });
-    expect(() => findJournal(pid)).toThrow(expect.objectContaining({ code: "bad-journal" }));
+    expect(() => findJournals(pid)).toThrow(expect.objectContaining({ code: "bad-journal" }));
   });
 
   it("a process without probes has no journal", () => {
-    expect(findJournal(process.pid)).toBeUndefined();
+    expect(findJournals(process.pid)).toEqual([]);
   });
 });

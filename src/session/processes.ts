@@ -4,7 +4,7 @@
  *
  * A forked child has the shared memory of its parent, and copies of the changed text; the journal names the parent.
  */
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import {
   type JournalContents,
   JournalError,
@@ -13,11 +13,10 @@ import {
   parseJournal,
 } from "../probe/journal.ts";
 import { MemoryFile } from "../target/process/memory-file.ts";
-import { type MapEntry, readMaps } from "../target/process/proc-fs.ts";
+import { readStat } from "../target/process/proc-fs.ts";
+import type { AddrRange } from "../target/target.ts";
 import type { ReportOptions, SessionIo } from "./options.ts";
-
-/** The mapping's path in /proc/PID/maps; the kernel adds " (deleted)". */
-const SHARED_MEMORY_PATH = /^\/memfd:trapline(?: \(deleted\))?$/;
+import { findJournalMappings } from "./restore-process.ts";
 
 /** More than any journal needs: a damaged record count must not make us read gigabytes. */
 const MOST_RECORDS = 1 << 20;
@@ -31,6 +30,7 @@ export type TracerState =
   /** It has died without taking them out. */
   | { readonly kind: "dead"; readonly pid: number };
 
+/** What one session has done to one process. */
 export interface TracedProcessReport {
   readonly pid: number;
   readonly comm: string;
@@ -59,28 +59,27 @@ export function findTracedProcesses(): ProcessScan {
     if (!/^\d+$/.test(name)) continue;
     const pid = Number(name);
     try {
-      const mapping = readMaps(pid).find(({ path }) => SHARED_MEMORY_PATH.test(path));
-      if (mapping === undefined) continue;
-      // A tracer maps the memory of its targets; that is not a process with probes.
-      const journal = readJournal(pid, mapping);
-      if (journal.header.tracerPid === pid) continue;
-      traced.push(report(pid, journal));
+      for (const mapping of findJournalMappings(pid)) {
+        const found = readReport(pid, mapping);
+        if (found instanceof JournalError)
+          damaged.push({ pid, comm: readStat(pid).comm, why: found.message });
+        // A tracer has the memory of its targets mapped, too; it carries no probes for that.
+        else if (found.tracer.pid !== pid) traced.push(found);
+      }
     } catch (error) {
-      if (error instanceof JournalError) damaged.push({ pid, comm: readComm(pid), why: error.message });
       // One that has just ended is no obstacle; neither is a kernel thread, whose list of mappings is empty.
-      else if (isRefusal(error)) unreadable++;
+      if (isRefusal(error)) unreadable++;
     }
   }
   return { traced, damaged, unreadable };
 }
 
-/** The journal of one process; undefined when it carries no probes. Throws `JournalError` for one that is damaged. */
-export function findJournal(pid: number): JournalContents | undefined {
-  const mapping = readMaps(pid).find(({ path }) => SHARED_MEMORY_PATH.test(path));
-  return mapping === undefined ? undefined : readJournal(pid, mapping);
+/** What each session, living or dead, has done to one process. Throws `JournalError` for a journal that is damaged. */
+export function findJournals(pid: number): JournalContents[] {
+  return findJournalMappings(pid).map((mapping) => readJournal(pid, mapping));
 }
 
-function readJournal(pid: number, mapping: MapEntry): JournalContents {
+function readJournal(pid: number, mapping: AddrRange): JournalContents {
   const memory = MemoryFile.open(pid, "r");
   try {
     const mappedBytes = Number(mapping.end - mapping.start);
@@ -93,46 +92,41 @@ function readJournal(pid: number, mapping: MapEntry): JournalContents {
   }
 }
 
-function report(pid: number, journal: JournalContents): TracedProcessReport {
+function readReport(pid: number, mapping: AddrRange): TracedProcessReport | JournalError {
+  let journal: JournalContents;
+  try {
+    journal = readJournal(pid, mapping);
+  } catch (error) {
+    if (error instanceof JournalError) return error;
+    throw error;
+  }
   const { tracerPid, tracerStart, targetPid } = journal.header;
   const sitesByMechanism = new Map<JournalMechanism, number>();
   for (const { state, mechanism } of journal.sites)
     if (state === "armed") sitesByMechanism.set(mechanism, (sitesByMechanism.get(mechanism) ?? 0) + 1);
   return {
     pid,
-    comm: readComm(pid),
-    tracer: { kind: findStartTime(tracerPid) === tracerStart ? "alive" : "dead", pid: tracerPid },
+    comm: readStat(pid).comm,
+    tracer: { kind: isAlive(tracerPid, tracerStart) ? "alive" : "dead", pid: tracerPid },
     forkedFrom: targetPid === pid ? undefined : targetPid,
     sitesByMechanism,
     journal,
   };
 }
 
-/**
- * When a process was started, in clock ticks since boot (field 22 of /proc/PID/stat, proc(5)): with its number, its
- * identity. Undefined when it is no more, or only waits to be reaped.
- */
-export function findStartTime(pid: number): bigint | undefined {
+/** Whether the process with this number is the one that was started then, and not yet a zombie. */
+function isAlive(pid: number, startTicks: bigint): boolean {
   try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    return fields[0] === "Z" || fields[0] === "X" ? undefined : BigInt(fields[19]!);
+    const stat = readStat(pid);
+    return stat.startTicks === startTicks && stat.state !== "Z" && stat.state !== "X";
   } catch {
-    return undefined;
-  }
-}
-
-function readComm(pid: number): string {
-  try {
-    return readFileSync(`/proc/${pid}/comm`, "utf8").trimEnd();
-  } catch {
-    return "?";
+    return false;
   }
 }
 
 function isRefusal(error: unknown): boolean {
-  const code = (error as NodeJS.ErrnoException).code;
-  return code === "EACCES" || code === "EPERM";
+  const code = (error as { code?: unknown }).code;
+  return code === "EACCES" || code === "EPERM" || code === "not-permitted";
 }
 
 /** `trapline ps`: one line for each process that carries probes. */
@@ -147,7 +141,7 @@ export async function listTracedProcesses({ format }: ReportOptions, io: Session
   const abandoned = traced.filter(
     ({ tracer, forkedFrom }) => tracer.kind === "dead" && forkedFrom === undefined,
   );
-  for (const { pid } of abandoned)
+  for (const pid of new Set(abandoned.map((process) => process.pid)))
     io.err.write(
       `the tracer of process ${pid} has died; to take its probes out: trapline detach -p ${pid}\n`,
     );
