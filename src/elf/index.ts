@@ -4,5 +4,13 @@ export { ElfError, type ElfErrorReason } from "./elf-error.ts";
 export { ElfFile, type ParseElfOptions, parseElf } from "./elf-file.ts";
 export type { ElfNote, Section, Segment } from "./elf-format.ts";
 export { Glob, isGlob } from "./glob.ts";
+export {
+  describePlaceRefusal,
+  type FileLocation,
+  findPlace,
+  type Place,
+  type PlaceMatches,
+  type PlaceRefusal,
+} from "./location.ts";
 export { editDistance, nearestNames } from "./nearest-names.ts";
 export type { ElfSymbol, SymbolKind, SymbolTable } from "./symbol-table.ts";
