@@ -1,4 +1,5 @@
 /** Sessions: one tracing run from options to exit code, and the reports around it. */
+export { type ChangedSite, readChangedSites } from "./changed-sites.ts";
 export { doctor } from "./doctor.ts";
 export { compareText, readTextFingerprint, type TextFingerprint } from "./fingerprint.ts";
 export type {
