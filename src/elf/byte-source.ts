@@ -44,14 +44,6 @@ export function stringAt(bytes: Uint8Array, offset: number): string {
 
 const utf8 = new TextDecoder();
 
-/** The text in [start, end): the short ASCII names that symbol tables are made of take the fast way. */
 export function textBetween(bytes: Uint8Array, start: number, end: number): string {
-  if (end - start > 64) return utf8.decode(bytes.subarray(start, end));
-  let text = "";
-  for (let i = start; i < end; i++) {
-    const byte = bytes[i]!;
-    if (byte >= 0x80) return utf8.decode(bytes.subarray(start, end));
-    text += String.fromCharCode(byte);
-  }
-  return text;
+  return utf8.decode(bytes.subarray(start, end));
 }

@@ -27,6 +27,7 @@ import {
   DT_STRSZ,
   DT_STRTAB,
   DT_SYMTAB,
+  DT_VERSYM,
   type ElfNote,
   type ImageReader,
   PF_X,
@@ -374,7 +375,9 @@ export class ElfFile implements ImageReader {
     const strings = table && this.sections[table.link];
     const tableBytes = table && this.readSection(table);
     const stringBytes = strings && this.readSection(strings);
-    return tableBytes && stringBytes ? { words: wordsOf(tableBytes), strings: stringBytes } : undefined;
+    if (!tableBytes || !stringBytes) return undefined;
+    const versions = type === SHT_DYNSYM ? this.#readVersions(Math.floor(tableBytes.length / 24)) : undefined;
+    return { words: wordsOf(tableBytes), strings: stringBytes, versions };
   }
 
   /** .symtab, where it was not stripped. */
@@ -402,7 +405,15 @@ export class ElfFile implements ImageReader {
     if (!strings || table === undefined) return undefined;
     const count = this.#countDynamicSymbols();
     const bytes = count === undefined ? undefined : this.readRel(table, count * 24);
-    return bytes && { words: wordsOf(bytes), strings };
+    return bytes && { words: wordsOf(bytes), strings, versions: this.#readVersions(count!) };
+  }
+
+  #readVersions(count: number): Uint16Array | undefined {
+    const start = this.findDynamicRel(DT_VERSYM);
+    const bytes = start === undefined ? undefined : this.readRel(start, count * 2);
+    if (!bytes) return undefined;
+    const view = viewOf(bytes);
+    return Uint16Array.from({ length: count }, (_, i) => view.getUint16(i * 2, true));
   }
 
   /** The dynamic segment does not state how many symbols there are; the hash tables cover them all. */

@@ -37,6 +37,7 @@ export const DT_RUNPATH = 29;
 export const DT_RELRSZ = 35;
 export const DT_RELR = 36;
 export const DT_GNU_HASH = 0x6ffffef5;
+export const DT_VERSYM = 0x6ffffff0;
 
 /** One program header. `offset` is in the file, `addr` the file address; sizes in bytes. */
 export interface Segment {
@@ -71,6 +72,8 @@ export interface ElfNote {
 export interface RawSymbols {
   readonly words: Uint32Array;
   readonly strings: Uint8Array;
+  /** One version index for each symbol, with bit 15 set on versions that are not the default; if there are versions. */
+  readonly versions: Uint16Array | undefined;
 }
 
 /** A half-open range of relative addresses. */

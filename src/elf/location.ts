@@ -69,10 +69,7 @@ export type PlaceRefusal =
 export interface PlaceMatches {
   /** Ascending, one for each address. */
   readonly locations: readonly FileLocation[];
-  /**
-   * Set when there are no locations; or, with reason "resolver", when the name also has versions that are plain
-   * functions, which are then the locations.
-   */
+  /** Set when there are no locations; or, with reason "resolver", when plain functions share the name: the locations. */
   readonly refusal: PlaceRefusal | undefined;
 }
 

@@ -10,9 +10,9 @@ interface ReadelfSymbol {
   readonly name: string;
 }
 
-/** Defined function symbols as readelf lists them, names without versions. */
+/** Defined function symbols as readelf lists them, without versions that have been replaced by a default one. */
 function readelfFunctions(path: string): ReadelfSymbol[] {
-  const symbols: ReadelfSymbol[] = [];
+  const symbols: (ReadelfSymbol & { readonly isOld: boolean })[] = [];
   for (const line of outputOf("readelf", ["-sW", path]).split("\n")) {
     const fields = line.trim().split(/\s+/);
     const [, value, size, type, , , section, name] = fields;
@@ -23,9 +23,11 @@ function readelfFunctions(path: string): ReadelfSymbol[] {
       sizeBytes: Number(size),
       type,
       name: name.replace(/(?<=.)@.*/, ""),
+      isOld: /[^@]@[^@]/.test(name),
     });
   }
-  return symbols;
+  const current = new Set(symbols.filter((s) => !s.isOld).map((s) => s.name));
+  return symbols.filter((s) => !s.isOld || !current.has(s.name));
 }
 
 function distinctAddrs(list: readonly { readonly addr: bigint }[]): bigint[] {
@@ -69,8 +71,6 @@ describe("function symbols", () => {
 
   it("knows resolvers from functions", () => {
     expect(libc.symbols.find("strlen").map((s) => s.kind)).toEqual(["ifunc"]);
-    // An old version of memcpy is a plain function.
-    expect(new Set(libc.symbols.find("memcpy").map((s) => s.kind))).toContain("ifunc");
     expect(libc.symbols.find("malloc").map((s) => s.kind)).toEqual(["func"]);
   });
 
@@ -82,6 +82,17 @@ describe("function symbols", () => {
     expect(symbols.find("no_such_function_1")).toEqual([]);
     expect(symbols.find("")).toEqual([]);
     expect(symbols.find("fope")).toEqual([]);
+  });
+
+  it("of a name with versions finds the default one only", () => {
+    // memcpy@GLIBC_2.2.5 is a plain function with the code of memmove; memcpy@@GLIBC_2.14 is what programs call.
+    const current = /([0-9a-f]{16}) .* memcpy@@/.exec(outputOf("readelf", ["-sW", libcPath]))![1];
+    expect(libc.symbols.find("memcpy").map((s) => [s.addr, s.kind])).toEqual([
+      [BigInt(`0x${current}`), "ifunc"],
+    ]);
+    expect(libc.symbols.match(new Glob("memcp[y]")).map((s) => s.kind)).toEqual(["ifunc"]);
+    const addrs = libc.symbols.match(new Glob("*")).map((s) => s.name);
+    expect(addrs.filter((name) => name === "pthread_cond_wait").length).toBe(1);
   });
 
   it("shows the public name of aliases", () => {

@@ -9,7 +9,9 @@
  * What counts as a function: STT_FUNC and STT_GNU_IFUNC in an executable segment, and STT_NOTYPE there, which is
  * how hand-written assembly often appears ("label": found by exact name, never by a pattern; names that begin
  * with `.` or `$` are marks of tools, not code). Undefined and absolute symbols are left out. .symtab and .dynsym
- * are joined; symbol versions (`name@@VERSION` in .symtab) are cut off.
+ * are joined. Names are without versions (`name@@VERSION` in .symtab is cut off); of a name with several versions only
+ * the default one is found, because the others serve binaries linked long ago, and their code is often shared with
+ * functions of other names.
  */
 import { textBetween } from "./byte-source.ts";
 import type { ImageReader, RawSymbols } from "./elf-format.ts";
@@ -42,6 +44,7 @@ const FUNC = 2;
 const GNU_IFUNC = 10;
 const SHN_UNDEF = 0;
 const SHN_ABS = 0xfff1;
+const VERSION_HIDDEN = 0x8000;
 const AT_SIGN = 0x40;
 
 /** After so many exact look-ups by scanning, the name index pays for itself. */
@@ -63,6 +66,8 @@ export class SymbolTable {
   readonly #sizes: Float64Array;
   /** st_info: binding in the high nibble, type in the low one. */
   readonly #infos: Uint8Array;
+  /** 1: a dynamic symbol whose version is not the default one of its name. */
+  readonly #old: Uint8Array;
 
   #byAddr: { order: Uint32Array; starts: Float64Array; highestEnds: Float64Array } | undefined;
   #byName: { slots: Int32Array; next: Int32Array } | undefined;
@@ -76,6 +81,7 @@ export class SymbolTable {
     this.#starts = new Float64Array(capacity);
     this.#sizes = new Float64Array(capacity);
     this.#infos = new Uint8Array(capacity);
+    this.#old = new Uint8Array(capacity);
     this.#firstStrings = tables[0]?.strings ?? new Uint8Array(0);
     this.#secondStrings = tables[1]?.strings ?? new Uint8Array(0);
     this.#split = tables[0] ? this.#load(tables[0], 0) : 0;
@@ -83,7 +89,7 @@ export class SymbolTable {
   }
 
   /** Appends the functions of one raw table; returns the new number of symbols. */
-  #load({ words, strings }: RawSymbols, from: number): number {
+  #load({ words, strings, versions }: RawSymbols, from: number): number {
     const originLow = Number(this.#reader.origin & 0xffff_ffffn);
     const originHigh = Number(this.#reader.origin >> 32n);
     let at = from;
@@ -104,6 +110,7 @@ export class SymbolTable {
       this.#starts[at] = start;
       this.#sizes[at] = words[word + 4]! + words[word + 5]! * 0x1_0000_0000;
       this.#infos[at] = packed & 0xff;
+      if (versions && (versions[word / 6]! & VERSION_HIDDEN) !== 0) this.#old[at] = 1;
       at++;
     }
     return at;
@@ -195,7 +202,30 @@ export class SymbolTable {
     return this.#oneForEachAddress(found);
   }
 
-  #oneForEachAddress(found: number[]): ElfSymbol[] {
+  /** Whether a symbol is an old version of its name: by the version table, or by a single @ in .symtab. */
+  #isOld(index: number): boolean {
+    if (index >= this.#split) return this.#old[index] === 1;
+    const strings = this.#firstStrings;
+    const end = this.#nameEnd(strings, this.#nameOffsets[index]!);
+    return strings[end] === AT_SIGN && strings[end + 1] !== AT_SIGN;
+  }
+
+  /** Leaves out old versions of names that also have a default one. */
+  #withoutOldVersions(found: readonly number[]): number[] {
+    const old = found.filter((index) => this.#isOld(index));
+    if (old.length === 0) return [...found];
+    const oldNames = new Set(old.map((index) => this.#name(index)));
+    const current = new Set<string>();
+    for (const index of found) {
+      if (this.#isOld(index)) continue;
+      const name = this.#name(index);
+      if (oldNames.has(name)) current.add(name);
+    }
+    return found.filter((index) => !this.#isOld(index) || !current.has(this.#name(index)));
+  }
+
+  #oneForEachAddress(candidates: readonly number[]): ElfSymbol[] {
+    const found = this.#withoutOldVersions(candidates);
     found.sort((a, b) => this.#starts[a]! - this.#starts[b]!);
     const symbols: ElfSymbol[] = [];
     for (let i = 0; i < found.length; ) {
@@ -211,14 +241,18 @@ export class SymbolTable {
   }
 
   /**
-   * Which of two aliases to show: a function before a label, exported before local, few leading underscores
-   * (`open` before `__open64`), then short, then a known size, then alphabetical.
+   * Which of two aliases to show: a function before a label, exported before local, current versions before old ones,
+   * few leading underscores (`open` before `__open64`), then short, then a known size, then alphabetical.
    */
   #isMoreTelling(a: number, b: number): boolean {
+    // The same symbol in both tables.
+    if (this.#nameOffsets[a] === this.#nameOffsets[b] && a < this.#split === b < this.#split) return false;
     const labels = Number(this.#kind(a) === "label") - Number(this.#kind(b) === "label");
     if (labels !== 0) return labels < 0;
     const locals = Number(this.#infos[a]! >> 4 === 0) - Number(this.#infos[b]! >> 4 === 0);
     if (locals !== 0) return locals < 0;
+    const olds = Number(this.#isOld(a)) - Number(this.#isOld(b));
+    if (olds !== 0) return olds < 0;
     const [nameA, nameB] = [this.#name(a), this.#name(b)];
     const underscores = leadingUnderscores(nameA) - leadingUnderscores(nameB);
     if (underscores !== 0) return underscores < 0;
