@@ -1,0 +1,24 @@
+/** The built command, run as anybody would run it. `npm test` builds before it tests. */
+import { spawnSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+
+export const commandPath = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
+
+export interface CommandResult {
+  readonly code: number | null;
+  readonly out: string;
+  readonly err: string;
+}
+
+/** Runs it to its end; `input` goes to its standard input. */
+export function runCommand(args: readonly string[], input = ""): CommandResult {
+  if (!existsSync(commandPath)) throw new Error("dist/cli/main.js is not there: npm run build");
+  const run = spawnSync(process.execPath, [commandPath, ...args], {
+    encoding: "utf8",
+    input,
+    timeout: 30_000,
+    killSignal: "SIGKILL",
+  });
+  return { code: run.status, out: run.stdout, err: run.stderr };
+}
