@@ -62,3 +62,4 @@ export {
 } from "./interpreter/index.ts";
 export type { Bundle, MapKind, MapSpec, ProgramSpec, Proof, SourcePlace } from "./program.ts";
 export { type ParsedProgram, parseProgram, printInsn, printProgram } from "./text.ts";
+export { type Entry, type Verdict, type VerifyOptions, verifyProgram } from "./verifier/index.ts";

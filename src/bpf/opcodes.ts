@@ -153,3 +153,10 @@ export function isConditionalJump(opcode: number): boolean {
   const op = opOf(opcode);
   return op !== JMP_JA && op !== JMP_CALL && op !== JMP_EXIT;
 }
+
+/** Whether the `imm` of an atomic instruction names an operation. */
+export function isAtomicOp(imm: number): boolean {
+  if (imm === ATOMIC_XCHG || imm === ATOMIC_CMPXCHG) return true;
+  const op = imm & ~ATOMIC_FETCH;
+  return op === ATOMIC_ADD || op === ATOMIC_OR || op === ATOMIC_AND || op === ATOMIC_XOR;
+}

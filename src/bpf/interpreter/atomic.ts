@@ -10,13 +10,6 @@ import {
 } from "../opcodes.ts";
 import type { Block } from "./memory.ts";
 
-/** Whether `imm` names an atomic operation. */
-export function isAtomicOp(imm: number): boolean {
-  if (imm === ATOMIC_XCHG || imm === ATOMIC_CMPXCHG) return true;
-  const op = imm & ~ATOMIC_FETCH;
-  return op === ATOMIC_ADD || op === ATOMIC_OR || op === ATOMIC_AND || op === ATOMIC_XOR;
-}
-
 /**
  * Does the operation `imm` on 4 or 8 aligned bytes at `at` and returns the old value, zero-extended. `expected` is
  * r0, for compare-and-exchange only.

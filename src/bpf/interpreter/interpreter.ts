@@ -26,6 +26,7 @@ import {
   CLASS_ST,
   CLASS_STX,
   classOf,
+  isAtomicOp,
   isSrcReg,
   JMP_CALL,
   JMP_EXIT,
@@ -41,7 +42,7 @@ import {
   PSEUDO_NONE,
   sizeBytesOf,
 } from "../opcodes.ts";
-import { atomicAt, isAtomicOp } from "./atomic.ts";
+import { atomicAt } from "./atomic.ts";
 import { callHelper, type HelperWorld } from "./helper-calls.ts";
 import type { HelperHost, MapAccess } from "./host.ts";
 import { InterpreterMaps } from "./map-regions.ts";

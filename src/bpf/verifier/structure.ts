@@ -1,0 +1,210 @@
+/**
+ * What can be said of a program without running it: every slot is an instruction of RFC 9669 with nothing in its
+ * reserved fields, jumps land on instructions, every instruction can be reached, and none runs off the end.
+ *
+ * Also finds the instructions where paths meet: only there can a path be covered by an earlier one.
+ */
+import { findHelper, findHelperName } from "../helpers.ts";
+import { type Insn, jumpTarget } from "../insn.ts";
+import * as op from "../opcodes.ts";
+import { FRAME_POINTER } from "./state.ts";
+
+const MAX_SLOTS = 1_000_000;
+const MAX_REG = FRAME_POINTER;
+
+export interface BadStructure {
+  readonly kind: "bad";
+  readonly at: number;
+  readonly message: string;
+}
+
+export interface GoodStructure {
+  readonly kind: "good";
+  /** 1 for each instruction that more than one can come before. */
+  readonly meets: Uint8Array;
+}
+
+export function checkStructure(insns: readonly Insn[], mapCount: number): GoodStructure | BadStructure {
+  if (insns.length === 0) return bad(0, "the program is empty");
+  if (insns.length > MAX_SLOTS) return bad(MAX_SLOTS, `the program has more than ${MAX_SLOTS} instructions`);
+  const isSecond = new Uint8Array(insns.length);
+  for (let at = 0; at < insns.length; at++) {
+    const insn = insns[at]!;
+    const wrong = whatIsWrong(insn, insns[at + 1], mapCount);
+    if (wrong !== undefined) return bad(at, wrong);
+    if (insn.opcode === op.OP_LDIMM64) isSecond[++at] = 1;
+  }
+  for (let at = 0; at < insns.length; at++) {
+    const target = isSecond[at] ? undefined : jumpTarget(insns[at]!, at);
+    if (target === undefined) continue;
+    if (target < 0 || target >= insns.length)
+      return bad(at, `jump out of range from insn ${at} to ${target}`);
+    if (isSecond[target]) return bad(at, `jump into the middle of ldimm64 from insn ${at} to ${target}`);
+  }
+  return follow(insns, isSecond);
+}
+
+/** Walks from the first instruction over all jumps. */
+function follow(insns: readonly Insn[], isSecond: Uint8Array): GoodStructure | BadStructure {
+  const meets = new Uint8Array(insns.length);
+  const seen = new Uint8Array(insns.length);
+  const work = [0];
+  seen[0] = 1;
+  for (let at = work.pop(); at !== undefined; at = work.pop()) {
+    for (const next of successors(insns[at]!, at)) {
+      if (next >= insns.length) return bad(at, "last insn is not an exit or jmp");
+      if (seen[next]) {
+        meets[next] = 1;
+      } else {
+        seen[next] = 1;
+        work.push(next);
+      }
+    }
+  }
+  // The first instruction is reached from outside as well: a jump to it found it seen.
+  const unseen = seen.findIndex((reached, at) => !reached && !isSecond[at]);
+  return unseen < 0 ? { kind: "good", meets } : bad(unseen, `unreachable insn ${unseen}`);
+}
+
+function successors(insn: Insn, at: number): number[] {
+  if (insn.opcode === op.OP_EXIT) return [];
+  const target = jumpTarget(insn, at);
+  if (target === undefined) return [at + (insn.opcode === op.OP_LDIMM64 ? 2 : 1)];
+  return op.isConditionalJump(insn.opcode) ? [at + 1, target] : [target];
+}
+
+function bad(at: number, message: string): BadStructure {
+  return { kind: "bad", at, message };
+}
+
+/** Undefined: a legal instruction. */
+function whatIsWrong(insn: Insn, next: Insn | undefined, mapCount: number): string | undefined {
+  if (insn.dst > MAX_REG) return `R${insn.dst} is invalid`;
+  if (insn.src > MAX_REG) return `R${insn.src} is invalid`;
+  switch (op.classOf(insn.opcode)) {
+    case op.CLASS_ALU:
+    case op.CLASS_ALU64:
+      return wrongAlu(insn) ?? wrongDestination(insn.dst);
+    case op.CLASS_JMP:
+    case op.CLASS_JMP32:
+      return wrongJump(insn);
+    case op.CLASS_LD:
+      return wrongLoadImm64(insn, next, mapCount);
+    case op.CLASS_LDX:
+      return wrongLoad(insn) ?? wrongDestination(insn.dst);
+    case op.CLASS_ST:
+      if (op.modeOf(insn.opcode) !== op.MODE_MEM) return unknownOpcode(insn);
+      return insn.src === 0 ? undefined : "BPF_ST uses reserved fields";
+    default:
+      return wrongStore(insn);
+  }
+}
+
+function unknownOpcode(insn: Insn): string {
+  return `unknown opcode ${insn.opcode.toString(16).padStart(2, "0")}`;
+}
+
+function wrongDestination(reg: number): string | undefined {
+  return reg === FRAME_POINTER ? "frame pointer is read only" : undefined;
+}
+
+function wrongAlu(insn: Insn): string | undefined {
+  const { opcode, src, off, imm } = insn;
+  const bySrc = op.isSrcReg(opcode);
+  const is64 = op.classOf(opcode) === op.CLASS_ALU64;
+  const code = op.opOf(opcode);
+  switch (code) {
+    case op.ALU_NEG:
+      return bySrc || src !== 0 || off !== 0 || imm !== 0 ? "BPF_NEG uses reserved fields" : undefined;
+    case op.ALU_END:
+      if (imm !== 16 && imm !== 32 && imm !== 64) return "BPF_END uses reserved fields";
+      return src !== 0 || off !== 0 || (is64 && bySrc) ? "BPF_END uses reserved fields" : undefined;
+    case op.ALU_MOV: {
+      if (bySrc ? imm !== 0 : src !== 0) return "BPF_MOV uses reserved fields";
+      const extends_ = off === 8 || off === 16 || (off === 32 && is64);
+      return off === 0 || (bySrc && extends_) ? undefined : "BPF_MOV uses reserved fields";
+    }
+    default: {
+      if (code > op.ALU_END) return unknownOpcode(insn);
+      if (bySrc ? imm !== 0 : src !== 0) return "BPF_ALU uses reserved fields";
+      const maySign = code === op.ALU_DIV || code === op.ALU_MOD;
+      return off === 0 || (maySign && off === 1) ? undefined : "BPF_ALU uses reserved fields";
+    }
+  }
+}
+
+function wrongJump(insn: Insn): string | undefined {
+  const { opcode, dst, src, off, imm } = insn;
+  const is32 = op.classOf(opcode) === op.CLASS_JMP32;
+  const bySrc = op.isSrcReg(opcode);
+  switch (op.opOf(opcode)) {
+    case op.JMP_JA:
+      if (bySrc) return unknownOpcode(insn);
+      return dst !== 0 || src !== 0 || (is32 ? off : imm) !== 0 ? "BPF_JA uses reserved fields" : undefined;
+    case op.JMP_EXIT:
+      if (is32 || bySrc) return unknownOpcode(insn);
+      return dst !== 0 || src !== 0 || off !== 0 || imm !== 0 ? "BPF_EXIT uses reserved fields" : undefined;
+    case op.JMP_CALL:
+      if (is32 || bySrc) return unknownOpcode(insn);
+      return wrongCall(insn);
+    default:
+      if (!op.isConditionalJump(opcode) || op.opOf(opcode) > op.JMP_JSLE) return unknownOpcode(insn);
+      return (bySrc ? imm : src) !== 0 ? "BPF_JMP uses reserved fields" : undefined;
+  }
+}
+
+function wrongCall({ dst, src, off, imm }: Insn): string | undefined {
+  if (dst !== 0 || off !== 0) return "BPF_CALL uses reserved fields";
+  if (src === op.CALL_LOCAL) return "calls of local functions are not supported";
+  if (src === 2) return "calls of kernel functions are not supported";
+  if (src !== op.CALL_HELPER) return "BPF_CALL uses reserved fields";
+  if (findHelper(imm)) return undefined;
+  const name = findHelperName(imm);
+  if (name === "bpf_tail_call") return `tail calls are not supported: ${name}#${imm}`;
+  return name === undefined
+    ? `invalid func unknown#${imm}`
+    : `program of this type cannot use helper ${name}#${imm}`;
+}
+
+function wrongLoadImm64(insn: Insn, next: Insn | undefined, mapCount: number): string | undefined {
+  const mode = op.modeOf(insn.opcode);
+  if (mode === op.MODE_ABS || mode === op.MODE_IND) {
+    return "BPF_LD_[ABS|IND] instructions (legacy packet access) are not supported";
+  }
+  if (insn.opcode !== op.OP_LDIMM64) return unknownOpcode(insn);
+  if (next?.opcode !== 0) return "invalid bpf_ld_imm64 insn";
+  if (insn.off !== 0 || next.dst !== 0 || next.src !== 0 || next.off !== 0) {
+    return "BPF_LD_IMM64 uses reserved fields";
+  }
+  switch (insn.src) {
+    case op.PSEUDO_NONE:
+      return wrongDestination(insn.dst);
+    case op.PSEUDO_MAP_FD:
+      if (next.imm !== 0) return "unrecognized bpf_ld_imm64 insn";
+      break;
+    case op.PSEUDO_MAP_VALUE:
+      break;
+    default:
+      return `unrecognized bpf_ld_imm64 insn: source ${insn.src} is not supported`;
+  }
+  if (insn.imm < 0 || insn.imm >= mapCount) return `map ${insn.imm} does not exist: there are ${mapCount}`;
+  return wrongDestination(insn.dst);
+}
+
+function wrongLoad(insn: Insn): string | undefined {
+  const mode = op.modeOf(insn.opcode);
+  const extends_ = mode === op.MODE_MEMSX;
+  if (mode !== op.MODE_MEM && !(extends_ && op.sizeBytesOf(insn.opcode) < 8)) return unknownOpcode(insn);
+  return insn.imm === 0 ? undefined : "BPF_LDX uses reserved fields";
+}
+
+function wrongStore(insn: Insn): string | undefined {
+  const mode = op.modeOf(insn.opcode);
+  if (mode === op.MODE_MEM) return insn.imm === 0 ? undefined : "BPF_STX uses reserved fields";
+  if (mode !== op.MODE_ATOMIC) return unknownOpcode(insn);
+  if (op.sizeBytesOf(insn.opcode) < 4) return "invalid atomic operand size";
+  if (!op.isAtomicOp(insn.imm))
+    return `BPF_ATOMIC uses invalid atomic opcode ${(insn.imm >>> 0).toString(16).padStart(2, "0")}`;
+  const loads = (insn.imm & op.ATOMIC_FETCH) !== 0 && insn.imm !== op.ATOMIC_CMPXCHG;
+  return loads ? wrongDestination(insn.src) : undefined;
+}

@@ -1,0 +1,73 @@
+/**
+ * The verifier: proves that a program cannot fault, cannot leak a record, and ends, or says why not.
+ *
+ * Path-sensitive abstract interpretation, as the kernel does it, and refusing by default. Division by zero and shifts
+ * beyond the width are defined (RFC 9669), so they are accepted. Unreachable instructions are refused, as the kernel
+ * does; `Proof.deadInsns` are those that only a decided comparison cuts off.
+ *
+ * What is proved holds while other threads write to maps and records: what is loaded from them is never trusted.
+ *
+ * Not handled: local functions, tail calls, callbacks; all are refused by name.
+ */
+import type { MapSpec, ProgramSpec, Proof } from "../program.ts";
+import { Explorer } from "./explore.ts";
+import { printPath, printState } from "./log.ts";
+import { Machine } from "./machine.ts";
+import { Rejection } from "./rejection.ts";
+import { type Entry, entryState } from "./state.ts";
+import { checkStructure } from "./structure.ts";
+
+/** Instructions that are looked at before a program is refused as too complex. */
+export const MAX_VISITS = 1_000_000;
+/** Steps of the path that the log shows. */
+const LOG_STEPS = 80;
+
+export type Verdict =
+  | { readonly kind: "accepted"; readonly proof: Proof }
+  | {
+      readonly kind: "rejected";
+      /** Index of the instruction. */
+      readonly at: number;
+      /** One line, as the kernel's verifier words it. */
+      readonly message: string;
+      /** The path to the instruction, what was known there, and the message. */
+      readonly log: string;
+    };
+
+export interface VerifyOptions {
+  /** What r1 is; a context unless told otherwise. */
+  readonly entry?: Entry;
+  readonly maxVisits?: number;
+}
+
+/** Proves or refuses one program. Never throws, and ends on any input. `maps` are those that the program names by index. */
+export function verifyProgram(
+  program: Pick<ProgramSpec, "insns">,
+  maps: readonly MapSpec[],
+  options: VerifyOptions = {},
+): Verdict {
+  const { insns } = program;
+  const structure = checkStructure(insns, maps.length);
+  if (structure.kind === "bad") {
+    const { at, message } = structure;
+    return { kind: "rejected", at, message, log: `${printPath(insns, [at])}${message}\n` };
+  }
+  const machine = new Machine(insns, maps);
+  const entry = entryState(options.entry ?? { kind: "context" });
+  const explorer = new Explorer(machine, structure.meets, entry, options.maxVisits ?? MAX_VISITS);
+  try {
+    explorer.exploreAll();
+  } catch (error) {
+    if (!(error instanceof Rejection)) throw error;
+    const path = printPath(insns, explorer.path(LOG_STEPS));
+    const known = printState(explorer.state, maps);
+    const log = `${path}${known}\n${error.message}\nprocessed ${explorer.visited} insns\n`;
+    return { kind: "rejected", at: explorer.at, message: error.message, log };
+  }
+  const { findings } = machine;
+  const deadInsns = new Set<number>();
+  explorer.reached.forEach((reached, at) => {
+    if (!reached) deadInsns.add(at);
+  });
+  return { kind: "accepted", proof: { ...findings, deadInsns, visited: explorer.visited } };
+}
