@@ -137,7 +137,13 @@ export type Expr =
       readonly span: Span;
     }
   | { readonly kind: "cast"; readonly type: TypeExpr; readonly operand: Expr; readonly span: Span }
-  | { readonly kind: "sizeof"; readonly of: TypeExpr | Expr; readonly span: Span }
+  /** Of a type or of an expression: one of the two is set. */
+  | {
+      readonly kind: "sizeof";
+      readonly type?: TypeExpr | undefined;
+      readonly operand?: Expr | undefined;
+      readonly span: Span;
+    }
   | { readonly kind: "index"; readonly base: Expr; readonly index: Expr; readonly span: Span }
   | { readonly kind: "element"; readonly base: Expr; readonly index: number; readonly span: Span }
   | {

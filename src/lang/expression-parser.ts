@@ -288,12 +288,12 @@ export class ExpressionParser {
 
   #name(name: string): Expr {
     const token = this.take();
-    const isSizeof = name === "sizeof" || name === "offsetof";
     if (!this.#takeMark("(")) return { kind: "builtin", name, span: token.span };
-    if (isSizeof && name === "sizeof") {
-      const of = this.#type() ?? this.expression();
+    if (name === "sizeof") {
+      const type = this.#type();
+      const operand = type ? undefined : this.expression();
       const close = this.expectMark(")");
-      return { kind: "sizeof", of, span: joinSpans(token.span, close.span) };
+      return { kind: "sizeof", type, operand, span: joinSpans(token.span, close.span) };
     }
     const args = this.#list(")");
     return {

@@ -18,6 +18,10 @@ function didYouMean(near: string | undefined): string | undefined {
   return near === undefined ? undefined : `did you mean '${near}'?`;
 }
 
+function unknownFormat(unknown: readonly string[]): string | undefined {
+  return unknown.length === 0 ? undefined : `'${unknown[0]}' is not a conversion and is printed as it is`;
+}
+
 const CAST_HINT = "cast it, for example (int64)retval, if it holds a signed number";
 
 export const messages = {
@@ -130,7 +134,6 @@ export const messages = {
     message("no-such-argument", `x86_64 doesn't support ${name}`, "arguments in registers are arg0 to arg5"),
   parameterNotNumber: (name: string, text: string) =>
     message("parameter-not-number", `${name} used numerically but given "${text}".`, `try str(${name})`),
-  addressOf: () => message("address-of", "the address of a variable or map is not supported yet"),
 
   // Types
   operatorType: (op: string, type: string) =>
@@ -146,7 +149,11 @@ export const messages = {
       "cast one of them, for example (int64)",
     ),
   alwaysUnsigned: (op: string) =>
-    message("always-unsigned", `comparison '${op} 0' of an unsigned value never changes`, CAST_HINT),
+    message(
+      "always-unsigned",
+      `'${op} 0' is always ${op === "<" ? "false" : "true"}: the value is unsigned`,
+      CAST_HINT,
+    ),
   conditionType: (type: string) =>
     message("condition-type", `Invalid condition: expected an integer or a pointer, got '${type}'`),
   ternaryTypes: (left: string, right: string) =>
@@ -221,24 +228,26 @@ export const messages = {
     ),
   lhistBuckets: (most: number, needed: bigint) =>
     message("lhist-buckets", `lhist() too many buckets, must be <= ${most} (would need ${needed})`),
-  lengthRange: (name: string, most: number, got: bigint) =>
+  negativeLength: (name: string, got: bigint) =>
+    message("negative-length", `${name}() length must be greater than 0 (${got} provided)`),
+  bufferShortened: (most: number) =>
     message(
-      "length-range",
-      `${name}() length must be between 0 and ${most} (${got} provided)`,
-      "the limit is the maximum string length (BPFTRACE_STRLEN)",
+      "buffer-shortened",
+      `buf() length is too long and will be shortened to ${most} bytes (see BPFTRACE_STRLEN)`,
     ),
-  exitArguments: () => message("argument-count", "exit() requires no arguments"),
 
   // printf
-  formatTooFew: (name: string, supplied: number, expected: number) =>
+  formatTooFew: (name: string, supplied: number, expected: number, unknown: readonly string[]) =>
     message(
       "format-too-few",
       `${name}: Not enough arguments for format string (${supplied} supplied, ${expected} expected)`,
+      unknownFormat(unknown),
     ),
-  formatTooMany: (name: string, supplied: number, expected: number) =>
+  formatTooMany: (name: string, supplied: number, expected: number, unknown: readonly string[]) =>
     message(
       "format-too-many",
       `${name}: Too many arguments for format string (${supplied} supplied, ${expected} expected)`,
+      unknownFormat(unknown),
     ),
   formatType: (name: string, spec: string, wanted: string, got: string) =>
     message("format-type", `${name}: %${spec} specifier expects a value of type ${wanted} (${got} supplied)`),
