@@ -136,8 +136,7 @@ function assembleForm(form: Form, at: bigint, target: bigint, data: bigint): Uin
   const out: number[] = [];
   for (const insn of form.code.split(";")) {
     const tokens = insn.trim().split(/\s+/);
-    const sizeOf = (token: string) => (token === "REL8" ? 1 : /^(REL|RIP)32/.test(token) ? 4 : 1);
-    const lenBytes = tokens.reduce((sum, token) => sum + sizeOf(token), 0);
+    const lenBytes = tokens.reduce((sum, token) => sum + (/^(REL|RIP)32/.test(token) ? 4 : 1), 0);
     const end = at + BigInt(out.length + lenBytes);
     for (const token of tokens) {
       const place = token.startsWith("REL") ? target : data;
@@ -292,6 +291,10 @@ describe("what cannot be relocated is refused", () => {
   }
 });
 
+function sameText(line: string): string {
+  return line.replace(/\b(short|near) /, "");
+}
+
 test("every instruction of the C library reads the same after relocation", () => {
   const bytes = readFileSync("/lib/x86_64-linux-gnu/libc.so.6");
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -307,7 +310,6 @@ test("every instruction of the C library reads the same after relocation", () =>
   const at = 0x7000_0000n;
   const block = decodeBlock(at, bytes.subarray(text.offset, text.offset + text.lenBytes));
   expect(block.undecodableAt).toBeUndefined();
-  const sameText = (line: string) => line.replace(/\b(short|near) /, "");
   let compared = 0;
   for (let i = 0; i < block.count; i += 11) {
     const insn = block.insn(i);

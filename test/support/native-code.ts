@@ -86,16 +86,16 @@ export class Machine implements Disposable {
     for (const reg of [RBX, RBP, R12, R13, R14, R15]) asm.push(reg);
     asm.pushfq();
     asm.mov({ ripTo: hostSp }, RSP);
-    asm.mov(RSP, { ripTo: state + 4n * 8n });
+    // The flags go through the host's stack, so that the tested stack stays as it is.
     asm.push({ ripTo: state + 16n * 8n });
     asm.popfq();
+    asm.mov(RSP, { ripTo: state + 4n * 8n });
     for (const reg of regs) asm.mov(reg, { ripTo: state + BigInt(reg * 8) });
     asm.jmpTo({ ripTo: target });
     asm.align(16, "int3");
     const exit = asm.here("exit");
     for (const reg of regs) asm.mov({ ripTo: state + BigInt(reg * 8) }, reg);
     asm.mov({ ripTo: state + 4n * 8n }, RSP);
-    // The flags go through the host's stack, so that the tested stack stays as it is.
     asm.mov(RSP, { ripTo: hostSp });
     asm.pushfq();
     asm.pop(RAX);
