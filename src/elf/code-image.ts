@@ -32,8 +32,11 @@ export interface CodeImage {
   readData(addr: bigint, lenBytes: number): Uint8Array | undefined;
 }
 
-/** The image as mapped with a load bias (run-time address minus file address; 0 for a fixed-address program). */
-export function codeImageOf(elf: ElfFile, bias: bigint): CodeImage {
+/**
+ * The image as mapped with a load bias (run-time address minus file address; 0 for a fixed-address program).
+ * `name` is what the process knows it by, where that is not the name of the file that was read.
+ */
+export function codeImageOf(elf: ElfFile, bias: bigint, name = elf.name): CodeImage {
   const base = elf.origin + bias;
   const relOf = (addr: bigint) => Number(addr - base);
   const addrOf = (rel: number) => base + BigInt(rel);
@@ -47,7 +50,7 @@ export function codeImageOf(elf: ElfFile, bias: bigint): CodeImage {
   };
   let text: Array<{ start: bigint; bytes: Uint8Array }> | undefined;
   return {
-    name: elf.name,
+    name,
     get text() {
       text ??= readExecSegments(elf).map(({ start, bytes }) => ({ start: addrOf(start), bytes }));
       return text;

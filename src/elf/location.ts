@@ -2,7 +2,8 @@
  * From what a probe names (a function, a pattern, an address) to addresses in one image.
  *
  * Offsets are counted from the symbol; addresses are file addresses as objdump prints them, which for programs linked
- * to fixed addresses are the run-time addresses too. Whether an address is the start of an instruction is not asked
+ * to fixed addresses are the run-time addresses too. Offsets in the file, which the kernel's own uprobes take, are not
+ * meant anywhere here. Whether an address is the start of an instruction is not asked
  * here: that takes a decoder.
  *
  * A pattern never selects a resolver (STT_GNU_IFUNC): its code runs once, at load time, and counting it would look
@@ -43,6 +44,8 @@ export type PlaceRefusal =
       readonly nearest: readonly string[];
       /** Whether the image calls a function of this name in another image. */
       readonly imported: boolean;
+      /** For a qualified C++ name: a pattern over mangled names that selects functions of that name. */
+      readonly mangledPattern: string | undefined;
     }
   | { readonly reason: "no-match"; readonly pattern: string }
   | {
@@ -126,8 +129,21 @@ function findSymbol(elf: ElfFile, name: string, offsetBytes: number): PlaceMatch
   }
   if (code.length > 0) return atOffset(code, offsetBytes);
   if (elf.symbols.count === 0) return refused({ reason: "no-symbols", symbol: plain });
-  const imported = elf.symbols.imports(plain);
-  return refused({ reason: "unknown-symbol", symbol: plain, nearest: elf.symbols.nearest(plain), imported });
+  return refused({
+    reason: "unknown-symbol",
+    symbol: plain,
+    nearest: elf.symbols.nearest(plain),
+    imported: elf.symbols.imports(plain),
+    mangledPattern: findMangledPattern(elf, plain),
+  });
+}
+
+/** `a::b::c(int)` appears mangled as `_ZN1a1b1c…`: each part with its length before it (Itanium C++ ABI 5.1.3). */
+function findMangledPattern(elf: ElfFile, name: string): string | undefined {
+  const parts = name.replace(/\(.*/, "").split("::");
+  if (parts.length < 2 || !parts.every((part) => /^\w+$/.test(part))) return undefined;
+  const pattern = `_ZN*${parts.map((part) => part.length + part).join("")}*`;
+  return elf.symbols.match(new Glob(pattern)).length > 0 ? pattern : undefined;
 }
 
 /** glibc names the implementations of `memcpy` `__memcpy_avx_unaligned` and the like; known only in unstripped images. */
@@ -166,11 +182,10 @@ export function describePlaceRefusal(refusal: PlaceRefusal): { message: string; 
     case "unknown-symbol": {
       const nearest = refusal.nearest.length > 0 ? `did you mean ${refusal.nearest.join(", ")}?` : undefined;
       const imported = `it only calls ${refusal.symbol}: name the library that defines it`;
-      const mangled = "C++ names are mangled in the image: a pattern such as *name* finds them";
-      const cxx = refusal.symbol.includes("::") || refusal.symbol.includes("(");
+      const mangled = `C++ names are mangled in the image: try ${refusal.mangledPattern}`;
       return {
         message: `no function ${refusal.symbol}`,
-        hint: refusal.imported ? imported : cxx ? mangled : nearest,
+        hint: refusal.imported ? imported : refusal.mangledPattern === undefined ? nearest : mangled,
       };
     }
     case "no-match":

@@ -270,12 +270,11 @@ export class UnwindTable {
     return entry && rel < entry.end ? entry : undefined;
   }
 
-  #all(): { list: readonly FrameEntry[]; starts: Float64Array } {
-    if (this.#entries) return this.#entries;
-    const list: FrameEntry[] = [];
+  /** Calls back with the offset in .eh_frame of every entry that is not a common one, and its common entry. */
+  #forEachFrame(visit: (offset: number, common: CommonEntry) => void): void {
     const bytes = this.#frames?.bytes ?? new Uint8Array(0);
     const view = viewOf(bytes);
-    for (let at = 0; at + 4 <= bytes.length; ) {
+    for (let at = 0; at + 8 <= bytes.length; ) {
       const lenBytes = view.getUint32(at, true);
       if (lenBytes === 0 || lenBytes === 0xffff_ffff) {
         // A terminator can stand between the tables of two objects in a section; behind a segment it ends them.
@@ -283,10 +282,20 @@ export class UnwindTable {
         at += 4;
         continue;
       }
-      const entry = this.#frameEntry(at);
-      if (entry && this.#reader.isExecutable(entry.start)) list.push(entry);
+      const commonDistance = view.getUint32(at + 4, true);
+      const common = commonDistance === 0 ? undefined : this.#commonEntry(at + 4 - commonDistance);
+      if (common) visit(at, common);
       at += 4 + lenBytes;
     }
+  }
+
+  #all(): { list: readonly FrameEntry[]; starts: Float64Array } {
+    if (this.#entries) return this.#entries;
+    const list: FrameEntry[] = [];
+    this.#forEachFrame((offset) => {
+      const entry = this.#frameEntry(offset);
+      if (entry && this.#reader.isExecutable(entry.start)) list.push(entry);
+    });
     list.sort((a, b) => a.start - b.start);
     this.#entries = { list, starts: Float64Array.from(list, (entry) => entry.start) };
     return this.#entries;
@@ -301,14 +310,16 @@ export class UnwindTable {
   get landingPads(): Float64Array {
     if (this.#pads) return this.#pads;
     const pads = new Set<number>();
-    for (const entry of this.#all().list) {
-      if (entry.lsda === undefined) continue;
+    this.#forEachFrame((offset, common) => {
+      if (common.lsdaEncoding === OMITTED) return;
+      const entry = this.#frameEntry(offset);
+      if (entry?.lsda === undefined || !this.#reader.isExecutable(entry.start)) return;
       try {
         this.#collectPads(entry, entry.lsda, pads);
       } catch (error) {
         if (!(error instanceof RangeError)) throw error;
       }
-    }
+    });
     this.#pads = Float64Array.from(pads).sort();
     return this.#pads;
   }

@@ -422,6 +422,41 @@ sys.stdin.readline()
   });
 });
 
+describe("one file loaded twice", () => {
+  it("both copies are images, each with its own addresses", async () => {
+    const library = buildProgram({
+      name: "libtwice.so",
+      source: "int twice(int x) { return x * 2; }",
+      flags: ["-shared", "-fPIC"],
+    });
+    const loader = buildProgram({
+      name: "loads-twice",
+      source: `#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+int main(void) {
+  // Read as data too: that is no image.
+  mmap(0, 4096, PROT_READ, MAP_PRIVATE, open("${library}", O_RDONLY), 0);
+  void *one = dlopen("${library}", RTLD_NOW);
+  void *two = dlmopen(LM_ID_NEWLM, "${library}", RTLD_NOW);
+  printf("%p %p 0 0\\n", dlsym(one, "twice"), dlsym(two, "twice"));
+  fflush(stdout);
+  for (;;) sleep(1000);
+}`,
+      flags: ["-O1"],
+    });
+    const told = await start(loader);
+    const images = open(told.pid);
+    expect(images.find("libtwice").length).toBe(2);
+    const found = images.resolve("libtwice", symbol("twice")).locations.map((l) => l.addr);
+    expect(new Set(found)).toEqual(new Set([told.probed, told.main]));
+    expect(images.symbolize(told.main).text).toBe("twice (libtwice.so)");
+  });
+});
+
 describe("addresses in words", () => {
   const images = ProcessImages.open(process.pid);
 

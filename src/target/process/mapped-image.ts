@@ -111,7 +111,7 @@ export class MappedImage {
 
   /** The image as the code analysis wants it. Throws as `elf`. */
   get code(): CodeImage {
-    this.#code ??= codeImageOf(this.elf, this.bias);
+    this.#code ??= codeImageOf(this.elf, this.bias, this.path);
     return this.#code;
   }
 
