@@ -29,6 +29,7 @@ function fakeMachine({ files = {}, ...others }: FakeMachine): Machine {
     ptraceIsReachable: () => true,
     canForceMemory: () => true,
     hasVdso: () => true,
+    tryProbing: async () => ({ kind: "worked", stoppedNs: 250_000n }),
     ...others,
     read: (path) => all[path],
     list: (path) => [
@@ -125,6 +126,21 @@ describe("examining a machine", () => {
       check: "ptrace scope",
       status: "missing",
       mentions: "nobody",
+    },
+    { name: "a trial that works", machine: {}, check: "trial", status: "ok", mentions: "250 us" },
+    {
+      name: "a trial that fails",
+      machine: { tryProbing: async () => ({ kind: "failed", why: "text-differs" }) },
+      check: "trial",
+      status: "missing",
+      mentions: "text-differs",
+    },
+    {
+      name: "no trial without ptrace",
+      machine: { files: scope("3") },
+      check: "trial",
+      status: "missing",
+      mentions: "not tried",
     },
     { name: "all capabilities", machine: {}, check: "capabilities", status: "ok", mentions: "SYS_ADMIN" },
     {
@@ -264,8 +280,8 @@ describe("examining a machine", () => {
       mentions: "perf_event_open",
     },
   ];
-  it.each(cases)("$name", ({ machine, check, status: expected, mentions }) => {
-    const result = examine(fakeMachine(machine)).find(({ name }) => name === check)!;
+  it.each(cases)("$name", async ({ machine, check, status: expected, mentions }) => {
+    const result = (await examine(fakeMachine(machine))).find(({ name }) => name === check)!;
     expect(result.status).toBe(expected);
     expect(`${result.found} ${result.meaning} ${result.advice}`).toContain(mentions);
   });
@@ -289,5 +305,6 @@ describe("doctor", () => {
     const byName = new Map(lines.map((line) => [JSON.parse(line).data.name, JSON.parse(line).data.status]));
     expect(byName.get("ptrace")).toBe("ok");
     expect(byName.get("memory file")).toBe("ok");
+    expect(byName.get("trial")).toBe("ok");
   });
 });

@@ -40,7 +40,7 @@ const missing = (found: string, meaning: string, advice?: string): Finding => ({
 interface Check {
   readonly name: string;
   readonly isRequired?: true;
-  readonly look: (machine: Machine) => Finding;
+  readonly look: (machine: Machine) => Finding | Promise<Finding>;
 }
 
 /** Bits of the capability sets (include/uapi/linux/capability.h). */
@@ -69,6 +69,7 @@ const checks: readonly Check[] = [
   { name: "node", isRequired: true, look: lookAtNode },
   { name: "ptrace", isRequired: true, look: lookAtPtrace },
   { name: "ptrace scope", look: lookAtPtraceScope },
+  { name: "trial", isRequired: true, look: lookAtTrial },
   { name: "capabilities", look: lookAtCapabilities },
   { name: "user namespace", look: lookAtUserNamespace },
   { name: "seccomp", look: lookAtSeccomp },
@@ -148,6 +149,18 @@ function lookAtPtraceScope(machine: Machine): Finding {
             `run as root, or: sysctl ${rule}=0`,
           );
   }
+}
+
+async function lookAtTrial(machine: Machine): Promise<Finding> {
+  if (lookAtPtrace(machine).status === "missing" || lookAtPtraceScope(machine).status === "missing")
+    return missing("not tried", "without ptrace nothing can be probed");
+  const trial = await machine.tryProbing();
+  return trial.kind === "worked"
+    ? ok(
+        "a command was started, stopped, changed and resumed",
+        `commands started with -c can be probed; this one stood for ${trial.stoppedNs / 1000n} us`,
+      )
+    : missing(trial.why, "a command of ours could not be started, stopped, changed and resumed");
 }
 
 function lookAtCapabilities(machine: Machine): Finding {
@@ -342,8 +355,11 @@ function lookAtUprobes(machine: Machine): Finding {
 }
 
 /** Looks at everything that decides what can be probed here. */
-export function examine(machine: Machine): CheckResult[] {
-  return checks.map(({ name, isRequired = false, look }) => ({ name, isRequired, ...look(machine) }));
+export async function examine(machine: Machine): Promise<CheckResult[]> {
+  const results: CheckResult[] = [];
+  for (const { name, isRequired = false, look } of checks)
+    results.push({ name, isRequired, ...(await look(machine)) });
+  return results;
 }
 
 /** Returns 1 when something is missing without which nothing can be probed. */
@@ -352,7 +368,7 @@ export async function doctor(
   io: SessionIo,
   machine: Machine = thisMachine,
 ): Promise<number> {
-  const results = examine(machine);
+  const results = await examine(machine);
   io.out.write(format === "json" ? toJsonLines(results) : toTable(results));
   return results.some(({ isRequired, status }) => isRequired && status === "missing") ? 1 : 0;
 }

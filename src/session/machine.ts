@@ -1,12 +1,13 @@
 /**
- * What this machine says about itself, as far as it decides what can be probed: files under /proc and /sys, and three
- * things that can only be found out by trying them on ourselves.
+ * What this machine says about itself, as far as it decides what can be probed: files under /proc and /sys, and what can
+ * only be found out by trying it.
  */
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { arch, release } from "node:os";
 import { errno, errnoName, ptraceRaw } from "../target/process/libc.ts";
 import { MemoryFile } from "../target/process/memory-file.ts";
 import { readMaps } from "../target/process/proc-fs.ts";
+import { type TrialResult, tryProbing } from "./trial.ts";
 
 /** How checks look at a machine. Tests give their own. */
 export interface Machine {
@@ -24,6 +25,8 @@ export interface Machine {
   /** Whether pages that we may not write can be written through the memory file. */
   canForceMemory(): boolean;
   hasVdso(): boolean;
+  /** Tries everything that probing needs on a command of our own. */
+  tryProbing(): Promise<TrialResult>;
 }
 
 const PTRACE_CONT = 7;
@@ -69,5 +72,6 @@ export const thisMachine: Machine = {
       memory.close();
     }
   },
+  tryProbing,
   hasVdso: () => readMaps(process.pid).some(({ path }) => path === "[vdso]"),
 };
