@@ -62,15 +62,23 @@ describe("instruction builder", () => {
   it("turns a goto out of 16-bit reach into gotol, and a conditional jump into a hop over one", () => {
     const b = new InsnBuilder();
     const end = b.label("end");
-    b.goto(end).jmp("eq", r0, 0, end);
+    const next = b.label("next");
+    b.jmp("eq", r0, 0, next).goto(end).bind(next).jmp("eq", r0, 0, end);
     for (let i = 0; i < 40_000; i++) b.mov64(r0, 0);
     b.bind(end).exit();
     const { insns } = b.build();
-    expect(insns[0]).toMatchObject({ opcode: 0x06, imm: 40_003 });
-    expect(insns[1]).toMatchObject({ opcode: 0x15, off: 1 });
-    expect(insns[2]).toMatchObject({ opcode: 0x05, off: 1 });
-    expect(insns[3]).toMatchObject({ opcode: 0x06, imm: 40_000 });
-    expect(insns).toHaveLength(40_005);
+    expect(insns[1]).toMatchObject({ opcode: 0x06, imm: 40_003 });
+    expect(insns[2]).toMatchObject({ opcode: 0x15, off: 1 });
+    expect(insns[3]).toMatchObject({ opcode: 0x05, off: 1 });
+    expect(insns[4]).toMatchObject({ opcode: 0x06, imm: 40_000 });
+    expect(insns).toHaveLength(40_006);
+  });
+
+  it("leaves out what no path reaches", () => {
+    const b = new InsnBuilder();
+    const out = b.label();
+    b.goto(out).mov64(r0, 1).mov64(r1, 2).bind(out).mov64(r0, 0).exit().ldImm64(r1, 5n).exit();
+    expect(hex(encodeInsns(b.build().insns))).toBe("0500000000000000b7000000000000009500000000000000");
   });
 
   it("keeps the source place of every slot", () => {

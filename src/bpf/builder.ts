@@ -3,9 +3,11 @@
  *
  * Registers are objects (`r0` to `r10`), so that a register can never be mistaken for an immediate. Offsets are
  * filled in by `build()`: a goto that does not reach with 16 bits becomes `gotol`; a conditional jump that does
- * not reach hops over one. Operands that do not fit their field are bugs of the caller and assert.
+ * not reach hops over one. Code that no path reaches is left out, because the verifier refuses it and a code
+ * generator would have to know where an `exit` ends a branch; only a program with raw jumps is kept as it is. Operands
+ * that do not fit their field are bugs of the caller and assert.
  */
-import type { Insn } from "./insn.ts";
+import { type Insn, jumpTarget } from "./insn.ts";
 import {
   ALU_ADD,
   ALU_AND,
@@ -323,49 +325,71 @@ export class InsnBuilder {
   /** The slots with all offsets filled in. Asserts that every label is placed. */
   build(): BuiltInsns {
     const far = new Set<Piece>();
+    const dead = this.#findDead();
     // Growing one jump can push another out of reach: repeat until nothing grows. Each round grows at least one.
     for (;;) {
-      const starts = this.#starts(far);
+      const starts = this.#starts(far, dead);
       const grown = this.#pieces.filter(
-        (piece, i) => piece.target && !far.has(piece) && !this.#reaches(starts, i),
+        (piece, i) => piece.target && !dead.has(piece) && !far.has(piece) && !this.#reaches(starts, i),
       );
-      if (grown.length === 0) return this.#emit(starts, far);
+      if (grown.length === 0) return this.#emit(starts, far, dead);
       for (const piece of grown) far.add(piece);
     }
   }
 
-  #starts(far: ReadonlySet<Piece>): number[] {
+  /** The pieces that no path from the first one reaches. */
+  #findDead(): ReadonlySet<Piece> {
+    if (
+      this.#pieces.some(({ slots, target }) => !target && slots.some((s) => jumpTarget(s, 0) !== undefined))
+    ) {
+      return new Set();
+    }
+    const dead = new Set(this.#pieces);
+    const work = [0];
+    for (let at = work.pop(); at !== undefined; at = work.pop()) {
+      const piece = this.#pieces[at];
+      if (!piece || !dead.delete(piece)) continue;
+      const { opcode } = piece.slots.at(-1)!;
+      if (piece.target) work.push(this.#indexOf(piece.target));
+      if (opcode !== OP_EXIT && opcode !== OP_JA) work.push(at + 1);
+    }
+    return dead;
+  }
+
+  #starts(far: ReadonlySet<Piece>, dead: ReadonlySet<Piece>): number[] {
     const starts: number[] = [];
     let at = 0;
     for (const piece of this.#pieces) {
       starts.push(at);
+      if (dead.has(piece)) continue;
       at += far.has(piece) && piece.slots[0]!.opcode !== OP_JA ? 3 : piece.slots.length;
     }
     starts.push(at);
     return starts;
   }
 
-  #targetOf(starts: readonly number[], label: Label): number {
+  #indexOf(label: Label): number {
     const index = this.#labels.get(label);
     if (index === undefined) throw new Error(`build bpf program: label ${label.name} was never placed`);
-    return starts[index]!;
+    return index;
   }
 
   #reaches(starts: readonly number[], index: number): boolean {
-    const off = this.#targetOf(starts, this.#pieces[index]!.target!) - starts[index]! - 1;
+    const off = starts[this.#indexOf(this.#pieces[index]!.target!)]! - starts[index]! - 1;
     return off >= -0x8000 && off <= 0x7fff;
   }
 
-  #emit(starts: readonly number[], far: ReadonlySet<Piece>): BuiltInsns {
+  #emit(starts: readonly number[], far: ReadonlySet<Piece>, dead: ReadonlySet<Piece>): BuiltInsns {
     const insns: Insn[] = [];
     const places = new Map<number, SourcePlace>();
     for (const piece of this.#pieces) {
+      if (dead.has(piece)) continue;
       const start = insns.length;
       const first = piece.slots[0]!;
       if (piece.target === undefined) {
         insns.push(...piece.slots);
       } else {
-        const target = this.#targetOf(starts, piece.target);
+        const target = starts[this.#indexOf(piece.target)]!;
         if (!far.has(piece)) {
           insns.push({ ...first, off: target - start - 1 });
         } else if (first.opcode === OP_JA) {
