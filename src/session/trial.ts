@@ -12,9 +12,7 @@ import { TracedProcess } from "../target/process/traced-process.ts";
 const SIGKILL = 9;
 const END_TIMEOUT_MS = 2000;
 
-export type TrialResult =
-  | { readonly kind: "worked"; readonly stoppedNs: bigint }
-  | { readonly kind: "failed"; readonly why: string };
+export type TrialResult = { readonly kind: "worked" } | { readonly kind: "failed"; readonly why: string };
 
 export async function tryProbing(): Promise<TrialResult> {
   let pid: number | undefined;
@@ -40,7 +38,7 @@ export async function tryProbing(): Promise<TrialResult> {
       const exitCode = await waitForEnd(pid);
       if (exitCode !== 0) return { kind: "failed", why: `the command ended with ${exitCode ?? "nothing"}` };
       pid = undefined;
-      return { kind: "worked", stoppedNs: report.stoppedNs };
+      return { kind: "worked" };
     } finally {
       traced.close();
     }
