@@ -1,5 +1,6 @@
 /** Maps in memory that programs and the tracer share. */
 export { ArrayMap } from "./array-map.ts";
+export { E2BIG, EEXIST, EINVAL, ENOENT } from "./error-numbers.ts";
 export { HashMap } from "./hash-map.ts";
 export {
   type ArrayLayout,

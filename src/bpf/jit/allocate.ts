@@ -1,0 +1,133 @@
+/**
+ * Gives every BPF register that a program still uses a register of the machine.
+ *
+ * Problem: a detour saves each register that is live at the probed instruction and that the program changes. At a
+ * function's entry rax, r10 and r11 are dead and the argument and callee-saved registers are live, so a fixed
+ * assignment (r0 rax, r1 rdi, ...) would cost saves that are not needed.
+ *
+ * Strategy: colour the interference graph with the registers that are least likely to be live first. A program that
+ * calls routines keeps r0 to r5 where routines want them, and its other registers avoid what the routines change.
+ */
+
+import type { Reg, RegSet } from "../../x86/registers.ts";
+import {
+  hasReg,
+  R8,
+  R9,
+  R10,
+  R11,
+  R12,
+  R13,
+  R14,
+  R15,
+  RAX,
+  RBP,
+  RBX,
+  RCX,
+  RDI,
+  RDX,
+  RSI,
+} from "../../x86/registers.ts";
+import { JitError } from "./jit-error.ts";
+import type { Liveness, OpList } from "./liveness.ts";
+import { definesOf, usesOf } from "./operations.ts";
+
+/** Machine registers of r0 to r9; undefined for one that the program does not use. */
+export type Assignment = readonly (Reg | undefined)[];
+
+/** r0 to r5 where routines take their arguments and give their result. */
+export const conventionalRegs: readonly Reg[] = [RAX, RDI, RSI, RDX, RCX, R8];
+
+/** Least likely to be live in the traced code first. */
+export const preferredRegs: readonly Reg[] = [
+  R11,
+  R10,
+  RAX,
+  R9,
+  R8,
+  RCX,
+  RSI,
+  RDX,
+  RDI,
+  R12,
+  RBX,
+  R15,
+  R14,
+  R13,
+  RBP,
+];
+
+const BPF_REGS = 10;
+
+export function assignRegs(list: OpList, live: Liveness): Assignment {
+  const interferes = Array.from({ length: BPF_REGS }, () => 0);
+  /** Machine registers that a routine changes while the BPF register holds a value. */
+  const forbidden: RegSet[] = Array.from({ length: BPF_REGS }, () => 0);
+  const useCount = Array.from({ length: BPF_REGS }, () => 0);
+  const moves: [number, number][] = [];
+  let hasCalls = false;
+
+  const meet = (reg: number, others: number) => {
+    for (let other = 0; other < BPF_REGS; other++) {
+      if (other === reg || ((others >> other) & 1) === 0) continue;
+      interferes[reg]! |= 1 << other;
+      interferes[other]! |= 1 << reg;
+    }
+  };
+  for (let reg = 0; reg < BPF_REGS; reg++) if (((live.atEntry >> reg) & 1) !== 0) meet(reg, live.atEntry);
+  for (const [slot, op] of list.ops.entries()) {
+    if (op === undefined) continue;
+    const after = live.after[slot]!;
+    const uses = usesOf(op, list.keepsResult);
+    const defines = definesOf(op);
+    for (let reg = 0; reg < BPF_REGS; reg++) {
+      if ((((uses | defines) >> reg) & 1) !== 0 && op.kind !== "call") useCount[reg]!++;
+      if (((uses >> reg) & 1) !== 0) useCount[reg]!++;
+    }
+    if (op.kind === "call") {
+      hasCalls = true;
+      for (let reg = 6; reg < BPF_REGS; reg++) {
+        if (((after >> reg) & 1) !== 0) forbidden[reg]! |= op.routine.clobbers;
+      }
+      useCount[0]!++;
+      continue;
+    }
+    if (op.kind === "move" && op.width === 64) moves.push([op.dst, op.src]);
+    // A value that a move only copies may share the register of its source.
+    const others = op.kind === "move" && op.width === 64 ? after & ~(1 << op.src) : after;
+    for (let reg = 0; reg < BPF_REGS; reg++) if (((defines >> reg) & 1) !== 0) meet(reg, others);
+  }
+
+  const assignment: (Reg | undefined)[] = Array.from({ length: BPF_REGS }, () => undefined);
+  const fixedCount = hasCalls ? 6 : 0;
+  for (let reg = 0; reg < fixedCount; reg++) if (useCount[reg]! > 0) assignment[reg] = conventionalRegs[reg]!;
+  if (list.keepsResult) assignment[0] = RAX;
+  const order = Array.from({ length: BPF_REGS }, (_, reg) => reg)
+    .filter((reg) => assignment[reg] === undefined && useCount[reg]! > 0)
+    .sort((a, b) => useCount[b]! - useCount[a]!);
+  for (const reg of order) {
+    const taken = assignment.reduce<RegSet>(
+      (set, machine, other) =>
+        machine !== undefined && ((interferes[reg]! >> other) & 1) !== 0 ? set | (1 << machine) : set,
+      forbidden[reg]!,
+    );
+    const partner = moves.find(([dst, src]) => {
+      const other = dst === reg ? src : src === reg ? dst : undefined;
+      const machine = other === undefined ? undefined : assignment[other];
+      return machine !== undefined && !hasReg(taken, machine);
+    });
+    const shared =
+      partner === undefined ? undefined : assignment[partner[0] === reg ? partner[1] : partner[0]];
+    // Registers that something else in the program already changes cost nothing more.
+    const used = assignment.reduce<RegSet>(
+      (set, machine) => (machine === undefined ? set : set | (1 << machine)),
+      0,
+    );
+    assignment[reg] =
+      shared ??
+      preferredRegs.find((machine) => hasReg(used, machine) && !hasReg(taken, machine)) ??
+      preferredRegs.find((machine) => !hasReg(taken, machine));
+    if (assignment[reg] === undefined) throw new JitError(`assign register r${reg}: none is left`);
+  }
+  return assignment;
+}

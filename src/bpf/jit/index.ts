@@ -1,0 +1,5 @@
+/** From proved bytecode to x86-64. */
+
+export { JitError } from "./jit-error.ts";
+export { type CompiledProgram, type EmitOptions, JitUnit } from "./jit-unit.ts";
+export type { LinkEnv } from "./link-env.ts";

@@ -1,0 +1,161 @@
+/**
+ * Compiles proved programs to x86-64: one unit per placement of code, in one assembler.
+ *
+ *     const unit = new JitUnit(asm, bundle, env);
+ *     const program = unit.emit(bundle.programs[0]!, proof);
+ *     unit.finish();                       // the routines that programs call
+ *     asm.finish();
+ *
+ * Stages, one file each: what is known about registers (values), operations with resolved operands (lower,
+ * operations), removal of what has no effect (liveness), joining (fold), registers (allocate), code
+ * (program-emitter). Routines (hash, ring, array, task, user reads) are specialised for their map and emitted once.
+ *
+ * A program is reached by `call` with the context right above the return address, and ends with `ret`. It changes
+ * the flags and the registers in `clobbers`; it never touches vector registers or the direction flag, takes no
+ * lock, and assumes nothing about the alignment of rsp.
+ */
+import type { Assembler, Label } from "../../x86/assembler.ts";
+import type { RegSet } from "../../x86/registers.ts";
+import {
+  findHelperName,
+  HELPER_GET_CURRENT_COMM,
+  HELPER_GET_CURRENT_PID_TGID,
+  HELPER_GET_CURRENT_UID_GID,
+  HELPER_GET_PRANDOM_U32,
+  HELPER_KTIME_GET_NS,
+  HELPER_MAP_DELETE_ELEM,
+  HELPER_MAP_LOOKUP_ELEM,
+  HELPER_MAP_UPDATE_ELEM,
+  HELPER_PROBE_READ_USER,
+  HELPER_PROBE_READ_USER_STR,
+  HELPER_RINGBUF_RESERVE,
+} from "../helpers.ts";
+import { layoutMap } from "../maps/index.ts";
+import type { Bundle, ProgramSpec, Proof } from "../program.ts";
+import { assignRegs } from "./allocate.ts";
+import { arrayUpdate } from "./array-routines.ts";
+import { foldOperations } from "./fold.ts";
+import { hashDelete, hashLookup, hashUpdate } from "./hash-routines.ts";
+import { JitError } from "./jit-error.ts";
+import type { LinkEnv } from "./link-env.ts";
+import { type OpList, removeDead } from "./liveness.ts";
+import { lowerInsn } from "./lower.ts";
+import { isNear } from "./memory-moves.ts";
+import { ProgramEmitter } from "./program-emitter.ts";
+import { ringReserve } from "./ring-routines.ts";
+import { type Routine, RoutineSet } from "./routine.ts";
+import { currentComm, fillPidCache, ktimeGetNs, pidTgid, prandomU32, uidGid } from "./task-routines.ts";
+import { probeReadUser, probeReadUserStr } from "./user-read-routines.ts";
+import { knownValues } from "./values.ts";
+
+export interface CompiledProgram {
+  readonly name: string;
+  readonly entry: Label;
+  /** Behind the last byte of the program itself. */
+  readonly end: Label;
+  /** Registers that a call may change, routines included; flags always, rsp never. */
+  readonly clobbers: RegSet;
+  /** Offsets of the slots of the context that the program may read. */
+  readonly ctxReads: ReadonlySet<number>;
+  /** Bytes below rsp at entry (where the return address lies) that may be used, routines included. */
+  readonly stackBytes: number;
+}
+
+export interface EmitOptions {
+  /** Leave r0 in rax. Without it, what only computes the result is left out. */
+  readonly keepsResult?: boolean;
+}
+
+export class JitUnit {
+  readonly #asm: Assembler;
+  readonly #bundle: Bundle;
+  readonly #env: LinkEnv;
+  readonly #routines: RoutineSet;
+
+  constructor(asm: Assembler, bundle: Bundle, env: LinkEnv) {
+    this.#asm = asm;
+    this.#bundle = bundle;
+    this.#env = env;
+    this.#routines = new RoutineSet(asm);
+  }
+
+  /** Emits one program here. `proof` must be the verifier's for exactly this program and the unit's maps. */
+  emit(program: ProgramSpec, proof: Proof, { keepsResult = false }: EmitOptions = {}): CompiledProgram {
+    const { insns } = program;
+    const isDead = (slot: number) => proof.deadInsns.has(slot);
+    const { before, isTarget } = knownValues(insns, isDead, (index) => this.#env.mapAddr(index));
+    const context = {
+      bundle: this.#bundle,
+      proof,
+      env: this.#env,
+      isNear: (address: bigint) => isNear(this.#asm, address),
+      routineFor: (helper: number, mapIndex: number | undefined) => this.#routineFor(helper, mapIndex),
+    };
+    const list: OpList = {
+      ops: insns.map((_, slot) => {
+        const values = before[slot];
+        return values === undefined ? undefined : lowerInsn(context, insns, slot, values);
+      }),
+      keepsResult,
+    };
+    foldOperations(list, removeDead(list), isTarget);
+    const live = removeDead(list);
+    const emitted = new ProgramEmitter({
+      asm: this.#asm,
+      env: this.#env,
+      list,
+      live,
+      assignment: assignRegs(list, live),
+      isTarget,
+      frameBytes: proof.stackBytes,
+      fillPidCache: () => fillPidCache(this.#routines, this.#env),
+    }).emit();
+    return { name: program.name, ...emitted, ctxReads: proof.ctxReads };
+  }
+
+  /** Emits the routines that programs call; more programs may follow, and then another `finish`. */
+  finish(): void {
+    this.#routines.emitPending();
+  }
+
+  #routineFor(helper: number, mapIndex: number | undefined): Routine {
+    const routines = this.#routines;
+    switch (helper) {
+      case HELPER_KTIME_GET_NS:
+        return ktimeGetNs(routines, this.#env);
+      case HELPER_GET_PRANDOM_U32:
+        return prandomU32(routines);
+      case HELPER_GET_CURRENT_PID_TGID:
+        return pidTgid(routines, this.#env);
+      case HELPER_GET_CURRENT_UID_GID:
+        return uidGid(routines);
+      case HELPER_GET_CURRENT_COMM:
+        return currentComm(routines);
+      case HELPER_PROBE_READ_USER:
+        return probeReadUser(routines, this.#env);
+      case HELPER_PROBE_READ_USER_STR:
+        return probeReadUserStr(routines, this.#env);
+      default:
+        return this.#mapRoutine(helper, mapIndex);
+    }
+  }
+
+  #mapRoutine(helper: number, mapIndex: number | undefined): Routine {
+    const name = findHelperName(helper) ?? `helper ${helper}`;
+    const spec = mapIndex === undefined ? undefined : this.#bundle.maps[mapIndex];
+    if (mapIndex === undefined || spec === undefined)
+      throw new JitError(`compile call of ${name}: no routine, or the proof names no map`);
+    const layout = layoutMap(spec);
+    const common = { routines: this.#routines, mapIndex, spec, mapAddr: this.#env.mapAddr(mapIndex) };
+    if (layout.kind === "hash") {
+      if (helper === HELPER_MAP_LOOKUP_ELEM) return hashLookup({ ...common, layout });
+      if (helper === HELPER_MAP_UPDATE_ELEM) return hashUpdate({ ...common, layout });
+      if (helper === HELPER_MAP_DELETE_ELEM) return hashDelete({ ...common, layout });
+    }
+    if (layout.kind === "array" && helper === HELPER_MAP_UPDATE_ELEM)
+      return arrayUpdate({ ...common, layout });
+    if (layout.kind === "ringbuf" && helper === HELPER_RINGBUF_RESERVE)
+      return ringReserve({ ...common, layout });
+    throw new JitError(`compile call of ${name}: map ${spec.name} is of kind ${spec.kind}`);
+  }
+}

@@ -1,0 +1,16 @@
+/** What generated code needs to know about the process that it will run in; decided when a target is attached. */
+export interface LinkEnv {
+  /** Address of the storage of a map of the bundle in the target; a multiple of 64. */
+  mapAddr(mapIndex: number): bigint;
+  /** Where the processor number comes from: TSC_AUX, or the limit of the segment that Linux keeps it in. */
+  readonly cpu: "rdpid" | "lsl";
+  /** The vDSO's clock_gettime; undefined: the system call. It is called with an aligned stack. */
+  readonly clockGettime: bigint | undefined;
+  /** The thread id is the u32 at this offset from fs; undefined: the system call. */
+  readonly tidOffset: number | undefined;
+  /**
+   * Address of two u32 that a fork wipes: the process id as it is shown to the user, and as the target's own
+   * namespace has it. 0 is unknown: the code asks the kernel and stores it.
+   */
+  readonly pidCache: bigint;
+}

@@ -1,0 +1,222 @@
+/**
+ * The code generator's view of a program: one operation per instruction slot, with operands resolved.
+ *
+ * Registers are still BPF registers. Memory operands know whether they are in the stack, in the context or at a
+ * fixed address; helpers have become loads, inline sequences or calls of routines.
+ */
+import type { AluOp, Condition, ShiftOp } from "../../x86/assembler.ts";
+import type { Routine } from "./routine.ts";
+
+/** A BPF register, 0 to 9. The frame pointer never is an operand: it is known everywhere. */
+export type BpfRegNumber = number;
+
+/** The second operand: a register, or a constant that an instruction can hold. */
+export type Source =
+  | { readonly kind: "reg"; readonly reg: BpfRegNumber }
+  | { readonly kind: "imm"; readonly value: number };
+
+export interface OpMem {
+  /** A register, the frame pointer, the context, or a fixed address in reach of the code. */
+  readonly base: BpfRegNumber | "stack" | "ctx" | bigint;
+  readonly index?: { readonly reg: BpfRegNumber; readonly scale: 1 | 2 | 4 | 8 };
+  readonly disp: number;
+}
+
+export type AtomicKind = "add" | "or" | "and" | "xor" | "xchg" | "cmpxchg";
+
+export type Op =
+  | { readonly kind: "const"; readonly dst: BpfRegNumber; readonly value: bigint }
+  | {
+      readonly kind: "address";
+      readonly dst: BpfRegNumber;
+      readonly of: "stack" | "ctx";
+      readonly off: number;
+    }
+  | { readonly kind: "move"; readonly dst: BpfRegNumber; readonly src: BpfRegNumber; readonly width: 32 | 64 }
+  | {
+      readonly kind: "extend";
+      readonly dst: BpfRegNumber;
+      readonly src: BpfRegNumber;
+      readonly from: 8 | 16 | 32;
+      readonly width: 32 | 64;
+    }
+  | {
+      readonly kind: "alu";
+      readonly op: AluOp | "mul";
+      readonly dst: BpfRegNumber;
+      readonly src: Source;
+      readonly width: 32 | 64;
+    }
+  | {
+      readonly kind: "shift";
+      readonly op: ShiftOp;
+      readonly dst: BpfRegNumber;
+      readonly src: Source;
+      readonly width: 32 | 64;
+    }
+  | {
+      readonly kind: "divide";
+      readonly dst: BpfRegNumber;
+      readonly src: Source;
+      readonly isModulo: boolean;
+      readonly isSigned: boolean;
+      readonly width: 32 | 64;
+    }
+  | { readonly kind: "negate"; readonly dst: BpfRegNumber; readonly width: 32 | 64 }
+  /** The low bits in the same or the reversed byte order, zero-extended. */
+  | {
+      readonly kind: "byte-order";
+      readonly dst: BpfRegNumber;
+      readonly bits: 16 | 32 | 64;
+      readonly swaps: boolean;
+    }
+  | {
+      readonly kind: "load";
+      readonly dst: BpfRegNumber;
+      readonly mem: OpMem;
+      readonly lenBytes: 1 | 2 | 4 | 8;
+      readonly isSigned: boolean;
+    }
+  | {
+      readonly kind: "store";
+      readonly mem: OpMem;
+      readonly src: Source;
+      readonly lenBytes: 1 | 2 | 4 | 8;
+    }
+  | {
+      readonly kind: "atomic";
+      readonly op: AtomicKind;
+      /** Whether the old value goes into `src` (for cmpxchg: r0). */
+      readonly fetches: boolean;
+      readonly mem: OpMem;
+      readonly src: Source;
+      readonly width: 32 | 64;
+    }
+  | {
+      readonly kind: "branch";
+      readonly condition: Condition;
+      readonly dst: BpfRegNumber;
+      readonly src: Source;
+      readonly width: 32 | 64;
+      /** Whether the operands are combined by `test` rather than `cmp`. */
+      readonly isBitTest: boolean;
+      readonly target: number;
+    }
+  | { readonly kind: "goto"; readonly target: number }
+  | { readonly kind: "exit" }
+  /** The processor number, and `mask` applied to it. */
+  | { readonly kind: "cpu"; readonly dst: BpfRegNumber; readonly mask: number }
+  | { readonly kind: "pid-tgid"; readonly dst: BpfRegNumber }
+  | {
+      readonly kind: "array-lookup";
+      readonly dst: BpfRegNumber;
+      readonly key: OpMem;
+      readonly base: bigint;
+      readonly stride: number;
+      readonly maxEntries: number;
+    }
+  | { readonly kind: "release-record"; readonly record: BpfRegNumber; readonly isDiscarded: boolean }
+  | { readonly kind: "call"; readonly routine: Routine };
+
+/** Registers by bit. */
+export type BpfRegSet = number;
+
+const CALLER_SAVED: BpfRegSet = 0b111111;
+
+/** Registers that the operation reads. */
+export function usesOf(op: Op, keepsResult: boolean): BpfRegSet {
+  switch (op.kind) {
+    case "const":
+    case "address":
+    case "goto":
+    case "cpu":
+    case "pid-tgid":
+      return 0;
+    case "exit":
+      return keepsResult ? 1 : 0;
+    case "move":
+    case "extend":
+      return 1 << op.src;
+    case "alu":
+    case "shift":
+    case "divide":
+    case "branch":
+      return (1 << op.dst) | sourceUses(op.src);
+    case "negate":
+    case "byte-order":
+      return 1 << op.dst;
+    case "load":
+      return memUses(op.mem);
+    case "store":
+      return memUses(op.mem) | sourceUses(op.src);
+    case "atomic":
+      return memUses(op.mem) | sourceUses(op.src) | (op.op === "cmpxchg" ? 1 : 0);
+    case "array-lookup":
+      return memUses(op.key);
+    case "release-record":
+      return 1 << op.record;
+    case "call":
+      return op.routine.args.reduce((set, reg) => set | (1 << reg), 0);
+    default:
+      return op satisfies never;
+  }
+}
+
+/** Registers that the operation writes, or leaves with no meaning. */
+export function definesOf(op: Op): BpfRegSet {
+  switch (op.kind) {
+    case "const":
+    case "address":
+    case "move":
+    case "extend":
+    case "alu":
+    case "shift":
+    case "divide":
+    case "negate":
+    case "byte-order":
+    case "load":
+    case "cpu":
+    case "pid-tgid":
+    case "array-lookup":
+      return 1 << op.dst;
+    case "atomic":
+      if (op.op === "cmpxchg") return 1;
+      return op.fetches && op.src.kind === "reg" ? 1 << op.src.reg : 0;
+    case "call":
+      return CALLER_SAVED;
+    case "store":
+    case "branch":
+    case "goto":
+    case "exit":
+    case "release-record":
+      return 0;
+    default:
+      return op satisfies never;
+  }
+}
+
+/** Whether nothing is lost when the operation is left out and its result is not used. */
+export function isPure(op: Op): boolean {
+  switch (op.kind) {
+    case "store":
+    case "atomic":
+    case "branch":
+    case "goto":
+    case "exit":
+    case "release-record":
+    case "call":
+      return false;
+    default:
+      return true;
+  }
+}
+
+function sourceUses(src: Source): BpfRegSet {
+  return src.kind === "reg" ? 1 << src.reg : 0;
+}
+
+function memUses(mem: OpMem): BpfRegSet {
+  return (
+    (typeof mem.base === "number" ? 1 << mem.base : 0) | (mem.index === undefined ? 0 : 1 << mem.index.reg)
+  );
+}

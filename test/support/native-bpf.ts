@@ -1,0 +1,208 @@
+/**
+ * Compiles BPF programs and runs them inside the test's own process, beside an interpreter with the same maps.
+ *
+ * Each run loads every register with a number of its own and checks that only those in `clobbers` changed, and that
+ * nothing below the stack that the program declared was written.
+ */
+import koffi from "koffi";
+import {
+  type Bundle,
+  type HelperHost,
+  type Insn,
+  interpret,
+  type MapSpec,
+  type Proof,
+  verifyProgram,
+} from "../../src/bpf/index.ts";
+import { type CompiledProgram, JitUnit, type LinkEnv } from "../../src/bpf/jit/index.ts";
+import {
+  layoutMap,
+  type OpenedMap,
+  openMap,
+  type SharedMemory,
+  sharedMemoryOf,
+} from "../../src/bpf/maps/index.ts";
+import { Assembler } from "../../src/x86/assembler.ts";
+import { hasReg, PT_REGS_BYTES, RAX, RSP, regNames } from "../../src/x86/registers.ts";
+import { Machine, type NativeMemory, nativeMemory } from "./native-code.ts";
+
+const CODE_BYTES = 1 << 20;
+/** Behind the maps: the pid cache. */
+const PID_CACHE_BYTES = 64;
+const STACK_PATTERN = 0xa5;
+/** Where the return address of a run lies in the machine's stack; not a multiple of 16. */
+const FRAME_AT = 8 * 1024 + 8;
+
+const pattern = new Uint8Array(FRAME_AT).fill(STACK_PATTERN);
+
+const libc = koffi.load("libc.so.6");
+const dlsym = libc.func("intptr_t dlsym(intptr_t handle, const char *name)");
+
+/** The C library's clock_gettime has the vDSO function's signature, and calls it. */
+export function clockGettimeAddress(): bigint {
+  return BigInt(dlsym(0n, "clock_gettime") as number | bigint);
+}
+
+export interface NativeRun {
+  readonly result: bigint;
+  readonly program: CompiledProgram;
+}
+
+export interface NativeBpfOptions {
+  readonly maps?: readonly MapSpec[];
+  readonly env?: Partial<LinkEnv>;
+  /** Whether the maps lie in reach of the code. */
+  readonly isNear?: boolean;
+  /** Memory to use for the maps instead of its own. */
+  readonly storage?: { readonly at: bigint; readonly bytes: Uint8Array };
+}
+
+export class NativeBpf implements Disposable {
+  readonly specs: readonly MapSpec[];
+  readonly maps: readonly OpenedMap[];
+  readonly memory: SharedMemory;
+  readonly env: LinkEnv;
+  readonly machine = new Machine();
+  readonly #code: NativeMemory;
+  readonly #storage: NativeMemory | undefined;
+  #nextCode: bigint;
+
+  constructor({ maps: specs = [], env = {}, isNear = false, storage }: NativeBpfOptions = {}) {
+    this.specs = specs;
+    this.#code = nativeMemory(CODE_BYTES);
+    this.#nextCode = this.#code.at;
+    const offsets: number[] = [];
+    let lenBytes = 0;
+    for (const spec of specs) {
+      offsets.push(lenBytes);
+      lenBytes += layoutMap(spec).totalBytes;
+    }
+    const totalBytes = lenBytes + PID_CACHE_BYTES;
+    const hint = isNear ? this.#code.at + 0x1000_0000n : 0x5a00_0000_0000n;
+    this.#storage = storage === undefined ? nativeMemory(totalBytes, hint) : undefined;
+    const { at, bytes } = storage ?? this.#storage!;
+    this.memory = sharedMemoryOf(bytes.buffer, bytes.byteOffset, totalBytes);
+    this.maps = specs.map((spec, index) => openMap(spec, this.memory, offsets[index]!));
+    this.env = {
+      mapAddr: (index) => at + BigInt(offsets[index]!),
+      cpu: "rdpid",
+      clockGettime: undefined,
+      tidOffset: undefined,
+      pidCache: at + BigInt(lenBytes),
+      ...env,
+    };
+  }
+
+  get bundle(): Bundle {
+    return { maps: this.specs, programs: [] };
+  }
+
+  /** The verifier's proof; throws with its log. */
+  prove(insns: readonly Insn[]): Proof {
+    const verdict = verifyProgram({ insns }, this.specs);
+    if (verdict.kind === "rejected") throw new Error(`verifier: ${verdict.log}`);
+    return verdict.proof;
+  }
+
+  /** Lets `write` emit code at the next free place and returns what it returned, once the code is in place. */
+  place<T>(write: (asm: Assembler, unit: JitUnit) => T): { readonly asm: Assembler; readonly written: T } {
+    const asm = new Assembler(this.#nextCode);
+    const unit = new JitUnit(asm, this.bundle, this.env);
+    const written = write(asm, unit);
+    unit.finish();
+    asm.align(64, "int3");
+    const code = asm.finish();
+    const offset = Number(this.#nextCode - this.#code.at);
+    if (offset + code.length > CODE_BYTES) throw new Error("no room for code");
+    this.#code.bytes.set(code, offset);
+    this.#nextCode += BigInt(code.length);
+    return { asm, written };
+  }
+
+  /** Forgets all code that was placed. */
+  reset(): void {
+    this.#nextCode = this.#code.at;
+  }
+
+  compile(insns: readonly Insn[], keepsResult = true) {
+    const proof = this.prove(insns);
+    const { asm, written: program } = this.place((_, unit) =>
+      unit.emit({ name: "test", insns }, proof, { keepsResult }),
+    );
+    const entry = asm.addressOf(program.entry);
+    const lenBytes = asm.offsetOf(program.end) - asm.offsetOf(program.entry);
+    const at = Number(entry - this.#code.at);
+    return { program, entry, code: this.#code.bytes.slice(at, at + lenBytes) };
+  }
+
+  /** Runs a compiled program with this context; returns r0. */
+  run(compiled: { readonly program: CompiledProgram; readonly entry: bigint }, ctx: Uint8Array): bigint {
+    const { machine } = this;
+    const { program } = compiled;
+    const { bytes, at } = machine.stack;
+    bytes.fill(STACK_PATTERN, 0, FRAME_AT);
+    const frame = new DataView(bytes.buffer, bytes.byteOffset + FRAME_AT);
+    frame.setBigUint64(0, machine.exit, true);
+    bytes.set(ctx, FRAME_AT + 8);
+    const before = Array.from(
+      { length: 16 },
+      (_, reg) => 0x1111_0000_0000_0000n * BigInt(reg) + 0xdead_0000n + BigInt(reg),
+    );
+    before[RSP] = at + BigInt(FRAME_AT);
+    const after = machine.run(compiled.entry, { regs: before, flags: 0x202n });
+    const allowed = program.clobbers | (1 << RSP);
+    for (let reg = 0; reg < 16; reg++) {
+      if (!hasReg(allowed, reg) && after.regs[reg] !== BigInt.asUintN(64, before[reg]!))
+        throw new Error(`${regNames[reg]} changed, though the program does not declare it`);
+    }
+    if (after.regs[RSP] !== before[RSP]! + 8n) throw new Error("the stack pointer is not where it was");
+    const untouched = bytes.subarray(0, FRAME_AT - program.stackBytes);
+    if (Buffer.compare(untouched, pattern.subarray(0, untouched.length)) !== 0) {
+      const dirty = untouched.findIndex((byte) => byte !== STACK_PATTERN);
+      throw new Error(`used ${FRAME_AT - dirty} bytes of stack, declared ${program.stackBytes}`);
+    }
+    if (Buffer.compare(bytes.subarray(FRAME_AT + 8, FRAME_AT + 8 + PT_REGS_BYTES), ctx) !== 0)
+      throw new Error("the context was changed");
+    return after.regs[RAX]!;
+  }
+
+  /** The interpreter on the same maps. */
+  interpret(insns: readonly Insn[], ctx: Uint8Array, host: Partial<HelperHost> = {}): bigint {
+    const result = interpret({
+      insns,
+      maps: this.maps,
+      host: { ...quietHost, ...host },
+      entry: { kind: "context", bytes: ctx },
+    });
+    if (result.kind !== "returned")
+      throw new Error(
+        `interpreter: ${JSON.stringify(result, (_, v) => (typeof v === "bigint" ? `${v}` : v))}`,
+      );
+    return result.value;
+  }
+
+  [Symbol.dispose](): void {
+    this.machine[Symbol.dispose]();
+    this.#code[Symbol.dispose]();
+    this.#storage?.[Symbol.dispose]();
+  }
+}
+
+const quietHost: HelperHost = {
+  ktimeGetNs: () => 0n,
+  prandomU32: () => 0,
+  cpu: () => 0,
+  pidTgid: () => 0n,
+  uidGid: () => 0n,
+  comm: () => new Uint8Array(0),
+  readUser: () => false,
+};
+
+/** A context whose slot at offset `o` holds `valueAt(o)`. */
+export function contextOf(valueAt: (offset: number) => bigint): Uint8Array {
+  const bytes = new Uint8Array(PT_REGS_BYTES);
+  const view = new DataView(bytes.buffer);
+  for (let offset = 0; offset < PT_REGS_BYTES; offset += 8)
+    view.setBigUint64(offset, BigInt.asUintN(64, valueAt(offset)), true);
+  return bytes;
+}
