@@ -1,5 +1,5 @@
 /** The command as a whole, where no process is touched: what it prints where, and its exit code. */
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -68,6 +68,30 @@ describe("the command", () => {
     expect(runCommand(["doctor", "-f", "json", "-o", path])).toEqual({ code: 0, out: "", err: "" });
     const lines = readFileSync(path, "utf8").trim().split("\n");
     expect(lines.map((line) => JSON.parse(line).type)).toEqual(lines.map(() => "check"));
+  });
+
+  it("says when the disk is full", () => {
+    const { code, err } = runCommand(["doctor", "-o", "/dev/full"]);
+    expect({ code, err }).toEqual({ code: 1, err: "trapline: write to /dev/full: ENOSPC\n" });
+  });
+
+  it("says when standard output cannot be written", () => {
+    const run = spawnSync("/bin/sh", ["-c", `"${process.execPath}" "${commandPath}" doctor >/dev/full`], {
+      encoding: "utf8",
+    });
+    expect({ code: run.status, err: run.stderr }).toEqual({
+      code: 1,
+      err: "trapline: write to standard output: ENOSPC\n",
+    });
+  });
+
+  it("is content when the reader has enough", () => {
+    const run = spawnSync(
+      "/bin/bash",
+      ["-c", `set -o pipefail; "${process.execPath}" "${commandPath}" doctor | head -n 1`],
+      { encoding: "utf8" },
+    );
+    expect({ code: run.status, err: run.stderr }).toEqual({ code: 0, err: "" });
   });
 
   it("ps succeeds", () => {

@@ -1,8 +1,8 @@
 /** Does what the command line says: gathers what a session needs, and calls it. */
 import { readFileSync } from "node:fs";
-import type { SessionVerbs } from "../session/index.ts";
+import type { SessionIo, SessionVerbs, TraceOptions } from "../session/index.ts";
 import type { Action, ProgramSource } from "./arguments.ts";
-import { openIo } from "./terminal-io.ts";
+import { TerminalIo } from "./terminal-io.ts";
 import { UsageError } from "./usage-error.ts";
 
 type SessionAction = Exclude<Action, { verb: "help" } | { verb: "version" }>;
@@ -11,7 +11,17 @@ type SessionAction = Exclude<Action, { verb: "help" } | { verb: "version" }>;
 export async function perform(action: SessionAction, outputFile: string | undefined): Promise<number> {
   // Read before anything is opened: a script that is not there changes nothing.
   const program = action.verb === "trace" ? readProgram(action.source) : undefined;
-  using io = openIo(outputFile);
+  using io = new TerminalIo(outputFile);
+  const exitCode = await run(action, program, io);
+  if (io.failure !== undefined) throw io.failure;
+  return exitCode;
+}
+
+async function run(
+  action: SessionAction,
+  program: TraceOptions["program"] | undefined,
+  io: SessionIo,
+): Promise<number> {
   // Loaded here, so that help and bad usage cost nothing.
   const session = (await import("../session/index.ts")) as unknown as SessionVerbs;
   switch (action.verb) {

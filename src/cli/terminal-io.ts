@@ -1,36 +1,83 @@
 /**
- * The sinks of a session on this process's standard streams, or on a file. Writes to files, terminals and pipes are
- * synchronous on Linux (Node, process I/O), so what has been written is out when the process exits.
+ * The sinks of a session on this process's standard streams, or on a file. Results are written by plain synchronous
+ * calls: what has been written is out when the process exits, and a failure is known at once.
+ *
+ * A sink that cannot be written any more (`| head`, a full disk, a terminal that was closed) must end the run
+ * cleanly, and never kill the tracer with probes in place: it aborts `outClosed`, and takes no more text.
  */
 import { closeSync, openSync, writeSync } from "node:fs";
 import type { SessionIo } from "../session/index.ts";
 import { UsageError } from "./usage-error.ts";
 
-/** Opens the output file, if there is one, before anything else is done. */
-export function openIo(outputFile: string | undefined): SessionIo & Disposable {
-  const outClosed = new AbortController();
-  // A reader that goes away (`| head`) must end the run cleanly and not kill the tracer with an unhandled error.
-  const onError = (error: NodeJS.ErrnoException) => {
-    if (error.code !== "EPIPE") throw error;
-    outClosed.abort();
-  };
-  process.stdout.on("error", onError);
-  process.stderr.on("error", onError);
-  const fd = outputFile === undefined ? undefined : openOutputFile(outputFile);
-  return {
-    out: {
-      write(text) {
-        if (fd !== undefined) writeAll(fd, text);
-        else if (!outClosed.signal.aborted) process.stdout.write(text);
-      },
-    },
-    err: { write: (text) => void process.stderr.write(text) },
-    terminalColumns: process.stderr.isTTY ? process.stderr.columns : undefined,
-    outClosed: outClosed.signal,
-    [Symbol.dispose]() {
-      if (fd !== undefined) closeSync(fd);
-    },
-  };
+const STANDARD_OUTPUT = 1;
+
+/** Results could not be written. A reader that has enough (`EPIPE`) is no failure. */
+export class OutputError extends Error {
+  readonly code: string;
+  constructor(where: string, cause: NodeJS.ErrnoException) {
+    super(`write to ${where}: ${cause.code ?? cause.message}`, { cause });
+    this.name = "OutputError";
+    this.code = cause.code ?? "EIO";
+  }
+}
+
+export class TerminalIo implements SessionIo, Disposable {
+  readonly out: SessionIo["out"];
+  readonly err: SessionIo["err"];
+  readonly #outClosed = new AbortController();
+  readonly #fd: number;
+  readonly #where: string;
+  #failure: OutputError | undefined;
+
+  /** Opens the output file, if there is one. Throws `UsageError` when that cannot be done. */
+  constructor(outputFile: string | undefined) {
+    this.#where = outputFile ?? "standard output";
+    this.#fd = outputFile === undefined ? STANDARD_OUTPUT : openOutputFile(outputFile);
+    // Nobody is left to be told.
+    process.stderr.on("error", () => this.#outClosed.abort());
+    this.out = { write: (text) => this.#write(text) };
+    this.err = { write: (text) => void process.stderr.write(text) };
+  }
+
+  get terminalColumns(): number | undefined {
+    return process.stderr.isTTY ? process.stderr.columns : undefined;
+  }
+
+  get outClosed(): AbortSignal {
+    return this.#outClosed.signal;
+  }
+
+  /** Why results were lost; undefined when none were. */
+  get failure(): OutputError | undefined {
+    return this.#failure;
+  }
+
+  #write(text: string): void {
+    if (this.#outClosed.signal.aborted) return;
+    try {
+      writeAll(this.#fd, Buffer.from(text));
+    } catch (cause) {
+      const error = cause as NodeJS.ErrnoException;
+      if (error.code !== "EPIPE") this.#failure ??= new OutputError(this.#where, error);
+      this.#outClosed.abort();
+    }
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#fd !== STANDARD_OUTPUT) closeSync(this.#fd);
+  }
+}
+
+function writeAll(fd: number, bytes: Uint8Array): void {
+  for (let done = 0; done < bytes.length; ) {
+    try {
+      done += writeSync(fd, bytes, done);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EAGAIN") throw error;
+      // A pipe that somebody has made non-blocking, and that is full.
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+    }
+  }
 }
 
 function openOutputFile(path: string): number {
@@ -42,9 +89,4 @@ function openOutputFile(path: string): number {
       "-o takes the path of a file that can be created or overwritten",
     );
   }
-}
-
-function writeAll(fd: number, text: string): void {
-  const bytes = Buffer.from(text);
-  for (let done = 0; done < bytes.length; ) done += writeSync(fd, bytes, done);
 }
