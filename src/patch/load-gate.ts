@@ -23,6 +23,8 @@ const SLICE_NS = 100_000_000n;
 const DEAD_AFTER_SLICES = 20;
 const SYS_FUTEX = 202;
 const FUTEX_WAIT = 0;
+/** A shared word, by its offset. */
+const word = (offset: number) => ({ base: R8, disp: offset });
 const ETIMEDOUT = 110;
 
 /** Frame: a timespec, the heartbeat last seen, and the number of slices since it changed. */
@@ -38,7 +40,6 @@ export function emitLoadGate(a: Assembler, words: bigint): Label {
   const wait = a.label("wait");
   const alive = a.label("alive");
   const done = a.label("done");
-  const word = (offset: number) => ({ base: R8, disp: offset });
 
   a.subImm(RSP, FRAME_BYTES);
   a.movabs(R8, words);

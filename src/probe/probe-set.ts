@@ -25,8 +25,6 @@ export interface PointCode {
   readonly oldBytes: Uint8Array;
   /** What a jump writes over the region (same length); undefined when only `int3` is possible. */
   readonly jumpBytes: Uint8Array | undefined;
-  /** Whether `int3` may be used, as the only rung or until the jump can be. */
-  readonly mayTrap: boolean;
   readonly detour: bigint;
   /** From each displaced instruction's place in the text to its copy in the detour. */
   readonly twins: readonly Move[];
@@ -78,7 +76,6 @@ const INT3 = 0xcc;
 export interface ArmReport {
   readonly stoppedNs: bigint;
   readonly threads: number;
-  readonly stops: number;
 }
 
 export class ProbeSet {
@@ -109,19 +106,20 @@ export class ProbeSet {
       "arm probes",
     );
     this.points.push(...points);
-    const hemmed = points.filter((point) => point.mechanism === "none" && point.mayTrap);
-    if (hemmed.length === 0) return { stoppedNs: first.stoppedNs, threads: first.threads, stops: 1 };
-    for (const point of hemmed) this.#journal.changeSite(point.record, "int3", trapBytes(point.oldBytes));
-    const second = await this.#poke(
-      hemmed.map((point) => pokeToTrap(point)),
-      hemmed,
+    return { stoppedNs: first.stoppedNs, threads: first.threads };
+  }
+
+  /**
+   * Arms points with `int3` that could not get their jump, since something may return into their region. The trap
+   * handler must know them already.
+   */
+  async armTraps(points: readonly ProbePoint[]): Promise<void> {
+    for (const point of points) this.#journal.changeSite(point.record, "int3", trapBytes(point.oldBytes));
+    await this.#poke(
+      points.map((point) => pokeToTrap(point)),
+      points,
       "arm probes",
     );
-    return {
-      stoppedNs: first.stoppedNs > second.stoppedNs ? first.stoppedNs : second.stoppedNs,
-      threads: second.threads,
-      stops: 2,
-    };
   }
 
   /** Points that could take a jump and have not got it yet. */

@@ -1,7 +1,10 @@
 /** Sessions: one tracing run from options to exit code, and the reports around it. */
 export { type ChangedSite, readChangedSites } from "./changed-sites.ts";
+export { detach } from "./detach.ts";
 export { doctor } from "./doctor.ts";
+export { explain } from "./explain.ts";
 export { compareText, readTextFingerprint, type TextFingerprint } from "./fingerprint.ts";
+export { listProbes } from "./listing.ts";
 export type {
   DetachOptions,
   ExplainOptions,
@@ -16,3 +19,4 @@ export type {
 } from "./options.ts";
 export { findTracedProcesses, listTracedProcesses, type TracedProcessReport } from "./processes.ts";
 export { SessionError } from "./session-error.ts";
+export { trace } from "./trace.ts";

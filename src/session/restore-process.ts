@@ -5,15 +5,16 @@
  * so that is usually the same one, and otherwise one a few milliseconds later. A thread that sleeps in a signal handler that
  * interrupted our code can hold it for longer; then the code stays, unreachable, with the journal, for whoever comes next.
  */
+import { readdirSync } from "node:fs";
 import { JOURNAL_SCRATCH, type JournalContents, parseJournal } from "../probe/journal.ts";
 import { askTrapAction, planRestoration } from "../probe/restoration.ts";
-import { readMaps } from "../target/process/proc-fs.ts";
+import { type MapEntry, readMaps } from "../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange, Move, Occupant } from "../target/target.ts";
 
 /** Path under which memory shared with a target appears among its mappings. */
-export const SHARED_MAPPING_PATH = `/memfd:${JOURNAL_MEMORY_NAME} (deleted)`;
+export const JOURNAL_MAPPING_PATH = `/memfd:${JOURNAL_MEMORY_NAME} (deleted)`;
 
 export interface RestoreReport {
   /** Sites that were put back. */
@@ -40,7 +41,7 @@ export async function restoreProcess(
   let returnsRestored = 0;
   let stoppedNs = 0n;
   for (let stops = 1; ; stops++) {
-    const journal = await readJournal(target, journalMemory);
+    const journal = withoutUnmapped(await readJournal(target, journalMemory), readMaps(target.pid));
     const found = await target.readMany(
       journal.sites.map(({ at, oldBytes }) => ({ at, lenBytes: oldBytes.length })),
     );
@@ -72,6 +73,34 @@ async function readJournal(target: ProcessTarget, memory: AddrRange): Promise<Jo
   return parseJournal(await target.read(memory.start, Number(memory.end - memory.start)));
 }
 
+/**
+ * The journal without memory that is not mapped (any more): a record precedes the mapping, and the target may have put
+ * something of its own where ours never came to be.
+ */
+function withoutUnmapped(journal: JournalContents, maps: readonly MapEntry[]): JournalContents {
+  const isMapped = (at: bigint, lenBytes: number, perms: string, path: string) =>
+    maps.some(
+      (map) =>
+        map.start <= at &&
+        map.end >= at + BigInt(lenBytes) &&
+        map.perms === perms &&
+        map.path.startsWith(path),
+    );
+  const { privateMemory } = journal;
+  return {
+    ...journal,
+    memory: journal.memory.filter(({ kind, at, lenBytes }) =>
+      kind === "code"
+        ? isMapped(at, lenBytes, "r-xp", "")
+        : isMapped(at, lenBytes, "rw-s", "/memfd:trapline"),
+    ),
+    privateMemory:
+      privateMemory !== undefined && isMapped(privateMemory.at, privateMemory.lenBytes, "rw-p", "")
+        ? privateMemory
+        : undefined,
+  };
+}
+
 /** The handler of SIGTRAP now; asked only where ours was installed. */
 async function findTrapHandler(
   target: ProcessTarget,
@@ -85,9 +114,28 @@ async function findTrapHandler(
   return new DataView(word.buffer, word.byteOffset).getBigUint64(0, true);
 }
 
+/**
+ * Other processes that have the same journal mapped: children that the target has forked since, with copies of the changed
+ * text and of the code.
+ */
+export function findHeirs(journalInode: bigint, target: number): number[] {
+  const heirs: number[] = [];
+  for (const name of readdirSync("/proc")) {
+    const pid = Number(name);
+    if (!Number.isInteger(pid) || pid === target || pid === process.pid) continue;
+    try {
+      if (readMaps(pid).some(({ inode, path }) => inode === journalInode && path === JOURNAL_MAPPING_PATH))
+        heirs.push(pid);
+    } catch {
+      // It has ended, or belongs to somebody else: then it is no child of the target.
+    }
+  }
+  return heirs;
+}
+
 /** Where the journals of tracers are mapped in a process: one for each session. */
 export function findJournalMappings(pid: number): AddrRange[] {
   return readMaps(pid)
-    .filter((entry) => entry.path === SHARED_MAPPING_PATH && entry.offset === 0n)
+    .filter((entry) => entry.path === JOURNAL_MAPPING_PATH && entry.offset === 0n)
     .map(({ start, end }) => ({ start, end }));
 }

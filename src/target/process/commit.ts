@@ -151,7 +151,8 @@ function restoreReturns(
     const slots = new Map<bigint, bigint>();
     for (let index = 0; index < table.entries; index++) {
       const slot = view.getBigUint64(index * table.entryBytes + table.slotOffset, true);
-      if (slot === 0n || (slot & 7n) !== 0n) continue;
+      // Of several entries with one key the first is the valid one.
+      if (slot === 0n || (slot & 7n) !== 0n || slots.has(slot)) continue;
       slots.set(slot, view.getBigUint64(index * table.entryBytes + table.returnAddressOffset, true));
     }
     for (const [slot, returnAddress] of slots) {

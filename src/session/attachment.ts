@@ -1,0 +1,323 @@
+/**
+ * One target of a session: the memory that was put into it, the probes that are armed in it, and the way back out.
+ *
+ *     journal memory   shared with the tracer: the journal, then the words of the load gate
+ *     maps memory      shared with the tracer and with the session's other targets
+ *     private memory   a copy in each forked child: page 0 the pid cache, then the table of return addresses
+ *     code memory      near each image
+ */
+import { closeSync, fstatSync, readFileSync } from "node:fs";
+import type { Bundle, Proof } from "../bpf/index.ts";
+import type { LinkEnv } from "../bpf/jit/index.ts";
+import {
+  decodeSignalAction,
+  emitTrapHandler,
+  encodeSignalAction,
+  returnTableBytes,
+  returnTableEntries,
+  TrapTable,
+} from "../patch/index.ts";
+import { LOAD_GATE_BYTES, loadGateWords } from "../patch/load-gate.ts";
+import { JOURNAL_SCRATCH, Journal, journalBytes } from "../probe/journal.ts";
+import { type ArmReport, ProbeSet } from "../probe/probe-set.ts";
+import { askTrapAction, setTrapAction } from "../probe/restoration.ts";
+import type { ProcessImages } from "../target/process/images.ts";
+import { futexWakeAll, type Mapping } from "../target/process/libc.ts";
+import { readMaps, readStat, readStatus } from "../target/process/proc-fs.ts";
+import { JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
+import type { ProcessTarget } from "../target/process/tracer.ts";
+import type { AddrRange } from "../target/target.ts";
+import { CodeSpaces } from "./code-space.ts";
+import { type BuiltPoint, type PlannedPoint, PointBuilder, type RefusedPoint } from "./point-builder.ts";
+import { ProgramCompiler } from "./program-compiler.ts";
+import { findHeirs, type RestoreReport, restoreProcess } from "./restore-process.ts";
+import { SessionError } from "./session-error.ts";
+import { MISSED_RETURNS_OFFSET, type SharedMapsLayout } from "./shared-maps.ts";
+
+const PAGE = 4096;
+const TID_OFFSETS = [0x2d0, 0x30]; // glibc's and musl's struct pthread on x86-64
+const HELPERS_WITH_TID = 14;
+
+export interface AttachmentInput {
+  readonly target: ProcessTarget;
+  readonly bundle: Bundle;
+  readonly proofs: readonly Proof[];
+  readonly mapsLayout: SharedMapsLayout;
+  /** Memory of the first target's maps, for further targets to share. */
+  readonly sharedMapsFd: number | undefined;
+  /** Most probe points that will be armed. */
+  readonly capacity: number;
+  readonly maxActive: number;
+  readonly images: ProcessImages;
+}
+
+export class Attachment {
+  readonly target: ProcessTarget;
+  readonly images: ProcessImages;
+  readonly probes: ProbeSet;
+  readonly builtPoints: BuiltPoint[] = [];
+  readonly #journal: Journal;
+  readonly #journalMemory: AddrRange;
+  readonly #journalInode: bigint;
+  readonly #journalMapping: Mapping;
+  readonly #gateWords: Uint32Array;
+  readonly #builder: PointBuilder;
+  readonly #spaces: CodeSpaces;
+  /** The memory of the maps, if this target's is the one that the others share. */
+  readonly ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
+  /** Addresses of the load gate's words in the target. */
+  readonly gateWordsAt: bigint;
+  #trapsReady = false;
+  #trapTable: { readonly table: TrapTable; readonly at: bigint } | undefined;
+
+  private constructor(parts: {
+    input: AttachmentInput;
+    journal: Journal;
+    journalMemory: AddrRange;
+    journalInode: bigint;
+    journalMapping: Mapping;
+    gateOffset: number;
+    ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
+    mapsAt: bigint;
+    privateAt: bigint;
+    env: LinkEnv;
+    returnEntries: number;
+  }) {
+    const { input } = parts;
+    this.target = input.target;
+    this.images = input.images;
+    this.#journal = parts.journal;
+    this.#journalMemory = parts.journalMemory;
+    this.#journalInode = parts.journalInode;
+    this.#journalMapping = parts.journalMapping;
+    this.ownMaps = parts.ownMaps;
+    this.gateWordsAt = parts.journalMemory.start + BigInt(parts.gateOffset);
+    this.#gateWords = new Uint32Array(parts.journalMapping.buffer, parts.gateOffset, LOAD_GATE_BYTES / 4);
+    this.probes = new ProbeSet(input.target, parts.journal);
+    this.#spaces = new CodeSpaces(input.target, parts.journal, () => readMaps(input.target.pid));
+    const compiler = new ProgramCompiler({ bundle: input.bundle, proofs: input.proofs, env: parts.env });
+    this.#builder = new PointBuilder(input.target, this.#spaces, compiler, {
+      tableAt: parts.privateAt + BigInt(PAGE),
+      entries: parts.returnEntries,
+      missed: parts.mapsAt + BigInt(MISSED_RETURNS_OFFSET),
+    });
+  }
+
+  /** Puts the session's memory into a target. Nothing of its code is changed. */
+  static async create(input: AttachmentInput): Promise<Attachment> {
+    const { target } = input;
+    const capacity = input.capacity + 64;
+    const gateOffset = (journalBytes(capacity) + 63) & ~63;
+    const journalLen = pages(gateOffset + LOAD_GATE_BYTES);
+    const shared = await target.createShared(JOURNAL_MEMORY_NAME, journalLen);
+    const journalInode = fstatSync(shared.fd, { bigint: true }).ino;
+    closeSync(shared.fd);
+    const journalMemory = { start: shared.at, end: shared.at + BigInt(journalLen) };
+    const journal = new Journal(new Uint8Array(shared.mapping.buffer), capacity, {
+      tracerPid: process.pid,
+      tracerStart: readStat(process.pid).startTicks,
+      targetPid: target.pid,
+      sharedBytes: journalLen,
+    });
+
+    const { ownMaps, mapsAt } = await provideMaps(input);
+    journal.addMemory("memory", mapsAt, input.mapsLayout.totalBytes);
+
+    const returnEntries = returnTableEntries(input.maxActive);
+    const privateLen = PAGE + pages(returnTableBytes(returnEntries));
+    const privateAt = await target.createPrivate(privateLen);
+    journal.setPrivateMemory(privateAt, privateLen);
+    await target.write(privateAt, pidCacheBytes(target.pid));
+
+    const usesTid = input.proofs.some((proof) => proof.helpers.has(HELPERS_WITH_TID));
+    const env: LinkEnv = {
+      mapAddr: (index) => mapsAt + BigInt(input.mapsLayout.offsets[index]!),
+      cpu: hasRdpid() ? "rdpid" : "lsl",
+      clockGettime: input.images.findVdsoFunction("__vdso_clock_gettime"),
+      tidOffset: usesTid ? await target.findTidOffset(TID_OFFSETS) : undefined,
+      pidCache: privateAt,
+    };
+    return new Attachment({
+      input,
+      journal,
+      journalMemory,
+      journalInode,
+      journalMapping: shared.mapping,
+      gateOffset,
+      ownMaps,
+      mapsAt,
+      privateAt,
+      env,
+      returnEntries,
+    });
+  }
+
+  /** Emits, writes and arms points: all or none. Points that no mechanism can take are returned. */
+  async arm(
+    points: readonly PlannedPoint[],
+  ): Promise<{ readonly refused: readonly RefusedPoint[]; readonly report: ArmReport }> {
+    const { built, refused } = await this.#builder.build(points);
+    const table = this.#builder.returnTable;
+    if (table !== undefined) this.#journal.setReturnTable(table);
+    await this.#addTraps(built.filter((point) => point.code.jumpBytes === undefined));
+    const report = await this.probes.arm(built.map((point) => point.code));
+    this.builtPoints.push(...built);
+    await this.#trapHemmedPoints();
+    return { refused, report };
+  }
+
+  /** One batch of the optimizer; false when nothing is left to be done. */
+  async optimize(): Promise<boolean> {
+    if (this.probes.unoptimized.length === 0) return false;
+    await this.probes.optimize();
+    return this.probes.unoptimized.length > 0;
+  }
+
+  /** How the point at an address is armed now. */
+  mechanismAt(at: bigint): string {
+    return this.probes.points.find((point) => point.at === at)?.mechanism ?? "none";
+  }
+
+  /** Whether the loader has announced images that were not acknowledged. To be asked often: it is also the sign of life. */
+  pollLoadGate(): boolean {
+    Atomics.add(this.#gateWords, loadGateWords.heartbeat / 4, 1);
+    return this.#announced !== Atomics.load(this.#gateWords, loadGateWords.acknowledged / 4);
+  }
+
+  /** Lets the thread go that waits at the loader. */
+  acknowledgeLoads(announced: number): void {
+    Atomics.store(this.#gateWords, loadGateWords.acknowledged / 4, announced);
+    futexWakeAll(
+      new Uint8Array(this.#gateWords.buffer, this.#gateWords.byteOffset + loadGateWords.acknowledged, 4),
+    );
+  }
+
+  get announcedLoads(): number {
+    return this.#announced;
+  }
+
+  get #announced(): number {
+    return Atomics.load(this.#gateWords, loadGateWords.announced / 4);
+  }
+
+  /** Puts the text back and frees everything. */
+  async restore(): Promise<RestoreReport> {
+    // Nobody may wait at the loader for a tracer that is leaving.
+    Atomics.store(this.#gateWords, loadGateWords.abandoned / 4, 1);
+    this.acknowledgeLoads(this.#announced);
+    return await restoreProcess(this.target, this.#journalMemory, this.probes.homeMoves);
+  }
+
+  /** Puts back a child that the target has forked: it has the same memory at the same addresses. */
+  async restoreHeir(heir: ProcessTarget): Promise<RestoreReport> {
+    return await restoreProcess(heir, this.#journalMemory, this.probes.homeMoves);
+  }
+
+  /** Processes that the target has forked and that carry copies of the probes. */
+  findHeirs(): number[] {
+    return findHeirs(this.#journalInode, this.target.pid);
+  }
+
+  /** Lets go of what the tracer holds. The mapping of the maps stays until the session has read them. */
+  async close(): Promise<void> {
+    this.images[Symbol.dispose]();
+    this.#journalMapping.unmap();
+    await this.target.close();
+  }
+
+  /** Points whose jump could not be written yet get an `int3`, if the handler for it can be installed. */
+  async #trapHemmedPoints(): Promise<void> {
+    const hemmed = this.probes.points.filter((point) => point.mechanism === "none");
+    if (hemmed.length === 0) return;
+    await this.#addTraps(
+      this.builtPoints.filter((built) => hemmed.some((point) => point.at === built.code.at)),
+    );
+    await this.probes.armTraps(hemmed);
+  }
+
+  /** Makes the trap handler know the points, before any of them holds an `int3`. */
+  async #addTraps(points: readonly BuiltPoint[]): Promise<void> {
+    if (points.length === 0) return;
+    const known = this.#trapTable;
+    if (known?.table.hasRoomFor(points.length)) {
+      for (const point of points) {
+        const { offset, bytes } = known.table.set(point.code.at, point.detour.entry);
+        await this.target.write(known.at + BigInt(offset), bytes);
+      }
+      return;
+    }
+    const table = new TrapTable(TrapTable.capacityFor(points.length + this.probes.points.length));
+    for (const built of [...this.builtPoints, ...points]) table.set(built.code.at, built.detour.entry);
+    await this.#installHandler(table, points[0]!.planned.image);
+  }
+
+  async #installHandler(
+    table: TrapTable,
+    near: { readonly name: string; readonly range: AddrRange },
+  ): Promise<void> {
+    const lenBytes = table.bytes.length + PAGE;
+    const [space] = await this.#spaces.provide([{ name: near.name, image: near.range, lenBytes }]);
+    const previous = await this.#previousTrapAction();
+    const handler = emitTrapHandler({ at: space!.next, table, previous: decodeSignalAction(previous) });
+    space!.take(handler.bytes.length);
+    await this.target.write(handler.at, handler.bytes);
+    this.#journal.setTrapAction(previous, handler.action.handler);
+    const [result] = await this.target.call([setTrapAction(encodeSignalAction(handler.action))]);
+    if (result !== 0n)
+      throw new Error(`install the trap handler in process ${this.target.pid}: error ${result}`);
+    this.#trapsReady = true;
+    this.#trapTable = { table, at: handler.at + BigInt(handler.tableOffset) };
+  }
+
+  #previousAction: Uint8Array | undefined;
+
+  /** What SIGTRAP did before this session: asked once. */
+  async #previousTrapAction(): Promise<Uint8Array> {
+    if (this.#previousAction !== undefined && this.#trapsReady) return this.#previousAction;
+    const scratch = this.#journalMemory.start + BigInt(JOURNAL_SCRATCH);
+    await this.target.call([askTrapAction(scratch)]);
+    this.#previousAction = await this.target.read(scratch, 32);
+    return this.#previousAction;
+  }
+}
+
+const pages = (lenBytes: number): number => Math.ceil(lenBytes / PAGE) * PAGE;
+
+async function provideMaps(input: AttachmentInput): Promise<{
+  readonly mapsAt: bigint;
+  readonly ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
+}> {
+  const { target, mapsLayout, sharedMapsFd } = input;
+  if (sharedMapsFd === undefined) {
+    const { at, mapping, fd } = await target.createShared(MAPS_MEMORY_NAME, mapsLayout.totalBytes);
+    return { mapsAt: at, ownMaps: { mapping, fd } };
+  }
+  try {
+    const path = `/proc/${process.pid}/fd/${sharedMapsFd}`;
+    return { mapsAt: await target.mapExisting(path, mapsLayout.totalBytes), ownMaps: undefined };
+  } catch (cause) {
+    throw new SessionError(
+      "maps-not-shared",
+      {
+        operation: "attach",
+        object: `process ${target.pid}`,
+        reason: "it cannot open the memory of this session's maps: another user, or another container",
+      },
+      "trace it in a session of its own",
+      cause,
+    );
+  }
+}
+
+/** The ids of a process as the user knows it and as its own namespace does. */
+function pidCacheBytes(pid: number): Uint8Array {
+  const bytes = new Uint8Array(8);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, pid, true);
+  view.setUint32(4, readStatus(pid).nsPids.at(-1) ?? pid, true);
+  return bytes;
+}
+
+function hasRdpid(): boolean {
+  return /^flags\s*:.*\brdpid\b/m.test(readFileSync("/proc/cpuinfo", "latin1"));
+}

@@ -1,0 +1,118 @@
+/**
+ * Code memory of one target, handed out from the front: one space for all images that it reaches.
+ */
+import { findArenaPlace, reaches } from "../probe/arena.ts";
+import type { Journal } from "../probe/journal.ts";
+import type { AddrRange } from "../target/target.ts";
+
+const ALIGN = 64n;
+const GRAIN_BYTES = 64 << 10;
+
+/** A range of code memory that is filled from the front. */
+export class CodeSpace {
+  readonly range: AddrRange;
+  #next: bigint;
+
+  constructor(range: AddrRange) {
+    this.range = range;
+    this.#next = range.start;
+  }
+
+  /** Where the next piece of code goes. */
+  get next(): bigint {
+    return this.#next;
+  }
+
+  get freeBytes(): number {
+    return Number(this.range.end - this.#next);
+  }
+
+  /** Takes the bytes at `next`. */
+  take(lenBytes: number): void {
+    if (lenBytes > this.freeBytes)
+      throw new Error(`code space is too small: ${lenBytes} of ${this.freeBytes} bytes`);
+    this.#next = (this.#next + BigInt(lenBytes) + ALIGN - 1n) & -ALIGN;
+  }
+}
+
+/** The part of a target that maps code memory. */
+export interface CodeMemoryPort {
+  createCode(ranges: readonly { readonly at: bigint; readonly lenBytes: number }[]): Promise<void>;
+}
+
+/** No free address range reaches the image. */
+export class NoCodeSpaceError extends Error {
+  readonly code = "no-code-space";
+  constructor(image: string, lenBytes: number) {
+    super(`map ${lenBytes} bytes of code memory near ${image}: no free address range within 2 GiB of it`);
+    this.name = "NoCodeSpaceError";
+  }
+}
+
+export interface SpaceRequest {
+  readonly name: string;
+  readonly image: AddrRange;
+  /** Most that this image's code will take. */
+  readonly lenBytes: number;
+}
+
+/**
+ * All code memory of one target. A record in the journal precedes each mapping.
+ */
+export class CodeSpaces {
+  readonly spaces: CodeSpace[] = [];
+  readonly #target: CodeMemoryPort;
+  readonly #journal: Journal;
+  readonly #mappings: () => readonly AddrRange[];
+
+  constructor(target: CodeMemoryPort, journal: Journal, mappings: () => readonly AddrRange[]) {
+    this.#target = target;
+    this.#journal = journal;
+    this.#mappings = mappings;
+  }
+
+  /** A space for each request, in order; the same one for images that can share it. */
+  provide(requests: readonly SpaceRequest[]): Promise<CodeSpace[]> {
+    return this.#provide(requests, this.spaces);
+  }
+
+  /** A space that is shared with nothing else. */
+  async provideOwn(request: SpaceRequest): Promise<CodeSpace> {
+    const [space] = await this.#provide([request], []);
+    this.spaces.splice(this.spaces.indexOf(space!), 1);
+    return space!;
+  }
+
+  async #provide(requests: readonly SpaceRequest[], existing: readonly CodeSpace[]): Promise<CodeSpace[]> {
+    const mappings = [...this.#mappings()];
+    const fresh: CodeSpace[] = [];
+    const promised = new Map<CodeSpace, number>();
+    const chosen = requests.map((request) => {
+      const fits = (space: CodeSpace) =>
+        reaches(space.range, request.image) &&
+        space.freeBytes - (promised.get(space) ?? 0) >= request.lenBytes;
+      let space = [...existing, ...fresh].find(fits);
+      if (space === undefined) {
+        const lenBytes = Math.ceil((request.lenBytes * 2) / GRAIN_BYTES) * GRAIN_BYTES;
+        const range = findArenaPlace(mappings, request.image, lenBytes);
+        if (range === undefined) throw new NoCodeSpaceError(request.name, lenBytes);
+        space = new CodeSpace(range);
+        fresh.push(space);
+        const index = mappings.findIndex((mapping) => mapping.start > range.start);
+        mappings.splice(index < 0 ? mappings.length : index, 0, range);
+      }
+      promised.set(space, (promised.get(space) ?? 0) + request.lenBytes);
+      return space;
+    });
+    if (fresh.length > 0) {
+      const ranges = fresh.map(({ range }) => ({
+        at: range.start,
+        lenBytes: Number(range.end - range.start),
+      }));
+      for (const { at, lenBytes } of ranges) this.#journal.addMemory("code", at, lenBytes);
+      await this.#target.createCode(ranges);
+      this.spaces.push(...fresh);
+    }
+    return chosen;
+  }
+}

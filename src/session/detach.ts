@@ -1,0 +1,90 @@
+/** `trapline detach`: puts back what tracers that have died left in a process. */
+
+import { parseJournal } from "../probe/journal.ts";
+import { readStat } from "../target/process/proc-fs.ts";
+import { Tracer } from "../target/process/tracer.ts";
+import { freeLeftMemory } from "./left-memory.ts";
+import type { DetachOptions, SessionIo } from "./options.ts";
+import { findJournalMappings, restoreProcess } from "./restore-process.ts";
+import { SessionError } from "./session-error.ts";
+
+/** Restores each process. Returns 1 if one could not be restored completely. */
+export async function detach(options: DetachOptions, io: SessionIo): Promise<number> {
+  const tracer = new Tracer();
+  let code = 0;
+  try {
+    for (const pid of options.pids) {
+      const target = await tracer.open(pid);
+      try {
+        const journals = findJournalMappings(pid);
+        let sites = 0;
+        for (const memory of journals) {
+          const bytes = await target.read(memory.start, Number(memory.end - memory.start));
+          if (!isEmpty(bytes)) checkTracerIsDead(pid, bytes);
+          else continue;
+          const report = await restoreProcess(target, memory, []);
+          sites += report.sites;
+          if (report.occupants.length > 0 || report.foreign.length > 0) {
+            code = 1;
+            io.err.write(describeRest(pid, report.occupants.length, report.foreign));
+          }
+        }
+        const freed = await freeLeftMemory(target);
+        if (!options.quiet)
+          io.out.write(
+            options.format === "json"
+              ? `${JSON.stringify({ type: "detached", data: { pid, sites, journals: journals.length, freed } })}\n`
+              : journals.length + freed === 0
+                ? `process ${pid} carries no probes\n`
+                : `process ${pid}: ${sites} sites restored, our memory freed\n`,
+          );
+      } finally {
+        await target.close();
+      }
+    }
+  } finally {
+    await tracer.close();
+  }
+  return code;
+}
+
+/** A tracer that died before it wrote the journal's header has changed nothing. */
+function isEmpty(bytes: Uint8Array): boolean {
+  return bytes.subarray(0, 8).every((byte) => byte === 0);
+}
+
+function checkTracerIsDead(pid: number, bytes: Uint8Array): void {
+  const { header } = parseJournal(bytes);
+  if (!isSameProcess(header.tracerPid, header.tracerStart)) return;
+  throw new SessionError(
+    "tracer-alive",
+    {
+      operation: "detach",
+      object: `process ${pid}`,
+      reason: `its tracer, process ${header.tracerPid}, is alive`,
+    },
+    `end it with: kill -INT ${header.tracerPid}`,
+  );
+}
+
+export function isSameProcess(pid: number, startTicks: bigint): boolean {
+  try {
+    const stat = readStat(pid);
+    return stat.startTicks === startTicks && stat.state !== "Z" && stat.state !== "X";
+  } catch {
+    return false;
+  }
+}
+
+function describeRest(pid: number, occupants: number, foreign: readonly bigint[]): string {
+  const lines = foreign.map(
+    (at) =>
+      `trapline: detach: process ${pid}: 0x${at.toString(16)}: another tool has patched it; left alone\n`,
+  );
+  if (occupants > 0)
+    lines.push(
+      `trapline: detach: process ${pid}: the text is restored, but ${occupants} threads are still in our code; ` +
+        "detach again later to free it\n",
+    );
+  return lines.join("");
+}

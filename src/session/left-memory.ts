@@ -1,0 +1,34 @@
+/**
+ * What a tracer can leave that died in the middle of attaching, before a journal says anything: memory of ours that is mapped but
+ * not recorded, and a descriptor of it that was not closed yet.
+ */
+import { readdirSync, readlinkSync } from "node:fs";
+import { readMaps } from "../target/process/proc-fs.ts";
+import { JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
+import type { ProcessTarget } from "../target/process/tracer.ts";
+import type { RemoteCall } from "../target/target.ts";
+
+const SYS_CLOSE = 3;
+const SYS_MUNMAP = 11;
+
+const paths = [JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME].map((name) => `/memfd:${name} (deleted)`);
+
+/** Unmaps and closes it; returns how many pieces there were. To be called when no journal is left that needs them. */
+export async function freeLeftMemory(target: ProcessTarget): Promise<number> {
+  const { pid } = target;
+  const calls: RemoteCall[] = [];
+  for (const { start, end, path } of readMaps(pid))
+    if (paths.includes(path)) calls.push({ name: "munmap", number: SYS_MUNMAP, args: [start, end - start] });
+  for (const fd of readdirSync(`/proc/${pid}/fd`))
+    if (isOurs(pid, fd)) calls.push({ name: "close", number: SYS_CLOSE, args: [BigInt(fd)] });
+  if (calls.length > 0) await target.call(calls);
+  return calls.length;
+}
+
+function isOurs(pid: number, fd: string): boolean {
+  try {
+    return paths.includes(readlinkSync(`/proc/${pid}/fd/${fd}`));
+  } catch {
+    return false;
+  }
+}

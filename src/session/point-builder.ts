@@ -1,0 +1,257 @@
+/**
+ * From planned sites to code in the target: programs, return trampolines, detours and the trap handler are emitted for
+ * where they will be, and written. Nothing leads there yet; arming is the probe set's work.
+ */
+
+import type { GateProgram } from "../gate/index.ts";
+import { type Detour, emitDetour } from "../patch/detour.ts";
+import { patchOf, planAsTrap, type SitePlan } from "../patch/plan.ts";
+import type { Refusal } from "../patch/refusal.ts";
+import { emitReturnTrampoline, type ReturnTrampoline } from "../patch/return-probe.ts";
+import {
+  emitReturnRuntime,
+  RETURN_ADDRESS_OFFSET,
+  RETURN_ENTRY_BYTES,
+  RETURN_KEY_OFFSET,
+  type ReturnRuntime,
+  returnTableBytes,
+  returnTableEntries,
+} from "../patch/return-table.ts";
+import type { PointCode } from "../probe/probe-set.ts";
+import type { AddrRange, ReturnTable } from "../target/target.ts";
+import type { ImageCode } from "../x86/regions.ts";
+import type { CodeSpace, CodeSpaces } from "./code-space.ts";
+import type { PlacedProgram, ProgramCompiler, Runnable } from "./program-compiler.ts";
+
+/** One probe on one address. */
+export interface AttachedProbe {
+  readonly run: Runnable;
+  readonly when: "entry" | "return";
+  readonly cookie: bigint;
+}
+
+/** A planned site with what is to run there. */
+export interface PlannedPoint {
+  readonly plan: SitePlan;
+  readonly code: ImageCode;
+  readonly image: { readonly name: string; readonly range: AddrRange };
+  readonly probes: readonly AttachedProbe[];
+}
+
+/** A point whose code is in the target. */
+export interface BuiltPoint {
+  readonly planned: PlannedPoint;
+  /** As planned, or one rung lower when an address that is known only now refused the jump. */
+  readonly plan: SitePlan;
+  readonly detour: Detour;
+  readonly trampoline: ReturnTrampoline | undefined;
+  /** What the detour calls, in order. */
+  readonly programs: readonly PlacedProgram[];
+  readonly code: PointCode;
+}
+
+export interface RefusedPoint {
+  readonly planned: PlannedPoint;
+  readonly refusal: Refusal;
+}
+
+/** Where return probes keep what they need; decided once for a target. */
+export interface ReturnMemory {
+  /** Address of the table in the target's private memory. */
+  readonly tableAt: bigint;
+  readonly entries: number;
+  /** Address of the counter of missed returns. */
+  readonly missed: bigint;
+}
+
+/** The part of a target that code is written through. */
+export interface CodeWritePort {
+  write(at: bigint, bytes: Uint8Array): Promise<void>;
+}
+
+const PROGRAM_SPACE_BYTES = 24 << 10;
+const POINT_SPACE_BYTES = 768;
+const TRAMPOLINE_SPACE_BYTES = 1024;
+
+export class PointBuilder {
+  readonly #target: CodeWritePort;
+  readonly #spaces: CodeSpaces;
+  readonly #compiler: ProgramCompiler;
+  readonly #returns: ReturnMemory;
+  /** One space for everything that functions return to, so that a return address of ours is known by its range. */
+  #returnSpace: { readonly space: CodeSpace; readonly runtime: ReturnRuntime } | undefined;
+
+  constructor(target: CodeWritePort, spaces: CodeSpaces, compiler: ProgramCompiler, returns: ReturnMemory) {
+    this.#target = target;
+    this.#spaces = spaces;
+    this.#compiler = compiler;
+    this.#returns = returns;
+  }
+
+  /** The table of return addresses as a restorer needs to know it; undefined as long as nothing uses it. */
+  get returnTable(): ReturnTable | undefined {
+    if (this.#returnSpace === undefined) return undefined;
+    return {
+      at: this.#returns.tableAt,
+      entries: this.#returns.entries,
+      entryBytes: RETURN_ENTRY_BYTES,
+      slotOffset: RETURN_KEY_OFFSET,
+      returnAddressOffset: RETURN_ADDRESS_OFFSET,
+    };
+  }
+
+  /** Emits and writes the code of all points. Those that no mechanism can take are returned as refused. */
+  async build(points: readonly PlannedPoint[]): Promise<{
+    readonly built: readonly BuiltPoint[];
+    readonly refused: readonly RefusedPoint[];
+  }> {
+    const images = new Map<string, { image: PlannedPoint["image"]; count: number; returns: number }>();
+    for (const point of points) {
+      const key = `${point.image.range.start}`;
+      const entry = images.get(key) ?? { image: point.image, count: 0, returns: 0 };
+      entry.count++;
+      if (hasReturnProbe(point)) entry.returns++;
+      images.set(key, entry);
+    }
+    const requests = [...images.values()].map(({ image, count }) => ({
+      name: image.name,
+      image: image.range,
+      lenBytes: PROGRAM_SPACE_BYTES + count * POINT_SPACE_BYTES,
+    }));
+    const spaces = await this.#spaces.provide(requests);
+    const spaceOf = new Map([...images.keys()].map((key, index) => [key, spaces[index]!]));
+
+    const writes: { at: bigint; bytes: Uint8Array }[] = [];
+    const write = (space: CodeSpace, at: bigint, bytes: Uint8Array) => {
+      space.take(Number(at - space.next) + bytes.length);
+      writes.push({ at, bytes });
+    };
+
+    const withReturns = points.filter(hasReturnProbe);
+    if (withReturns.length > 0) await this.#provideReturns(points[0]!.image, withReturns.length, write);
+    const trampolines = new Map<PlannedPoint, ReturnTrampoline>();
+    for (const point of withReturns) {
+      const { space, runtime } = this.#returnSpace!;
+      const programs = this.#programs(space, point, "return", write);
+      const trampoline = emitReturnTrampoline({
+        at: space.next,
+        programs,
+        runtime,
+        nmissed: this.#returns.missed,
+      });
+      write(space, trampoline.at, trampoline.bytes);
+      trampolines.set(point, trampoline);
+    }
+
+    const built: BuiltPoint[] = [];
+    const refused: RefusedPoint[] = [];
+    for (const planned of points) {
+      const space = spaceOf.get(`${planned.image.range.start}`)!;
+      const programs = this.#programs(space, planned, "entry", write);
+      const trampoline = trampolines.get(planned);
+      const result = this.#emit(planned, space.next, programs, trampoline);
+      if ("refusal" in result) {
+        refused.push({ planned, refusal: result.refusal });
+        continue;
+      }
+      const { plan, detour } = result;
+      write(space, detour.at, detour.bytes);
+      const jumpBytes = plan.mechanism === "jump" ? patchOf(plan, "jump", detour.entry) : undefined;
+      built.push({
+        planned,
+        plan,
+        detour,
+        trampoline,
+        programs,
+        code: {
+          at: plan.at,
+          oldBytes: plan.oldBytes,
+          jumpBytes,
+          detour: detour.entry,
+          twins: detour.twins.map((twin) => ({ from: twin.original, to: twin.copy })),
+        },
+      });
+    }
+    await Promise.all(mergeWrites(writes).map(({ at, bytes }) => this.#target.write(at, bytes)));
+    return { built, refused };
+  }
+
+  #emit(
+    planned: PlannedPoint,
+    at: bigint,
+    programs: readonly GateProgram[],
+    trampoline: ReturnTrampoline | undefined,
+  ): { readonly plan: SitePlan; readonly detour: Detour } | { readonly refusal: Refusal } {
+    const returnHook =
+      trampoline === undefined
+        ? undefined
+        : { trampoline: trampoline.stubs, claim: this.#returnSpace!.runtime.claim };
+    let plan = planned.plan;
+    let result = emitDetour({ plan, at, programs, returnHook });
+    if (result.kind === "refused" && plan.mechanism === "jump") {
+      const lower = planAsTrap(planned.code, plan, result.refusal);
+      if (lower.kind === "refused") return { refusal: result.refusal };
+      plan = lower;
+      result = emitDetour({ plan, at, programs, returnHook });
+    }
+    return result.kind === "refused" ? { refusal: result.refusal } : { plan, detour: result };
+  }
+
+  #programs(
+    space: CodeSpace,
+    point: PlannedPoint,
+    when: AttachedProbe["when"],
+    write: (space: CodeSpace, at: bigint, bytes: Uint8Array) => void,
+  ): (PlacedProgram & GateProgram)[] {
+    return point.probes
+      .filter((probe) => probe.when === when)
+      .map((probe) => ({ ...this.#compiler.programIn(space, probe.run, write), cookie: probe.cookie }));
+  }
+
+  async #provideReturns(
+    near: PlannedPoint["image"],
+    count: number,
+    write: (space: CodeSpace, at: bigint, bytes: Uint8Array) => void,
+  ): Promise<void> {
+    const needed = PROGRAM_SPACE_BYTES + count * TRAMPOLINE_SPACE_BYTES;
+    if (this.#returnSpace !== undefined && this.#returnSpace.space.freeBytes >= needed) return;
+    if (this.#returnSpace !== undefined) throw new Error("no room is left for more return probes");
+    const space = await this.#spaces.provideOwn({ name: near.name, image: near.range, lenBytes: needed * 4 });
+    const runtime = emitReturnRuntime(space.next, {
+      at: this.#returns.tableAt,
+      entries: this.#returns.entries,
+      trampolines: space.range,
+    });
+    write(space, runtime.at, runtime.bytes);
+    this.#returnSpace = { space, runtime };
+  }
+}
+
+export { returnTableBytes, returnTableEntries };
+
+function hasReturnProbe(point: PlannedPoint): boolean {
+  return point.probes.some((probe) => probe.when === "return");
+}
+
+/** Joins writes that lie close together into one. Gaps are filled with `int3`. */
+function mergeWrites(
+  writes: readonly { readonly at: bigint; readonly bytes: Uint8Array }[],
+): { readonly at: bigint; readonly bytes: Uint8Array }[] {
+  const INT3 = 0xcc;
+  const MAX_GAP = 256n;
+  const sorted = [...writes].sort((a, b) => (a.at < b.at ? -1 : 1));
+  const merged: { at: bigint; end: bigint; parts: { at: bigint; bytes: Uint8Array }[] }[] = [];
+  for (const write of sorted) {
+    const last = merged.at(-1);
+    const end = write.at + BigInt(write.bytes.length);
+    if (last !== undefined && write.at - last.end <= MAX_GAP) {
+      last.parts.push(write);
+      last.end = end;
+    } else merged.push({ at: write.at, end, parts: [write] });
+  }
+  return merged.map(({ at, end, parts }) => {
+    const bytes = new Uint8Array(Number(end - at)).fill(INT3);
+    for (const part of parts) bytes.set(part.bytes, Number(part.at - at));
+    return { at, bytes };
+  });
+}

@@ -1,0 +1,227 @@
+/**
+ * From attach points to planned probe points in one process: which addresses they mean, what runs at each, how each can be
+ * changed, and in words what is wrong with those that cannot be probed.
+ */
+import { isGlob, type Place } from "../elf/index.ts";
+import type { UserAttachPoint } from "../lang/index.ts";
+import {
+  findReturnRefusal,
+  type Mechanism,
+  type PlannedSite,
+  planSites,
+  refusalText,
+  type SitePlan,
+} from "../patch/index.ts";
+import type { ProcessImages, ResolvedLocation } from "../target/process/images.ts";
+import { describeLocationRefusal } from "../target/process/location-refusal.ts";
+import type { MappedImage } from "../target/process/mapped-image.ts";
+import { ImageCode } from "../x86/regions.ts";
+import type { AttachedProbe, PlannedPoint } from "./point-builder.ts";
+
+/** A program with one of its attach points. */
+export interface AttachRequest {
+  readonly attachPoint: UserAttachPoint;
+  readonly programIndex: number;
+}
+
+/** What is wrong with one attach point. */
+export interface ProbeProblem {
+  readonly probe: string;
+  readonly reason: string;
+  readonly hint: string | undefined;
+  /** The image is not mapped (yet): all else may be right. */
+  readonly isMissingImage: boolean;
+}
+
+export interface ResolvedProbes {
+  readonly points: readonly PlannedPoint[];
+  /** Attach points that name something that cannot be probed: errors. */
+  readonly problems: readonly ProbeProblem[];
+  /** Places that a wildcard also selects and that cannot be probed: left out. */
+  readonly skipped: readonly ProbeProblem[];
+}
+
+/** Names of probes by attach cookie: cookie n is name n. Shared by all targets of a session. */
+export class ProbeNames {
+  readonly #names: string[] = [];
+  readonly #cookies = new Map<string, bigint>();
+
+  cookieOf(name: string): bigint {
+    let cookie = this.#cookies.get(name);
+    if (cookie === undefined) {
+      cookie = BigInt(this.#names.length);
+      this.#names.push(name);
+      this.#cookies.set(name, cookie);
+    }
+    return cookie;
+  }
+
+  nameOf(cookie: bigint): string | undefined {
+    return this.#names[Number(cookie)];
+  }
+}
+
+/** Decoded code of images, kept while a session resolves probes. */
+export class CodeCache {
+  readonly #codes = new Map<MappedImage, ImageCode>();
+
+  of(image: MappedImage): ImageCode {
+    let code = this.#codes.get(image);
+    if (code === undefined) {
+      code = new ImageCode(image.code);
+      this.#codes.set(image, code);
+    }
+    return code;
+  }
+
+  /** Forgets what was decoded. */
+  release(): void {
+    for (const code of this.#codes.values()) code.release();
+  }
+}
+
+export interface ResolveOptions {
+  readonly mechanism: "auto" | Mechanism;
+  readonly names: ProbeNames;
+  readonly codes: CodeCache;
+  /** Probe points that are armed already: their regions are not touched again. */
+  readonly armed: readonly bigint[];
+  /** Only these images are looked at; undefined: all. */
+  readonly only?: ReadonlySet<MappedImage>;
+  /** Why return probes are impossible in this process, if they are. */
+  readonly returnObstacle?: string | undefined;
+}
+
+interface Site {
+  readonly location: ResolvedLocation;
+  readonly probes: AttachedProbe[];
+  /** Attach points that name it, to be blamed if it cannot be probed. */
+  readonly requests: AttachRequest[];
+}
+
+export function resolveProbes(
+  images: ProcessImages,
+  requests: readonly AttachRequest[],
+  options: ResolveOptions,
+): ResolvedProbes {
+  const problems: ProbeProblem[] = [];
+  const skipped: ProbeProblem[] = [];
+  const sites = new Map<bigint, Site>();
+  for (const request of requests) {
+    const { attachPoint } = request;
+    const { locations, refusal } = images.resolve(attachPoint.image, placeOf(attachPoint));
+    if (refusal !== undefined) {
+      const { message, hint } = describeLocationRefusal(refusal);
+      problems.push({
+        probe: attachPoint.name,
+        reason: message,
+        hint,
+        isMissingImage: refusal.kind === "unknown-image",
+      });
+      continue;
+    }
+    for (const location of locations) {
+      if (options.only !== undefined && !options.only.has(location.image)) continue;
+      const site = sites.get(location.addr) ?? { location, probes: [], requests: [] };
+      sites.set(location.addr, site);
+      site.requests.push(request);
+      site.probes.push({
+        run: { kind: "program", index: request.programIndex },
+        when: attachPoint.kind === "uretprobe" ? "return" : "entry",
+        cookie: options.names.cookieOf(fullName(attachPoint, location)),
+      });
+    }
+  }
+  const points = planAll(images, [...sites.values()], options, problems, skipped);
+  return { points, problems, skipped };
+}
+
+function planAll(
+  images: ProcessImages,
+  sites: readonly Site[],
+  options: ResolveOptions,
+  problems: ProbeProblem[],
+  skipped: ProbeProblem[],
+): PlannedPoint[] {
+  const points: PlannedPoint[] = [];
+  const byImage = new Map<MappedImage, Site[]>();
+  for (const site of sites)
+    byImage.set(site.location.image, [...(byImage.get(site.location.image) ?? []), site]);
+  for (const [image, imageSites] of byImage) {
+    const code = options.codes.of(image);
+    const plans = planSites(
+      code,
+      imageSites.map((site) => site.location.addr),
+      { mechanism: options.mechanism, armed: options.armed },
+    );
+    plans.forEach((plan, index) => {
+      const site = imageSites[index]!;
+      const problem = problemOf(images, site, plan, options);
+      if (problem === undefined) {
+        const range = { start: image.start, end: image.end };
+        points.push({
+          plan: plan as SitePlan,
+          code,
+          image: { name: image.name, range },
+          probes: site.probes,
+        });
+        return;
+      }
+      const isWild = site.requests.every(({ attachPoint }) => isWildcard(attachPoint));
+      (isWild ? skipped : problems).push(problem);
+    });
+  }
+  return points;
+}
+
+function problemOf(
+  images: ProcessImages,
+  site: Site,
+  plan: PlannedSite,
+  options: ResolveOptions,
+): ProbeProblem | undefined {
+  const print = (at: bigint) => images.symbolize(at).text;
+  const probe = site.requests[0]!.attachPoint.name;
+  const fail = (reason: string, hint: string | undefined): ProbeProblem => ({
+    probe,
+    reason,
+    hint,
+    isMissingImage: false,
+  });
+  if (plan.kind === "refused") {
+    const last = plan.refused.at(-1)!;
+    const place = `${print(plan.at)} at 0x${plan.at.toString(16)}`;
+    const reason = `${place} cannot take ${last.mechanism === "int3" ? "an int3" : "a jump"}: ${refusalText(last.refusal, print)}`;
+    const forced = options.mechanism === "jump" && last.refusal.reason !== "inside-instruction";
+    return fail(reason, forced ? "without --mechanism jump it gets an int3" : undefined);
+  }
+  if (!site.probes.some((attached) => attached.when === "return")) return undefined;
+  const refusal = findReturnRefusal(plan);
+  if (refusal !== undefined) return fail(refusalText(refusal, print), undefined);
+  if (options.returnObstacle !== undefined) return fail(options.returnObstacle, undefined);
+  return undefined;
+}
+
+export function isWildcard(attachPoint: UserAttachPoint): boolean {
+  const { location } = attachPoint;
+  return isGlob(attachPoint.image) || (location.kind === "symbol" && isGlob(location.symbol));
+}
+
+export function placeOf(attachPoint: UserAttachPoint): Place {
+  const { location } = attachPoint;
+  return location.kind === "address"
+    ? { kind: "address", address: location.address }
+    : { kind: "symbol", symbol: location.symbol, offsetBytes: Number(location.offset) };
+}
+
+/** The probe's name with what its wildcards and short names stand for. */
+function fullName(attachPoint: UserAttachPoint, location: ResolvedLocation): string {
+  const { image, symbol, offsetBytes, fileAddr } = location;
+  const place =
+    symbol === undefined
+      ? `0x${fileAddr.toString(16)}`
+      : offsetBytes === 0
+        ? symbol
+        : `${symbol}+${offsetBytes}`;
+  return `${attachPoint.kind}:${image.path}:${place}`;
+}

@@ -1,0 +1,369 @@
+/**
+ * All targets of one session: attaching to them, arming in them what the script asks for, following what they load, and
+ * leaving them.
+ */
+import { closeSync } from "node:fs";
+import type { Bundle, Proof } from "../bpf/index.ts";
+import type { UserAttachPoint } from "../lang/index.ts";
+import { refusalText } from "../patch/index.ts";
+import { describeCommitRefusal } from "../probe/probe-set.ts";
+import { ElfCache } from "../target/process/elf-cache.ts";
+import { ProcessImages } from "../target/process/images.ts";
+import { readStatus } from "../target/process/proc-fs.ts";
+import { findTrapObstacle } from "../target/process/traced-process.ts";
+import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
+import { Attachment } from "./attachment.ts";
+import { loadGatePoint } from "./load-gate-point.ts";
+import type { MechanismChoice } from "./options.ts";
+import type { PlannedPoint } from "./point-builder.ts";
+import {
+  type AttachRequest,
+  CodeCache,
+  isWildcard,
+  ProbeNames,
+  type ProbeProblem,
+  type ResolvedProbes,
+  resolveProbes,
+} from "./probe-resolution.ts";
+import { findJournalMappings, type RestoreReport } from "./restore-process.ts";
+import { findSyscallHelper } from "./seccomp.ts";
+import { SessionError } from "./session-error.ts";
+import { layoutSharedMaps, SharedMaps } from "./shared-maps.ts";
+
+export interface TargetsInput {
+  readonly bundle: Bundle;
+  readonly proofs: readonly Proof[];
+  readonly requests: readonly AttachRequest[];
+  readonly mechanism: MechanismChoice;
+  readonly maxActive: number;
+}
+
+/** What arming did in one target, for verbose output. */
+export interface ArmedTarget {
+  readonly pid: number;
+  readonly points: number;
+  readonly threads: number;
+  readonly stoppedNs: bigint;
+  readonly skipped: readonly ProbeProblem[];
+}
+
+export interface LeftTarget {
+  readonly pid: number;
+  /** Undefined: the process had ended, or runs another program now. */
+  readonly report: RestoreReport | undefined;
+  readonly mechanisms: ReadonlyMap<string, number>;
+}
+
+/** Room in the journal for points of images that are loaded later. */
+const LATER_POINTS = 2048;
+
+interface Member {
+  readonly target: ProcessTarget;
+  readonly resolved: ResolvedProbes;
+  readonly attachment: Attachment;
+  /** Attach points whose images were not mapped when the process was attached to. */
+  readonly pending: AttachRequest[];
+}
+
+export class Targets {
+  readonly names = new ProbeNames();
+  readonly #input: TargetsInput;
+  readonly #tracer: Tracer;
+  readonly #elfCache = new ElfCache();
+  readonly #codes = new CodeCache();
+  readonly #members: Member[] = [];
+  #maps:
+    | { readonly maps: SharedMaps; readonly unmap: () => void; readonly fd: number | undefined }
+    | undefined;
+
+  constructor(input: TargetsInput, tracer: Tracer) {
+    this.#input = input;
+    this.#tracer = tracer;
+  }
+
+  /** The maps of the session: in memory that all targets share; without a target, the tracer's own. */
+  get maps(): SharedMaps {
+    const { bundle } = this.#input;
+    this.#maps ??= (() => {
+      const layout = layoutSharedMaps(bundle.maps);
+      const maps = new SharedMaps(bundle.maps, layout, new ArrayBuffer(layout.totalBytes));
+      return { maps, unmap: () => {}, fd: undefined };
+    })();
+    return this.#maps.maps;
+  }
+
+  get attachments(): readonly Attachment[] {
+    return this.#members.map((member) => member.attachment);
+  }
+
+  /** Probes on all points that were planned: several on one point count as several. */
+  get plannedProbes(): number {
+    const counts = this.#members.map(({ resolved }) => resolved.points.map((point) => point.probes.length));
+    return counts.flat().reduce((sum, count) => sum + count, 0);
+  }
+
+  /** Whether a target may stop at its loader at any moment. */
+  get awaitsLoads(): boolean {
+    return this.#members.some(({ pending }) => pending.length > 0);
+  }
+
+  /** What an address is, in the first target that knows it. */
+  symbolize(at: bigint): string {
+    const found = this.attachments.map(({ images }) => images.symbolize(at));
+    return (found.find(({ symbol }) => symbol !== undefined) ?? found[0])?.text ?? `0x${at.toString(16)}`;
+  }
+
+  /** Attaches to a running process. Nothing of its code is changed yet. */
+  async attach(pid: number): Promise<void> {
+    const target = await this.#tracer.open(pid);
+    try {
+      const foreign = findJournalMappings(pid);
+      if (foreign.length > 0)
+        throw new SessionError(
+          "already-probed",
+          {
+            operation: "attach",
+            object: `process ${pid}`,
+            reason: "it carries the probes of another trapline",
+          },
+          `end that one first; if it has died: trapline detach -p ${pid}`,
+        );
+      await this.#join(target, false);
+    } catch (error) {
+      await target.close();
+      throw error;
+    }
+  }
+
+  /** Starts a command; it stands before its first instruction until `release`. */
+  async start(argv: readonly string[]): Promise<ProcessTarget> {
+    const target = await this.#tracer.start(argv);
+    await this.#join(target, true);
+    return target;
+  }
+
+  async #join(target: ProcessTarget, mayWait: boolean): Promise<void> {
+    const { pid } = target;
+    this.#checkSeccomp(pid);
+    const images = ProcessImages.open(pid, { cache: this.#elfCache });
+    const resolved = this.#resolve(images, mayWait);
+    const attachment = await Attachment.create({
+      target,
+      images,
+      bundle: this.#input.bundle,
+      proofs: this.#input.proofs,
+      mapsLayout: layoutSharedMaps(this.#input.bundle.maps),
+      sharedMapsFd: this.#maps?.fd,
+      capacity: resolved.resolved.points.length + LATER_POINTS,
+      maxActive: this.#input.maxActive,
+    });
+    if (attachment.ownMaps !== undefined) {
+      const { mapping, fd } = attachment.ownMaps;
+      const { bundle } = this.#input;
+      const maps = new SharedMaps(bundle.maps, layoutSharedMaps(bundle.maps), mapping.buffer);
+      this.#maps = { maps, unmap: () => mapping.unmap(), fd };
+    }
+    this.#members.push({ target, attachment, ...resolved });
+  }
+
+  /** Finds all places of the script in a process; throws when one that must be there is not. */
+  #resolve(images: ProcessImages, mayWait: boolean): { resolved: ResolvedProbes; pending: AttachRequest[] } {
+    const { pid } = images;
+    const resolved = resolveProbes(images, this.#input.requests, {
+      mechanism: this.#input.mechanism,
+      names: this.names,
+      codes: this.#codes,
+      armed: [],
+      returnObstacle: findReturnObstacle(pid),
+    });
+    const fatal = resolved.problems.filter((problem) => !(mayWait && problem.isMissingImage));
+    if (fatal.length > 0) throw problemError(fatal);
+    const missing = new Set(resolved.problems.map((problem) => problem.probe));
+    const pending = mayWait
+      ? this.#input.requests.filter(
+          ({ attachPoint }) => missing.has(attachPoint.name) || isWildcard(attachPoint),
+        )
+      : [];
+    this.#checkTraps(pid, resolved.points);
+    return { resolved, pending };
+  }
+
+  /** Arms everything that was planned, one transaction for each target. */
+  async arm(): Promise<ArmedTarget[]> {
+    const armed: ArmedTarget[] = [];
+    for (const { target, attachment, resolved, pending } of this.#members) {
+      const points = [...resolved.points];
+      const gate = pending.length > 0 ? loadGatePoint(attachment, this.#codes) : undefined;
+      if (gate !== undefined) points.push(gate);
+      const { refused, report } = await attachment.arm(points);
+      const [first] = refused;
+      if (first !== undefined)
+        throw new SessionError("cannot-probe", {
+          operation: "probe",
+          object: attachment.images.symbolize(first.planned.plan.at).text,
+          reason: refusalText(first.refusal, (at) => attachment.images.symbolize(at).text),
+        });
+      armed.push({
+        pid: target.pid,
+        points: resolved.points.length,
+        threads: report.threads,
+        stoppedNs: report.stoppedNs,
+        skipped: resolved.skipped,
+      });
+    }
+    this.#codes.release();
+    return armed;
+  }
+
+  /** Arms what targets have loaded since, and lets the threads go that wait at the loader for it. */
+  async followLoads(): Promise<void> {
+    for (const { attachment, pending } of this.#members) {
+      if (!attachment.pollLoadGate()) continue;
+      const announced = attachment.announcedLoads;
+      try {
+        await this.#armLoaded(attachment, pending);
+      } finally {
+        attachment.acknowledgeLoads(announced);
+      }
+    }
+  }
+
+  async #armLoaded(attachment: Attachment, pending: readonly AttachRequest[]): Promise<void> {
+    const { added } = attachment.images.refresh();
+    if (added.length === 0) return;
+    const { points } = resolveProbes(attachment.images, pending, {
+      mechanism: this.#input.mechanism,
+      names: this.names,
+      codes: this.#codes,
+      armed: attachment.probes.points.map((point) => point.at),
+      only: new Set(added),
+      returnObstacle: findReturnObstacle(attachment.target.pid),
+    });
+    if (points.length > 0) await attachment.arm(points);
+  }
+
+  /** One batch of the optimizer in every target. */
+  async optimize(): Promise<void> {
+    for (const { target, attachment } of this.#members) if (!target.hasEnded) await attachment.optimize();
+  }
+
+  /** Attach points that no image was found for. */
+  get unresolved(): readonly UserAttachPoint[] {
+    return this.#members.flatMap(({ attachment, pending }) =>
+      pending
+        .filter(
+          ({ attachPoint }) =>
+            !isWildcard(attachPoint) && attachment.images.find(attachPoint.image).length === 0,
+        )
+        .map(({ attachPoint }) => attachPoint),
+    );
+  }
+
+  get allEnded(): boolean {
+    return this.#members.every(({ target }) => target.hasEnded);
+  }
+
+  /** Puts every target back. What cannot be done in one does not keep it from being done in the others. */
+  async leave(): Promise<LeftTarget[]> {
+    const left: LeftTarget[] = [];
+    const failures: unknown[] = [];
+    for (const { target, attachment } of this.#members.toReversed()) {
+      const mechanisms = countMechanisms(attachment);
+      try {
+        const isGone = target.hasEnded || findJournalMappings(target.pid).length === 0;
+        const heirs = attachment.findHeirs();
+        left.push({ pid: target.pid, report: isGone ? undefined : await attachment.restore(), mechanisms });
+        for (const heir of heirs) left.push(await this.#leaveHeir(attachment, heir));
+      } catch (error) {
+        if (target.hasEnded) left.push({ pid: target.pid, report: undefined, mechanisms });
+        else failures.push(error);
+      }
+    }
+    if (failures.length > 0) throw failures[0];
+    return left;
+  }
+
+  async #leaveHeir(attachment: Attachment, pid: number): Promise<LeftTarget> {
+    const mechanisms = new Map<string, number>();
+    let heir: ProcessTarget | undefined;
+    try {
+      heir = await this.#tracer.open(pid);
+      return { pid, report: await attachment.restoreHeir(heir), mechanisms };
+    } catch {
+      // It has ended, or become another program, while it was being asked.
+      return { pid, report: undefined, mechanisms };
+    } finally {
+      await heir?.close();
+    }
+  }
+
+  async close(): Promise<void> {
+    for (const { attachment } of this.#members) await attachment.close();
+    if (this.#maps !== undefined) {
+      this.#maps.unmap();
+      if (this.#maps.fd !== undefined) closeSync(this.#maps.fd);
+    }
+    this.#elfCache[Symbol.dispose]();
+  }
+
+  /** Programs that make system calls inside the target could get it killed by its own filter. */
+  #checkSeccomp(pid: number): void {
+    if (readStatus(pid).seccomp === "none") return;
+    const helper = findSyscallHelper(this.#input.proofs);
+    if (helper === undefined && this.#input.mechanism !== "int3") return;
+    throw new SessionError(
+      "seccomp",
+      {
+        operation: "attach",
+        object: `process ${pid}`,
+        reason:
+          helper === undefined
+            ? "it runs under seccomp, and the trap handler of int3 makes a system call that its filter may forbid"
+            : `it runs under seccomp, and ${helper} makes system calls that its filter may forbid`,
+      },
+      "use probes that take a jump and programs that do not read user memory, strings or comm",
+    );
+  }
+
+  #checkTraps(pid: number, points: readonly PlannedPoint[]): void {
+    const trapped = points.find((point) => point.plan.mechanism === "int3");
+    if (trapped === undefined) return;
+    const obstacle = findTrapObstacle(pid);
+    if (obstacle === undefined) return;
+    const jump = trapped.plan.refused.find((rung) => rung.mechanism === "jump");
+    throw new SessionError(
+      obstacle.kind,
+      {
+        operation: "probe",
+        object: `0x${trapped.plan.at.toString(16)} in ${trapped.image.name}`,
+        reason: describeCommitRefusal(obstacle),
+      },
+      jump === undefined ? undefined : `a jump is refused there: ${refusalText(jump.refusal)}`,
+    );
+  }
+}
+
+function countMechanisms(attachment: Attachment): Map<string, number> {
+  const counts = new Map<string, number>();
+  for (const { mechanism } of attachment.probes.points)
+    counts.set(mechanism, (counts.get(mechanism) ?? 0) + 1);
+  return counts;
+}
+
+/** A hijacked return address is a fault where the processor keeps a second stack of them. */
+function findReturnObstacle(pid: number): string | undefined {
+  return readStatus(pid).threadFeatures.includes("shstk")
+    ? "the process uses shadow stacks, where a changed return address is a fault"
+    : undefined;
+}
+
+function problemError(problems: readonly ProbeProblem[]): SessionError {
+  const [first, ...rest] = problems;
+  const more =
+    rest.length === 0 ? "" : ` (and ${rest.length} more: ${rest.map((problem) => problem.probe).join(", ")})`;
+  return new SessionError(
+    "cannot-probe",
+    { operation: "probe", object: first!.probe, reason: first!.reason + more },
+    first!.hint,
+  );
+}

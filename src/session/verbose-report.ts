@@ -1,0 +1,62 @@
+/** What `-v` says about the session itself, on standard error. */
+import { hexBytes, refusalText } from "../patch/index.ts";
+import type { SessionIo, TraceOptions } from "./options.ts";
+import type { ArmedTarget, LeftTarget, Targets } from "./targets.ts";
+
+/** More sites than this are counted, not listed. */
+const MOST_SITES = 50;
+
+export class VerboseReport {
+  readonly #isOn: boolean;
+  readonly #io: SessionIo;
+
+  constructor(options: TraceOptions, io: SessionIo) {
+    this.#isOn = options.verbose;
+    this.#io = io;
+  }
+
+  armed(armed: readonly ArmedTarget[], targets: Targets): void {
+    if (!this.#isOn) return;
+    for (const { pid, points, threads, stoppedNs, skipped } of armed) {
+      this.#say(
+        `process ${pid}: ${points} sites armed, stopped ${threads} threads for ${milliseconds(stoppedNs)} ms`,
+      );
+      for (const { probe, reason } of skipped.slice(0, MOST_SITES))
+        this.#say(`  left out, by ${probe}: ${reason}`);
+    }
+    for (const attachment of targets.attachments) {
+      for (const { plan, code, detour } of attachment.builtPoints.slice(0, MOST_SITES)) {
+        const mechanism = attachment.mechanismAt(plan.at);
+        const now = mechanism === "jump" ? code.jumpBytes! : Uint8Array.of(0xcc, ...code.oldBytes.slice(1));
+        this.#say(
+          `  ${attachment.images.symbolize(plan.at).text} 0x${plan.at.toString(16)}: ${mechanism}, ` +
+            `${hexBytes(code.oldBytes)} -> ${hexBytes(now)}, detour 0x${detour.entry.toString(16)}`,
+        );
+        for (const { mechanism: rung, refusal } of plan.refused)
+          this.#say(`    not ${rung}: ${refusalText(refusal, (at) => attachment.images.symbolize(at).text)}`);
+      }
+    }
+  }
+
+  left(left: readonly LeftTarget[]): void {
+    if (!this.#isOn) return;
+    for (const { pid, report } of left) {
+      if (report === undefined) {
+        this.#say(`process ${pid}: ended, nothing to restore`);
+        continue;
+      }
+      this.#say(
+        `process ${pid}: ${report.sites} sites restored, ${report.returnsRestored} return addresses put back, ` +
+          `threads stood for ${milliseconds(report.stoppedNs)} ms, ${report.stops} ${report.stops === 1 ? "stop" : "stops"}`,
+      );
+    }
+  }
+
+  #say(line: string): void {
+    this.#io.err.write(`${line}\n`);
+  }
+}
+
+function milliseconds(ns: bigint): string {
+  return (Number(ns) / 1e6).toFixed(1);
+}
