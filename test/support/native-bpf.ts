@@ -78,7 +78,7 @@ export class NativeBpf implements Disposable {
       lenBytes += layoutMap(spec).totalBytes;
     }
     const totalBytes = lenBytes + PID_CACHE_BYTES;
-    const hint = isNear ? this.#code.at + 0x1000_0000n : 0x5a00_0000_0000n;
+    const hint = isNear ? this.#code.at - 0x4000_0000n : 0x5a00_0000_0000n;
     this.#storage = storage === undefined ? nativeMemory(totalBytes, hint) : undefined;
     const { at, bytes } = storage ?? this.#storage!;
     this.memory = sharedMemoryOf(bytes.buffer, bytes.byteOffset, totalBytes);

@@ -116,7 +116,7 @@ export function lowerInsn(
       return {
         kind: "store",
         mem: memAt(context, insn.dst, insn.off, before),
-        src: { kind: "imm", value: insn.imm },
+        src: { kind: "imm", value: truncate(insn.imm, sizeBytesOf(insn.opcode)) },
         lenBytes: sizeBytesOf(insn.opcode),
       };
     case CLASS_STX:
@@ -208,6 +208,11 @@ function storedSource(insn: Insn, before: Values): Source {
     if (BigInt.asIntN(32, signed) === signed) return { kind: "imm", value: Number(signed) };
   }
   return { kind: "reg", reg: insn.src };
+}
+
+/** The low bytes of a constant, signed. */
+function truncate(value: number, lenBytes: 1 | 2 | 4 | 8): number {
+  return lenBytes >= 4 ? value : (value << (32 - lenBytes * 8)) >> (32 - lenBytes * 8);
 }
 
 function memAt(context: LowerContext, base: number, off: number, before: Values): OpMem {
