@@ -135,7 +135,8 @@ function regionBytes(code: ImageCode, region: Region): Uint8Array {
   for (const range of code.image.text) {
     const offset = Number(region.start - range.start);
     if (offset >= 0 && offset + region.lenBytes <= range.bytes.length)
-      return range.bytes.slice(offset, offset + region.lenBytes);
+      // Not slice: of a node Buffer that would be a view.
+      return Uint8Array.from(range.bytes.subarray(offset, offset + region.lenBytes));
   }
   throw new Error(`read region at 0x${region.start.toString(16)}: not in the text`);
 }
@@ -173,7 +174,7 @@ export function findReturnRefusal(plan: SitePlan): ReturnRefusal | undefined {
 
 /** The bytes that replace the region's text. All but the first ones are the old ones. */
 export function patchOf(plan: SitePlan, mechanism: Mechanism, detour: bigint): Uint8Array {
-  const bytes = plan.oldBytes.slice();
+  const bytes = Uint8Array.from(plan.oldBytes);
   if (mechanism === "int3") {
     bytes[0] = 0xcc;
     return bytes;
