@@ -297,7 +297,7 @@ function checkStr(context: CallContext, call: CallExpr): Type {
   const most = findConstant(length, params);
   if (most === undefined) return stringType(strLen);
   if (most < 0n) {
-    context.analysis.error(length.span, messages.negativeLength("str", most));
+    context.analysis.error(length.span, messages.lengthTooSmall("str", 0, most));
     return stringType(strLen);
   }
   return stringType(most + 1n < BigInt(strLen) ? Number(most) + 1 : strLen);
@@ -320,7 +320,7 @@ function checkBuf(context: CallContext, call: CallExpr): Type {
   const length = findConstant(call.args[1]!, params);
   if (length === undefined) return whole;
   if (length < 1n) {
-    context.analysis.error(call.args[1]!.span, messages.negativeLength("buf", length));
+    context.analysis.error(call.args[1]!.span, messages.lengthTooSmall("buf", 1, length));
     return whole;
   }
   if (length > BigInt(strLen)) context.analysis.warning(call.span, messages.bufferShortened(strLen));
@@ -339,7 +339,7 @@ function checkStrncmp(context: CallContext, call: CallExpr): Type {
   stringArgument(context, call, 1);
   const length = literalArgument(context, call, call.args[2]!);
   if (length !== undefined && length < 0n) {
-    context.analysis.error(call.args[2]!.span, messages.negativeLength("strncmp", length));
+    context.analysis.error(call.args[2]!.span, messages.lengthTooSmall("strncmp", 0, length));
   }
   return uint64;
 }

@@ -180,14 +180,15 @@ export class ExpressionParser {
   /** A type's name and stars; undefined if the next word is not a type. What was taken is not given back. */
   #type(): TypeExpr | undefined {
     const first = this.peek();
-    if (first.kind !== "name" || !typeWords.has(first.text)) return undefined;
+    if (first.kind !== "name") return undefined;
     this.take();
+    const isKnown = typeWords.has(first.text);
     let base = first.text;
     let span = first.span;
     for (;;) {
       const token = this.peek();
       const isTag = base === "struct" || base === "union" || base === "enum";
-      if (token.kind !== "name" || !(isTag || typeWords.has(token.text))) break;
+      if (!isKnown || token.kind !== "name" || !(isTag || typeWords.has(token.text))) break;
       this.take();
       base += ` ${token.text}`;
       span = joinSpans(span, token.span);
@@ -200,6 +201,7 @@ export class ExpressionParser {
       stars++;
       span = joinSpans(span, star.span);
     }
+    // A star after an unknown name makes a type only where the parenthesis ends: the caller sees to that.
     if (!isTypeName(base) && stars === 0 && !base.includes(" ")) return undefined;
     return { base, stars, span };
   }
@@ -290,10 +292,7 @@ export class ExpressionParser {
     const token = this.take();
     if (!this.#takeMark("(")) return { kind: "builtin", name, span: token.span };
     if (name === "sizeof") {
-      const type = this.#type();
-      const operand = type ? undefined : this.expression();
-      const close = this.expectMark(")");
-      return { kind: "sizeof", type, operand, span: joinSpans(token.span, close.span) };
+      return this.#sizeof(token);
     }
     const args = this.#list(")");
     return {
@@ -303,6 +302,19 @@ export class ExpressionParser {
       nameSpan: token.span,
       span: joinSpans(token.span, args.close.span),
     };
+  }
+
+  /** What follows `sizeof(`: a type or an expression. */
+  #sizeof(word: Token): Expr {
+    const open = this.peek();
+    const type = this.#type();
+    const end = type && this.#takeMark(")");
+    if (end) return { kind: "sizeof", type, span: joinSpans(word.span, end.span) };
+    this.#lexer.rewind(open.span.start);
+    this.#token = undefined;
+    const operand = this.expression();
+    const close = this.expectMark(")");
+    return { kind: "sizeof", operand, span: joinSpans(word.span, close.span) };
   }
 
   #parenthesis(): Expr {

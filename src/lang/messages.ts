@@ -210,7 +210,10 @@ export const messages = {
   argumentType: (name: string, wanted: string, got: string) =>
     message("argument-type", `${name}() only supports ${wanted} arguments (${got} provided)`),
   literalNeeded: (name: string, what: string, got: string) =>
-    message("literal-needed", `${name}() expects a ${what} literal (${got} provided)`),
+    message(
+      "literal-needed",
+      `${name}() expects ${what === "integer" ? "an" : "a"} ${what} literal (${got} provided)`,
+    ),
   mapNeeded: (name: string) => message("map-needed", `${name}() expects a map to be provided`),
   mapWithoutKey: (name: string) =>
     message("map-without-key", `The map passed to ${name}() should not be indexed by a key`),
@@ -228,8 +231,8 @@ export const messages = {
     ),
   lhistBuckets: (most: number, needed: bigint) =>
     message("lhist-buckets", `lhist() too many buckets, must be <= ${most} (would need ${needed})`),
-  negativeLength: (name: string, got: bigint) =>
-    message("negative-length", `${name}() length must be greater than 0 (${got} provided)`),
+  lengthTooSmall: (name: string, least: number, got: bigint) =>
+    message("length-too-small", `${name}() length must be at least ${least} (${got} provided)`),
   bufferShortened: (most: number) =>
     message(
       "buffer-shortened",

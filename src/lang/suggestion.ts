@@ -8,10 +8,13 @@ export function nearestName(name: string, candidates: Iterable<string>): string 
   let best: string | undefined;
   let bestDistance = Math.max(1, Math.floor(name.length / 3)) + 1;
   if (name.length < 2) return undefined;
+  const lengthGap = (other: string): number => Math.abs(other.length - name.length);
   for (const candidate of candidates) {
     if (candidate === name) continue;
     const distance = editDistance(name.toLowerCase(), candidate.toLowerCase());
-    if (distance < bestDistance) {
+    const isNearer = distance < bestDistance;
+    const isLiker = distance === bestDistance && best !== undefined && lengthGap(candidate) < lengthGap(best);
+    if (isNearer || isLiker) {
       best = candidate;
       bestDistance = distance;
     }
