@@ -1,52 +1,253 @@
-/** Records of programs, performed one after the other. */
-import type { Script } from "../lang/index.ts";
-import { decodeEventId, decodeFields, decodeKey, decodeMapValue } from "../lang/index.ts";
+/**
+ * What programs ask the tracer to do: their records are performed one after the other, and the maps are read when they are
+ * to be shown.
+ *
+ * The memory is shared with the targets: a record that makes no sense is passed over.
+ */
+import {
+  type DecodedMapValue,
+  type DecodedValue,
+  decodeEventId,
+  decodeFields,
+  decodeJoin,
+  decodeKey,
+  decodeMapValue,
+  type Script,
+  type ScriptEvent,
+  type ScriptMap,
+  zeroedMapValue,
+} from "../lang/index.ts";
+import {
+  byteString,
+  createJsonOutput,
+  createTextOutput,
+  encodeText,
+  formatPrintf,
+  formatTime,
+  type MapEntry,
+  type MapValue,
+  type MapView,
+  type Output,
+  type OutputValue,
+} from "../output/index.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
+import type { ProbeNames } from "./probe-resolution.ts";
 import type { SharedMaps } from "./shared-maps.ts";
-import type { Targets } from "./targets.ts";
+
+export interface ActionsInput {
+  readonly options: TraceOptions;
+  readonly io: SessionIo;
+  readonly script: Script;
+  readonly maps: SharedMaps;
+  readonly names: ProbeNames;
+  /** Name of the function at an address; undefined if it has none. */
+  readonly findSymbol: (at: bigint) => string | undefined;
+}
+
+const FIRST_ELEMENT = new Uint8Array(4);
+
 export class Actions {
-  wantsExit = false;
-  readonly i: { options: TraceOptions; io: SessionIo; script: Script; maps: SharedMaps; targets: Targets };
-  constructor(input: {
-    options: TraceOptions;
-    io: SessionIo;
-    script: Script;
-    maps: SharedMaps;
-    targets: Targets;
-  }) {
-    this.i = input;
+  readonly output: Output;
+  readonly #input: ActionsInput;
+  #wantsExit = false;
+  #lostReported = 0n;
+
+  constructor(input: ActionsInput) {
+    this.#input = input;
+    const sink = (text: string) => input.io.out.write(text);
+    this.output = input.options.format === "json" ? createJsonOutput(sink) : createTextOutput(sink);
   }
-  attachedProbes(n: number) {
-    this.i.io.out.write(`Attaching ${n} probe${n === 1 ? "" : "s"}...\n`);
+
+  /** Whether a program has called `exit()`. */
+  get wantsExit(): boolean {
+    return this.#wantsExit || this.#exitFlag();
   }
+
+  /** Performs up to `max` records and returns how many there were. */
   poll(max: number): number {
-    return this.i.maps.ring?.poll(max, (r: Uint8Array) => this.rec(r)) ?? 0;
+    const count = this.#input.maps.ring?.poll(max, (record) => this.#perform(record)) ?? 0;
+    this.#reportLost();
+    return count;
   }
-  drain() {
-    this.i.maps.ring?.drain((r: Uint8Array) => this.rec(r));
+
+  /** Performs everything that is left. To be called when no program runs any more. */
+  drain(): void {
+    this.#input.maps.ring?.drain((record) => this.#perform(record));
+    this.#reportLost();
   }
-  rec(r: Uint8Array) {
-    const ev = this.i.script.events[Number(decodeEventId(r))];
-    if (ev === undefined) return;
-    if (ev.kind === "exit") this.wantsExit = true;
-    else
-      this.i.io.out.write(
-        ev.kind +
-          " " +
-          JSON.stringify("fields" in ev ? decodeFields(r, ev.fields) : [], (_k, v) =>
-            typeof v === "bigint" ? v.toString() : v instanceof Uint8Array ? Buffer.from(v).toString() : v,
-          ) +
-          "\n",
-      );
+
+  /** Shows all maps that hold something, as at the end of a run. */
+  printMaps(): void {
+    this.output.endOfEvents();
+    for (const map of this.#input.script.maps) this.output.map(this.#view(map));
   }
-  printMaps() {
-    for (const m of this.i.script.maps) {
-      const map = this.i.maps.maps[m.map];
-      if (map === undefined || !("entries" in map)) continue;
-      for (const e of map.entries())
-        this.i.io.out.write(
-          `${m.name} ${JSON.stringify([decodeKey(e.key, m), decodeMapValue([e.value], m)], (_k, v) => (typeof v === "bigint" ? v.toString() : v instanceof Uint8Array ? Buffer.from(v).toString() : v))}\n`,
-        );
+
+  #perform(record: Uint8Array): void {
+    const event = this.#input.script.events[Number(decodeEventId(record))];
+    if (event !== undefined) this.#performEvent(event, record);
+  }
+
+  #performEvent(event: ScriptEvent, record: Uint8Array): void {
+    const { output } = this;
+    switch (event.kind) {
+      case "printf":
+        output.printf(formatPrintf(event.format, this.#fields(record, event.fields)));
+        break;
+      case "print-value":
+        output.value(this.#fields(record, [event.field])[0]!);
+        break;
+      case "print-map":
+        output.map(this.#view(this.#map(event.map)), { top: event.top, div: event.div });
+        break;
+      case "print-element": {
+        const keys = this.#fields(record, event.keys);
+        const value = this.#fields(record, [event.value])[0]!;
+        output.element(this.#map(event.map).name, { keys, value: { kind: "plain", value } });
+        break;
+      }
+      case "clear":
+        this.#clear(this.#map(event.map));
+        break;
+      case "zero":
+        this.#zero(this.#map(event.map));
+        break;
+      case "time":
+        output.time(formatTime(event.format, new Date()));
+        break;
+      case "join":
+        output.join(decodeJoin(record, event).map(byteString).join(event.delimiter));
+        break;
+      case "exit":
+        this.#wantsExit = true;
+        break;
+      default:
+        event satisfies never;
     }
   }
+
+  #map(index: number): ScriptMap {
+    return this.#input.script.maps[index]!;
+  }
+
+  #fields(record: Uint8Array, fields: Parameters<typeof decodeFields>[1]): OutputValue[] {
+    return decodeFields(record, fields).map((value) => this.#shown(value));
+  }
+
+  /** A decoded value with its names looked up. */
+  #shown(value: DecodedValue): OutputValue {
+    switch (value.kind) {
+      case "integer":
+        return value;
+      case "pointer":
+        return { kind: "integer", value: value.address, signed: false };
+      case "string":
+        return { kind: "string", text: byteString(value.bytes) };
+      case "buffer":
+        return { kind: "bytes", bytes: value.bytes };
+      case "symbol": {
+        const name = this.#input.findSymbol(value.address) ?? `0x${value.address.toString(16)}`;
+        return { kind: "symbol", address: value.address, text: encodeText(name) };
+      }
+      case "probe":
+        return { kind: "probe", text: encodeText(this.#input.names.nameOf(value.id) ?? "") };
+      case "timestamp":
+        return { kind: "timestamp", text: formatTime(value.format, wallTime(value.ns)) };
+      case "tuple":
+        return { kind: "tuple", elements: value.elements.map((element) => this.#shown(element)) };
+      default:
+        return value satisfies never;
+    }
+  }
+
+  /** A map as it is at this moment. */
+  #view(map: ScriptMap): MapView {
+    const { name } = map;
+    const valueKind = viewKind(map);
+    const opened = this.#input.maps.maps[map.map];
+    if (opened === undefined || !("entries" in opened)) throw new Error(`map ${name} is no map of values`);
+    if (map.keys.length > 0) {
+      const entries: MapEntry[] = [];
+      for (const { key, value } of opened.entries()) {
+        const decoded = decodeMapValue([value], map);
+        if (decoded !== undefined)
+          entries.push({
+            keys: decodeKey(key, map).map((part) => this.#shown(part)),
+            value: this.#shownMapValue(decoded),
+          });
+      }
+      return { kind: "keyed", name, valueKind, entries };
+    }
+    const [element] = opened.entries();
+    const decoded = element === undefined ? undefined : decodeMapValue([element.value], map);
+    return {
+      kind: "scalar",
+      name,
+      valueKind,
+      value: decoded === undefined ? undefined : this.#shownMapValue(decoded),
+    };
+  }
+
+  #shownMapValue(value: DecodedMapValue): MapValue {
+    switch (value.kind) {
+      case "plain":
+        return { kind: "plain", value: this.#shown(value.value) };
+      case "count":
+      case "sum":
+      case "min":
+      case "max":
+        return { kind: "plain", value: { kind: "integer", value: value.value, signed: value.signed } };
+      case "avg":
+      case "stats":
+      case "hist":
+      case "lhist":
+        return value;
+      default:
+        return value satisfies never;
+    }
+  }
+
+  #clear(map: ScriptMap): void {
+    const opened = this.#input.maps.maps[map.map];
+    if (opened !== undefined && "clear" in opened) opened.clear();
+  }
+
+  #zero(map: ScriptMap): void {
+    const opened = this.#input.maps.maps[map.map];
+    if (opened === undefined || !("entries" in opened)) return;
+    const BPF_EXIST = 2n;
+    if (map.keys.length === 0) opened.update(FIRST_ELEMENT, zeroedMapValue(map, opened.spec.valueBytes), 0n);
+    else
+      for (const { key } of opened.entries())
+        opened.update(key, zeroedMapValue(map, opened.spec.valueBytes), BPF_EXIST);
+  }
+
+  /** `exit()` was called but found no room in the ring. */
+  #exitFlag(): boolean {
+    const { script, maps } = this.#input;
+    const flag = script.exitMap === undefined ? undefined : maps.maps[script.exitMap];
+    if (flag === undefined || !("entries" in flag)) return false;
+    const [element] = flag.entries();
+    return element?.value.some((byte) => byte !== 0) ?? false;
+  }
+
+  /** Records that found the ring full, or whose thread died before it had written them. */
+  #reportLost(): void {
+    const { ring } = this.#input.maps;
+    if (ring === undefined) return;
+    const lost = ring.dropped;
+    if (lost > this.#lostReported) this.output.lostEvents(lost - this.#lostReported);
+    this.#lostReported = lost;
+  }
+}
+
+function viewKind(map: ScriptMap): MapView["valueKind"] {
+  if (map.value.kind === "plain") return "plain";
+  const { fn } = map.value;
+  return fn === "hist" || fn === "lhist" || fn === "avg" || fn === "stats" ? fn : "plain";
+}
+
+/** CLOCK_MONOTONIC to the time of day. */
+function wallTime(ns: bigint): Date {
+  const agoNs = process.hrtime.bigint() - ns;
+  return new Date(Date.now() - Number(agoNs) / 1e6);
 }

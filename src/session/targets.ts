@@ -107,10 +107,13 @@ export class Targets {
     return this.#members.some(({ pending }) => pending.length > 0);
   }
 
-  /** What an address is, in the first target that knows it. */
-  symbolize(at: bigint): string {
-    const found = this.attachments.map(({ images }) => images.symbolize(at));
-    return (found.find(({ symbol }) => symbol !== undefined) ?? found[0])?.text ?? `0x${at.toString(16)}`;
+  /** The function at an address, in the first target that knows one. */
+  findSymbol(at: bigint): string | undefined {
+    for (const { images } of this.attachments) {
+      const { symbol } = images.symbolize(at);
+      if (symbol !== undefined) return symbol;
+    }
+    return undefined;
   }
 
   /** Attaches to a running process. Nothing of its code is changed yet. */
@@ -138,7 +141,14 @@ export class Targets {
   /** Starts a command; it stands before its first instruction until `release`. */
   async start(argv: readonly string[]): Promise<ProcessTarget> {
     const target = await this.#tracer.start(argv);
-    await this.#join(target, true);
+    try {
+      await this.#join(target, true);
+    } catch (error) {
+      // It has not run a single instruction.
+      process.kill(target.pid, "SIGKILL");
+      await target.close();
+      throw error;
+    }
     return target;
   }
 

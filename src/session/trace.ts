@@ -105,10 +105,17 @@ class TraceRun {
     await this.#attach();
     const maps = targets.maps;
     const local = new LocalPrograms(script, maps, targets.names);
-    const actions = new Actions({ options, io, script, maps, targets });
+    const actions = new Actions({
+      options,
+      io,
+      script,
+      maps,
+      names: targets.names,
+      findSymbol: (at) => targets.findSymbol(at),
+    });
     let left: LeftTarget[] = [];
     try {
-      if (!options.quiet) actions.attachedProbes(this.#probeCount());
+      if (!options.quiet) actions.output.attachedProbes(this.#probeCount());
       local.run("begin");
       actions.drain();
       if (!actions.wantsExit) {
@@ -125,6 +132,7 @@ class TraceRun {
     local.run("end");
     actions.drain();
     actions.printMaps();
+    this.#reportMissed(maps.missedReturns);
     await this.#endCommand();
     return this.#checkLeft(left);
   }
@@ -136,14 +144,16 @@ class TraceRun {
       progress.show(`attach to process ${pid}`);
       await targets.attach(pid);
     }
-    if (options.command !== undefined) this.#command = await targets.start(options.command);
+    if (options.command === undefined) return;
+    progress.show(`start ${options.command[0]}`);
+    this.#command = await targets.start(options.command);
   }
 
   /** As bpftrace counts them: every attach point of every address, and those that run in the tracer. */
   #probeCount(): number {
     const { script, targets } = this.#input;
     const local = script.probes.flatMap((probe) => probe.attachPoints.filter((point) => !isUserPoint(point)));
-    return local.length + targets.plannedProbes;
+    return local.length + targets.plannedProbes + targets.unresolved.length;
   }
 
   async #loop(actions: Actions, local: LocalPrograms): Promise<void> {
@@ -177,6 +187,13 @@ class TraceRun {
     if (command === undefined) return;
     if (!command.hasEnded) process.kill(command.pid, "SIGTERM");
     await command.reap();
+  }
+
+  #reportMissed(missed: bigint): void {
+    if (missed > 0n)
+      this.#input.io.err.write(
+        `missed ${missed} returns: too many calls were active at once; allow more with --maxactive\n`,
+      );
   }
 
   #checkLeft(left: readonly LeftTarget[]): number {
