@@ -8,7 +8,8 @@ import { spawn, spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
-const SECONDS = 8;
+/** How long it is traced. */
+const SECONDS = Number(process.argv[2] ?? 8);
 const root = fileURLToPath(new URL("../", import.meta.url));
 const command = `${root}dist/cli/main.js`;
 const say = (text = "") => process.stdout.write(`${text}\n`);
@@ -47,7 +48,8 @@ function findProbe(kind, names) {
     const list = spawnSync(command, ["-l", `uprobe:*:${name}`, "-p", `${pid}`], { encoding: "utf8" });
     if (list.status !== 0 && list.stdout === "" && list.stderr.includes("attach")) fail(list.stderr);
     const line = list.stdout.split("\n").find((text) => text.startsWith("uprobe:"));
-    if (line !== undefined) return line.trim().replace(/^uprobe/, kind);
+    // The base name of the image says enough.
+    if (line !== undefined) return line.trim().replace(/^uprobe:.*\//, `${kind}:`);
   }
   return undefined;
 }
@@ -61,52 +63,55 @@ function fail(text) {
 /** Times the calls of a function, in microseconds, if there is such a function. */
 function timeCalls(names, map, condition) {
   const entry = findProbe("uprobe", names);
-  if (entry === undefined) return "";
-  return `
-${entry} ${condition}{ @since_${map}[tid] = nsecs; }
-${entry.replace(/^uprobe/, "uretprobe")} /@since_${map}[tid]/ {
-  @${map}_us = hist((nsecs - @since_${map}[tid]) / 1000);
-  delete(@since_${map}[tid]);
-}
-END { clear(@since_${map}); }`;
+  if (entry === undefined) return [];
+  startTimes.push(`@${map}_since`);
+  return [
+    `${entry}${condition} { @${map}_since[tid] = nsecs; }`,
+    `${entry.replace(/^uprobe/, "uretprobe")} /@${map}_since[tid]/ {`,
+    `  @${map}_us = hist((nsecs - @${map}_since[tid]) / 1000);`,
+    `  delete(@${map}_since[tid]);`,
+    "}",
+  ];
 }
 
 function onCall(names, action) {
   const entry = findProbe("uprobe", names);
-  return entry === undefined ? "" : `\n${entry} ${action}`;
+  return entry === undefined ? [] : [`${entry}${action}`];
 }
 
+/** Maps that only help. */
+const startTimes = [];
+// Threads wake each other by reads of up to 1 KiB: not of interest.
+const isFileRead = " /arg2 > 1024/";
 const program = [
-  onCall(["open64", "open"], "{ @opened[str(arg0)] = count(); }"),
-  onCall(["uv_fs_read", "uv__fs_read"], "{ @node_reads = count(); }"),
-  // Wakeups between threads are reads of up to 1 KiB, too.
-  timeCalls(["read"], "read", "/arg2 > 1024/ "),
-  onCall(["read"], "/arg2 > 1024/ { @read_asks_bytes = hist(arg2); }"),
-  timeCalls(["deflate", "Cr_z_deflate"], "deflate", ""),
-  onCall(["EVP_DigestUpdate"], "{ @hashed_bytes = hist(arg2); @hashed_total = sum(arg2); }"),
-  onCall(["malloc"], "{ @mallocs = count(); }"),
-  `
-interval:s:1 { time("%H:%M:%S "); print(@node_reads); }
-interval:s:${SECONDS} { exit(); }
-END { print(@opened, 10); clear(@opened); }`,
-].join("");
+  ...onCall(["open64", "open"], " { @opened[str(arg0)] = count(); }"),
+  ...onCall(["uv_fs_read", "uv__fs_read"], " { @node_reads = count(); }"),
+  ...onCall(["read"], `${isFileRead} { @read_asks_bytes = hist(arg2); }`),
+  ...timeCalls(["read"], "read", isFileRead),
+  ...timeCalls(["deflate", "Cr_z_deflate"], "deflate", ""),
+  ...onCall(["EVP_DigestUpdate"], " { @hashed_bytes = hist(arg2); @hashed_total = sum(arg2); }"),
+  ...onCall(["malloc"], " { @mallocs = count(); }"),
+  'interval:s:1 { time("%H:%M:%S "); print(@node_reads); }',
+  `interval:s:${SECONDS} { exit(); }`,
+  `END { print(@opened, 10); clear(@opened); ${startTimes.map((map) => `clear(${map}); `).join("")}}`,
+].join("\n");
 
-say(`trapline -p ${pid} -e '${program.trim()}'`);
+say(`trapline -p ${pid} -e '${program}'`);
 say();
-const tracer = spawn(command, ["-p", `${pid}`, "-e", program.trim()], {
+const tracer = spawn(command, ["-p", `${pid}`, "-e", program], {
   stdio: ["ignore", "inherit", "inherit"],
 });
 const ended = new Promise((resolve) => tracer.once("close", resolve));
 process.on("SIGINT", () => {}); // The tracer gets it as well, and ends cleanly.
 
 const sites = await waitForSites();
-say(`what was done to the code of process ${pid}:`);
+if (sites.length > 0) say(`what was done to the code of process ${pid}:`);
 for (const { name, mechanism, before: old, now, detour } of sites) {
   say(`  ${name}`);
   say(`      ${hex(old)}  ->  ${hex(now)}   ${mechanism} to 0x${detour.toString(16)}`);
 }
 const during = readTextFingerprint(pid);
-say(`its text: ${describe(during)}: differs`);
+if (during.digest !== before.digest) say(`its text: ${describe(during)}: differs`);
 say();
 
 const code = await ended;
