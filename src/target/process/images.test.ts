@@ -166,7 +166,8 @@ describe("image names", () => {
     const link = join(temporaryFolder(), "linked-node");
     symlinkSync(nodePath, link);
     for (const name of [nodePath.split("/").at(-1)!, nodePath, link]) {
-      expect(images.find(name).map((i) => i.path)).toEqual([nodePath]);
+      // V8 may have mapped a part of the text once more.
+      expect(new Set(images.find(name).map((i) => i.path))).toEqual(new Set([nodePath]));
     }
     expect(images.program?.path).toBe(nodePath);
   });

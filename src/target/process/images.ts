@@ -182,7 +182,9 @@ export class ProcessImages implements Disposable {
       for (const location of result.locations) {
         if (!locations.has(location.addr)) locations.set(location.addr, location);
       }
-      if (result.refusal) refusals.push(result.refusal);
+      // Copies of one file have the same to say.
+      const { refusal } = result;
+      if (refusal && !refusals.some((other) => imageOf(other) === imageOf(refusal))) refusals.push(refusal);
     }
     // A name that some images define and others do not is found; a resolver that hides the real function is not.
     const blocking = refusals.find((r) => r.kind === "place" && r.refusal.reason === "resolver");
@@ -396,29 +398,46 @@ function located(image: MappedImage, location: FileLocation): ResolvedLocation {
   };
 }
 
+const imageOf = (refusal: LocationRefusal) => ("image" in refusal ? refusal.image : undefined);
+
 function identityOf(image: MappedImage): string {
   return `${image.dev} ${image.inode} ${image.execRanges[0]!.start}`;
 }
 
 /**
  * The mappings of each loaded copy of each file, those that have code. A file can be mapped several times: loaded into
- * another namespace (dlmopen), or read as data; each copy begins with the start of the file.
+ * another namespace (dlmopen), or read as data; each copy begins with the start of the file. A copy of a part of the
+ * text is an image of its own, too: what runs in it is found by the same names.
  */
 function groupImages(maps: readonly MapEntry[]): MapEntry[][] {
   const open = new Map<string, MapEntry[]>();
+  const copies = new Set<MapEntry[]>();
   const groups: MapEntry[][] = [];
   for (const map of maps) {
     if (map.inode === 0n || !map.path.startsWith("/")) continue;
     const file = `${map.dev} ${map.inode}`;
     const group = open.get(file);
+    const isCopy = group !== undefined && (copies.has(group) || isCopyOfText(map, group));
     // A writable mapping of offset 0 is the data of a file of less than a page.
-    if (group && (map.offset !== 0n || map.perms[1] === "w")) {
+    if (group && !isCopy && (map.offset !== 0n || map.perms[1] === "w")) {
       group.push(map);
     } else {
       const started = [map];
+      if (isCopy && map.offset !== 0n) copies.add(started);
       open.set(file, started);
       groups.push(started);
     }
   }
   return groups.filter((group) => group.some((map) => map.perms[2] === "x"));
+}
+
+/** Whether text that a group has is mapped once more: V8 does this to have its builtins near the code that it generates. */
+function isCopyOfText(map: MapEntry, group: readonly MapEntry[]): boolean {
+  return (
+    map.perms[2] === "x" &&
+    group.some(
+      ({ perms, offset, start, end }) =>
+        perms[2] === "x" && map.offset >= offset && map.offset < offset + (end - start),
+    )
+  );
 }
