@@ -332,3 +332,34 @@ test("a detour out of reach is refused", () => {
     refusal: { reason: "detour-out-of-reach" },
   });
 });
+
+test("a program that is too far for a call is reached all the same", () => {
+  using far = nativeMemory(4096, (machine.exit & ~0xfffffn) + 0x3_0000_0000n);
+  const original = writeFunction((asm) => {
+    asm.lea(RAX, { base: RDI, disp: 5 });
+    asm.push(RAX);
+    asm.pop(RCX);
+  });
+  const plan = planAt(new ImageCode(imageOf(original)), 0, "jump");
+  const asm = new Assembler(far.at);
+  asm.lock().inc({ ripTo: far.at + 1024n });
+  asm.ret();
+  far.bytes.set(asm.finish());
+  const program: GateProgram = {
+    name: "far",
+    entry: far.at,
+    clobbers: 0,
+    ctxReads: new Set(),
+    stackBytes: 0,
+    cookie: 0n,
+  };
+  const detour = emitDetour({ plan, at: memory.at + BigInt(DETOUR), programs: [program, program] });
+  if (detour.kind === "refused") throw new Error(detour.refusal.reason);
+  memory.bytes.set(detour.bytes, DETOUR);
+  memory.bytes.set(patchOf(plan, "jump", detour.entry), FUNCTION);
+  const regs = Array.from({ length: 16 }, (_, i) => BigInt(i * 10));
+  regs[RSP] = machine.stack.at + 4096n;
+  const after = machine.run(memory.at, { regs, flags: 0x202n });
+  expect(after.regs[RCX]).toBe(75n);
+  expect(far.view.getBigUint64(1024, true)).toBe(2n);
+});

@@ -61,13 +61,15 @@ export interface PlanOptions {
   readonly mechanism: "auto" | Mechanism;
   /** Sites of probes that are armed already. */
   readonly armed?: Iterable<bigint>;
+  /** Judge each site as if it were the only one. */
+  readonly alone?: boolean;
   /** What the target's memory holds, to be compared with the file. */
   readonly readText?: (addr: bigint, lenBytes: number) => Uint8Array | undefined;
 }
 
 /** Plans for all sites of one image, in order. */
 export function planSites(code: ImageCode, sites: readonly bigint[], options: PlanOptions): PlannedSite[] {
-  const jumps = options.mechanism === "int3" ? undefined : code.jumpRegions(sites, options.armed ?? []);
+  const jumps = options.mechanism === "int3" ? undefined : code.jumpRegions(sites, options);
   return sites.map((at, i) => {
     const refused: RefusedRung[] = [];
     const jump = jumps?.[i];

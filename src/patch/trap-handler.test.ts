@@ -96,9 +96,9 @@ test("every site of a well filled table leads to its detour, everything else to 
   memory.bytes.fill(0xcc, TEXT, TEXT + 4096);
   const sites = new Map<bigint, bigint>();
   while (table.hasRoomFor(1)) {
-    const site = base + (random() % 4096n);
-    sites.set(site, random());
-    table.set(site, sites.get(site)!);
+    const one = base + (random() % 4096n);
+    sites.set(one, random());
+    table.set(one, sites.get(one)!);
   }
   expect(sites.size).toBe(768);
   const handler = install(table);
@@ -110,8 +110,11 @@ test("every site of a well filled table leads to its detour, everything else to 
   }
 });
 
+function absentSite(): bigint {
+  return memory.at + BigInt(TEXT + 64);
+}
+
 describe("a trap at an address that is not in the table", () => {
-  const site = () => memory.at + BigInt(TEXT + 64);
   const cases: readonly {
     readonly name: string;
     readonly bytes: readonly number[];
@@ -134,23 +137,23 @@ describe("a trap at an address that is not in the table", () => {
       memory.bytes.fill(0x90, TEXT, TEXT + 256);
       memory.bytes.set(bytes, TEXT + 64);
       if (name === "int 3 in two bytes" || name.includes("is cd")) memory.bytes[TEXT + 63] = 0xcd;
-      const rip = site() + 1n;
+      const rip = absentSite() + 1n;
       const result = deliver(handler.action.handler, { rip, ...trap });
       expect(result.isForwarded).toBe(goes === "application");
-      expect(result.savedRip).toBe(goes === "application" ? rip : site());
+      expect(result.savedRip).toBe(goes === "application" ? rip : absentSite());
     });
   }
 
   test("a site that is disarmed, with its int3 still there", () => {
     const table = new TrapTable(64);
-    table.set(site(), 0x1234n);
-    table.clear(site());
+    table.set(absentSite(), 0x1234n);
+    table.clear(absentSite());
     const handler = install(table);
     memory.bytes[TEXT + 64] = 0xcc;
-    expect(deliver(handler.action.handler, { rip: site() + 1n }).isForwarded).toBe(true);
+    expect(deliver(handler.action.handler, { rip: absentSite() + 1n }).isForwarded).toBe(true);
     memory.bytes[TEXT + 64] = 0x90;
-    expect(deliver(handler.action.handler, { rip: site() + 1n })).toEqual({
-      savedRip: site(),
+    expect(deliver(handler.action.handler, { rip: absentSite() + 1n })).toEqual({
+      savedRip: absentSite(),
       isForwarded: false,
     });
   });
@@ -158,11 +161,11 @@ describe("a trap at an address that is not in the table", () => {
 
 test("a signal that was sent does not count as a hit of the site before the saved rip", () => {
   const table = new TrapTable(64);
-  const site = memory.at + BigInt(TEXT);
-  table.set(site, 0x1234n);
+  const at = memory.at + BigInt(TEXT);
+  table.set(at, 0x1234n);
   const handler = install(table);
-  expect(deliver(handler.action.handler, { rip: site + 1n, siCode: 0 })).toEqual({
-    savedRip: site + 1n,
+  expect(deliver(handler.action.handler, { rip: at + 1n, siCode: 0 })).toEqual({
+    savedRip: at + 1n,
     isForwarded: true,
   });
 });
@@ -170,12 +173,12 @@ test("a signal that was sent does not count as a hit of the site before the save
 test("a table write brings a running handler up to date", () => {
   const table = new TrapTable(64);
   const handler = install(table);
-  const site = memory.at + BigInt(TEXT);
+  const at = memory.at + BigInt(TEXT);
   memory.bytes[TEXT] = 0xcc;
-  expect(deliver(handler.action.handler, { rip: site + 1n }).isForwarded).toBe(true);
-  const write = table.set(site, 0x5678n);
+  expect(deliver(handler.action.handler, { rip: at + 1n }).isForwarded).toBe(true);
+  const write = table.set(at, 0x5678n);
   memory.bytes.set(write.bytes, HANDLER + handler.tableOffset + write.offset);
-  expect(deliver(handler.action.handler, { rip: site + 1n }).savedRip).toBe(0x5678n);
+  expect(deliver(handler.action.handler, { rip: at + 1n }).savedRip).toBe(0x5678n);
 });
 
 test("a handler for one time is called once", () => {
@@ -215,10 +218,10 @@ describe("the action to set", () => {
 
 test("a full table refuses another site but takes known ones", () => {
   const table = new TrapTable(4);
-  for (let site = 1n; site <= 3n; site++) table.set(site, site * 16n);
+  for (const known of [1n, 2n, 3n]) table.set(known, known * 16n);
   expect(table.hasRoomFor(1)).toBe(false);
   expect(() => table.set(9n, 1n)).toThrow("full");
   table.clear(2n);
   table.set(2n, 99n);
-  expect([1n, 2n, 3n, 4n].map((site) => table.get(site))).toEqual([16n, 99n, 48n, undefined]);
+  expect([1n, 2n, 3n, 4n].map((known) => table.get(known))).toEqual([16n, 99n, 48n, undefined]);
 });

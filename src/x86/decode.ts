@@ -329,12 +329,24 @@ function toRflags(icedBits: number): number {
   return bits;
 }
 
-const effectsByBytes = new Map<string, InsnEffects>();
-const EFFECTS_CACHED = 20_000;
+/** Instructions of up to six bytes under a number made of their bytes and length, longer ones under a string. */
+const effectsByBytes = new Map<number | string, InsnEffects>();
+const EFFECTS_CACHED = 50_000;
+
+function cacheKey(bytes: Uint8Array): number | string {
+  if (bytes.length > 6) return String.fromCharCode(...bytes);
+  let key = bytes.length;
+  let scale = 8;
+  for (const byte of bytes) {
+    key += byte * scale;
+    scale *= 256;
+  }
+  return key;
+}
 
 /** Effects of one instruction, given its bytes. */
 export function effectsOf(bytes: Uint8Array): InsnEffects {
-  const key = String.fromCharCode(...bytes);
+  const key = cacheKey(bytes);
   let effects = effectsByBytes.get(key);
   if (effects === undefined) {
     if (effectsByBytes.size >= EFFECTS_CACHED) effectsByBytes.clear();

@@ -89,9 +89,9 @@ function takenAddress(code: CodeBlock, index: number): bigint | undefined {
 }
 
 /**
- * Compilers move unlikely blocks of a function elsewhere (`f.cold`), and jump tables may lead there. Such a part has
- * a name with a suffix, or in a stripped image no name at all.
+ * Compilers move unlikely blocks of a function elsewhere (`f.cold`), and jump tables may lead there; nothing calls
+ * such a part. In a stripped image it has no name at all.
  */
 export function mayBeColdPart(fn: FunctionCode): boolean {
-  return fn.name === undefined || /\.(cold|part)\b/.test(fn.name);
+  return fn.name === undefined || /\.cold(\.\d+)?$/.test(fn.name);
 }

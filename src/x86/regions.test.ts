@@ -387,7 +387,7 @@ describe("region of a jump", () => {
       });
       const code = new ImageCode(built.image);
       const others = armed === "marked" ? [built.addressOf(marked)] : [];
-      const [result] = code.jumpRegions([built.addressOf(site)], others);
+      const [result] = code.jumpRegions([built.addressOf(site)], { armed: others });
       if (typeof expected === "string") {
         expect(result).toMatchObject({ kind: "refused", refusal: { reason: expected } });
       } else {

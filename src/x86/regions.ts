@@ -97,10 +97,14 @@ export class ImageCode {
 
   /**
    * The region of each site, with all rules applied. `armed` are sites of probes that exist besides these; every
-   * site counts as a probe for the others.
+   * site counts as a probe for the others, unless each is to be judged as if it were `alone`.
    */
-  jumpRegions(sites: readonly bigint[], armed: Iterable<bigint> = []): RegionResult[] {
-    const probes = sortedAddresses([...sites, ...armed]);
+  jumpRegions(
+    sites: readonly bigint[],
+    options: { readonly armed?: Iterable<bigint>; readonly alone?: boolean } = {},
+  ): RegionResult[] {
+    const { armed = [], alone = false } = options;
+    const probes = sortedAddresses(alone ? [...armed] : [...sites, ...armed]);
     const results = sites.map((site) => this.#localRegion(site, probes));
     const wanted = new Set<bigint>();
     for (const result of results) {
