@@ -152,13 +152,17 @@ export class ProbeSet {
     return this.points.flatMap((point) => point.twins.map(({ from, to }) => ({ from: to, to: from })));
   }
 
+  /** Where an `int3` of ours stands. */
+  #trapSites(points: readonly ProbePoint[]): bigint[] {
+    const trapped = [...this.points, ...points].filter((point) => point.mechanism === "int3");
+    return [...new Set(trapped.map((point) => point.at))];
+  }
+
   async #poke(pokes: readonly SitePoke[], points: readonly ProbePoint[], operation: string) {
     const report = await this.#target.commit({
       sites: pokes,
       moves: [],
-      trapSites: [...this.points, ...points]
-        .filter((point) => point.mechanism === "int3")
-        .map((point) => point.at),
+      trapSites: this.#trapSites(points),
       returnTables: [],
       vacate: [],
       usesTraps: pokes.some((poke) => poke.write[0] === INT3),
