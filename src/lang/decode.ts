@@ -1,10 +1,14 @@
 /**
  * Bytes of records, keys and map values to values. Pure, and safe on any bytes: what is cut off reads as 0.
  */
-import type { EventField, MapValue, ScriptEvent, ScriptMap, ShardedValue } from "./script.ts";
+import type { EventField, ScriptEvent, ScriptMap, ShardedValue } from "./script.ts";
 import { extremeMask } from "./shard-layout.ts";
 import type { ValueType } from "./value-type.ts";
 import { valueTypeBytes } from "./value-type.ts";
+
+/** The second word of a shard of min and max: there is a value, or the map was set to 0 before there was one. */
+const MARK_ADDED = 1n;
+const MARK_ZEROED = 2n;
 
 /** A value as it was stored; names of symbols and probes are looked up by the caller. */
 export type DecodedValue =
@@ -157,8 +161,11 @@ function decodeSharded(
     }
     case "min":
     case "max": {
-      const used = shards.filter((read) => read(1) !== 0n);
-      if (used.length === 0) return mayBeEmpty ? undefined : { kind: fn, value: 0n, signed };
+      const used = shards.filter((read) => read(1) === MARK_ADDED);
+      if (used.length === 0) {
+        const isZeroed = shards.some((read) => read(1) === MARK_ZEROED);
+        return mayBeEmpty && !isZeroed ? undefined : { kind: fn, value: 0n, signed };
+      }
       const word = used.map((read) => read(0)).reduce((most, next) => (next > most ? next : most));
       const number = BigInt.asUintN(64, word ^ extremeMask(fn, signed));
       return { kind: fn, value: shown(number), signed };
@@ -172,21 +179,19 @@ function decodeSharded(
   }
 }
 
-/** The bytes of an element after `zero(@map)`: 0, but assigned. */
+/** The bytes of an element after `zero(@map)`: 0, but assigned; minimum and maximum begin anew. */
 export function zeroedMapValue(map: ScriptMap, valueBytes: number): Uint8Array {
   const bytes = new Uint8Array(valueBytes);
-  const mark = findMarkOffset(map.value, map.keys.length === 0);
-  if (mark !== undefined) bytes[mark] = 1;
-  if (map.value.kind === "sharded" && (map.value.fn === "min" || map.value.fn === "max")) {
-    new DataView(bytes.buffer).setBigInt64(0, extremeMask(map.value.fn, map.value.signed), true);
+  const { value } = map;
+  const withoutKeys = map.keys.length === 0;
+  if (value.kind === "plain") {
+    if (withoutKeys) bytes[valueTypeBytes(value.type)] = Number(MARK_ADDED);
+  } else if (value.fn === "sum") {
+    bytes[8] = Number(MARK_ADDED);
+  } else if (value.fn === "min" || value.fn === "max") {
+    bytes[8] = Number(MARK_ZEROED);
   }
   return bytes;
-}
-
-/** Offset of the word that says that a value was assigned. */
-function findMarkOffset(value: MapValue, withoutKeys: boolean): number | undefined {
-  if (value.kind === "plain") return withoutKeys ? valueTypeBytes(value.type) : undefined;
-  return value.fn === "sum" ? 8 : undefined;
 }
 
 function wordAt(bytes: Uint8Array, offset: number): bigint {

@@ -2,7 +2,7 @@
  * Random programs of integer variables, loops and maps: what the compiled program prints must be what the same
  * statements compute directly. They keep many values alive at once, so registers run out and spill.
  */
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { expect, it } from "vitest";
 import { TestRun } from "./test-run.ts";
 

@@ -8,8 +8,9 @@ import type { AggregateName } from "./types.ts";
 import type { ValueType } from "./value-type.ts";
 
 export interface Script {
-  /** The script's maps come first, in the order of `maps`; then its own (ring buffer, zeros, exit flag). */
+  /** The maps of `maps` come first, in that order; then those of the code itself (ring buffer, zeros, exit flag). */
   readonly bundle: Bundle;
+  /** By name, in the order of their characters. */
   readonly maps: readonly ScriptMap[];
   readonly probes: readonly ScriptProbe[];
   /** By event id, which is the first u64 of a record. */

@@ -47,7 +47,10 @@ export class ScriptPlan {
   constructor(analysis: Analysis, options: PlanOptions) {
     this.analysis = analysis;
     this.options = options;
-    const used = [...analysis.maps.values()].filter((map) => map.value.kind !== "unknown");
+    // By name, as they are printed at the end.
+    const used = [...analysis.maps.values()]
+      .filter((map) => map.value.kind !== "unknown")
+      .sort((a, b) => (a.name < b.name ? -1 : 1));
     this.maps = used.map((map, i) => planMap(map, i, options.shards));
     this.#mapsByName = new Map(this.maps.map((map) => [map.name, map]));
   }
