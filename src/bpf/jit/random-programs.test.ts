@@ -184,7 +184,8 @@ class Generator {
   /** An access to element 0 of the array, with or without a computed index. */
   #mapValue(dst: BpfReg): void {
     const b = this.#b;
-    const base = this.#pick(this.#regs.filter((reg) => reg !== dst));
+    // Not r0: cmpxchg would compare the address itself, which is another one in the interpreter.
+    const base = this.#pick(this.#regs.filter((reg) => reg !== dst && reg !== r0));
     const offset = 8 * this.#below(2);
     b.ldMapValue(base, 0, offset);
     const isIndexed = this.#once(2);
