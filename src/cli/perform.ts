@@ -23,7 +23,7 @@ async function run(
   io: SessionIo,
 ): Promise<number> {
   // Loaded here, so that help and bad usage cost nothing.
-  const session = (await import("../session/index.ts")) as unknown as SessionVerbs;
+  const session: SessionVerbs = await import("../session/index.ts");
   switch (action.verb) {
     case "trace":
       return await session.trace({ program: program!, ...action.options }, io);

@@ -15,6 +15,7 @@ import {
 import { MemoryFile } from "../target/process/memory-file.ts";
 import { readStat } from "../target/process/proc-fs.ts";
 import type { AddrRange } from "../target/target.ts";
+import { isSameProcess } from "./detach.ts";
 import type { ReportOptions, SessionIo } from "./options.ts";
 import { findJournalMappings } from "./restore-process.ts";
 
@@ -107,21 +108,11 @@ function readReport(pid: number, mapping: AddrRange): TracedProcessReport | Jour
   return {
     pid,
     comm: readStat(pid).comm,
-    tracer: { kind: isAlive(tracerPid, tracerStart) ? "alive" : "dead", pid: tracerPid },
+    tracer: { kind: isSameProcess(tracerPid, tracerStart) ? "alive" : "dead", pid: tracerPid },
     forkedFrom: targetPid === pid ? undefined : targetPid,
     sitesByMechanism,
     journal,
   };
-}
-
-/** Whether the process with this number is the one that was started then, and not yet a zombie. */
-function isAlive(pid: number, startTicks: bigint): boolean {
-  try {
-    const stat = readStat(pid);
-    return stat.startTicks === startTicks && stat.state !== "Z" && stat.state !== "X";
-  } catch {
-    return false;
-  }
 }
 
 function isRefusal(error: unknown): boolean {
@@ -146,7 +137,9 @@ export async function listTracedProcesses({ format }: ReportOptions, io: Session
       `the tracer of process ${pid} has died; to take its probes out: trapline detach -p ${pid}\n`,
     );
   if (unreadable > 0)
-    io.err.write(`skipped: ${unreadable} processes that only their user or root may look into\n`);
+    io.err.write(
+      `skipped: ${unreadable} ${unreadable === 1 ? "process" : "processes"} that you may not look into\n`,
+    );
   return 0;
 }
 
