@@ -24,7 +24,7 @@ import { askTrapAction, setTrapAction } from "../probe/restoration.ts";
 import type { ProcessImages } from "../target/process/images.ts";
 import { futexWakeAll, type Mapping } from "../target/process/libc.ts";
 import { readMaps, readStat, readStatus } from "../target/process/proc-fs.ts";
-import { JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
+import { findTrapObstacle, JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange } from "../target/target.ts";
 import { CodeSpaces } from "./code-space.ts";
@@ -225,10 +225,13 @@ export class Attachment {
     await this.target.close();
   }
 
-  /** Points whose jump could not be written yet get an `int3`, if the handler for it can be installed. */
+  /**
+   * Points whose jump could not be written yet get an `int3`; where that would be fatal they stay as they are until the
+   * optimizer can write the jump.
+   */
   async #trapHemmedPoints(): Promise<void> {
     const hemmed = this.probes.points.filter((point) => point.mechanism === "none");
-    if (hemmed.length === 0) return;
+    if (hemmed.length === 0 || findTrapObstacle(this.target.pid) !== undefined) return;
     await this.#addTraps(
       this.builtPoints.filter((built) => hemmed.some((point) => point.at === built.code.at)),
     );

@@ -190,10 +190,14 @@ function problemOf(
   });
   if (plan.kind === "refused") {
     const last = plan.refused.at(-1)!;
+    if (last.refusal.reason === "inside-instruction")
+      return fail(refusalText(last.refusal, print), undefined);
     const place = `${print(plan.at)} at 0x${plan.at.toString(16)}`;
     const reason = `${place} cannot take ${last.mechanism === "int3" ? "an int3" : "a jump"}: ${refusalText(last.refusal, print)}`;
-    const forced = options.mechanism === "jump" && last.refusal.reason !== "inside-instruction";
-    return fail(reason, forced ? "without --mechanism jump it gets an int3" : undefined);
+    return fail(
+      reason,
+      options.mechanism === "jump" ? "without --mechanism jump it gets an int3" : undefined,
+    );
   }
   if (!site.probes.some((attached) => attached.when === "return")) return undefined;
   const refusal = findReturnRefusal(plan);
