@@ -65,7 +65,7 @@ describe("decodeValue", () => {
     { kind: "string", sizeBytes: 20 },
     { kind: "buffer", sizeBytes: 20 },
     { kind: "symbol" },
-    { kind: "probe" },
+    { kind: "probe", shows: "probe" },
     { kind: "timestamp", format: "%H" },
     {
       kind: "tuple",

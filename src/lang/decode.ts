@@ -19,8 +19,8 @@ export type DecodedValue =
   | { readonly kind: "string"; readonly bytes: Uint8Array }
   | { readonly kind: "buffer"; readonly bytes: Uint8Array }
   | { readonly kind: "symbol"; readonly address: bigint }
-  /** The attach cookie. */
-  | { readonly kind: "probe"; readonly id: bigint }
+  /** The attach cookie, for the probe's name or that of the function that it is attached to. */
+  | { readonly kind: "probe"; readonly id: bigint; readonly shows: "probe" | "function" }
   | { readonly kind: "timestamp"; readonly ns: bigint; readonly format: string }
   | { readonly kind: "tuple"; readonly elements: readonly DecodedValue[] };
 
@@ -39,7 +39,7 @@ export function decodeValue(bytes: Uint8Array, offset: number, type: ValueType):
     case "symbol":
       return { kind: type.kind, address: wordAt(bytes, offset) };
     case "probe":
-      return { kind: "probe", id: wordAt(bytes, offset) };
+      return { kind: "probe", id: wordAt(bytes, offset), shows: type.shows };
     case "timestamp":
       return { kind: "timestamp", ns: wordAt(bytes, offset), format: type.format };
     case "string":

@@ -15,6 +15,7 @@ import {
 import { nearestName } from "./suggestion.ts";
 import {
   findNamedType,
+  functionType,
   int64,
   integerTypeNames,
   isScalar,
@@ -25,7 +26,6 @@ import {
   probeType,
   storedType,
   stringType,
-  symbolType,
   type Type,
   uint64,
   unifyTypes,
@@ -199,7 +199,7 @@ export class ExpressionAnalyser {
       case "probe":
         return probeType;
       case "func":
-        return symbolType;
+        return functionType;
       default:
         return uint64;
     }

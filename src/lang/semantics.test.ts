@@ -242,7 +242,7 @@ describe("user memory", () => {
     {
       name: "func and probe",
       body: "print(func); print(probe); print(usym(arg2))",
-      prints: "sym:77 probe:42 sym:2",
+      prints: "function:42 probe:42 sym:2",
     },
     { name: "arguments on the stack", body: "print(sarg0); print(sarg1)", prints: "11 12" },
     { name: "strftime", body: 'print(strftime("%H", nsecs))', prints: "%H@1000000000" },

@@ -178,7 +178,7 @@ export function printValue(value: DecodedValue): string {
     case "symbol":
       return `sym:${value.address.toString(16)}`;
     case "probe":
-      return `probe:${value.id}`;
+      return `${value.shows}:${value.id}`;
     case "timestamp":
       return `${value.format}@${value.ns}`;
     case "string":

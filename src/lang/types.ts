@@ -29,8 +29,8 @@ export type Type =
   | { readonly kind: "tuple"; readonly elements: readonly Type[] }
   /** An address that is shown as a symbol. */
   | { readonly kind: "symbol" }
-  /** The id of a probe, shown as its name. */
-  | { readonly kind: "probe" }
+  /** The id of a probe, shown as its name or as that of the function that it is attached to. */
+  | { readonly kind: "probe"; readonly shows: "probe" | "function" }
   /** A time that is shown with a strftime format. */
   | { readonly kind: "timestamp"; readonly format: string }
   | { readonly kind: "aggregate"; readonly aggregate: Aggregate };
@@ -40,7 +40,8 @@ export const noneType: Type = { kind: "none" };
 export const int64: Type = { kind: "integer", bits: 64, signed: true };
 export const uint64: Type = { kind: "integer", bits: 64, signed: false };
 export const symbolType: Type = { kind: "symbol" };
-export const probeType: Type = { kind: "probe" };
+export const probeType: Type = { kind: "probe", shows: "probe" };
+export const functionType: Type = { kind: "probe", shows: "function" };
 
 export function stringType(sizeBytes: number): Type {
   return { kind: "string", sizeBytes };
@@ -119,7 +120,7 @@ export function printType(type: Type): string {
     case "symbol":
       return "usym";
     case "probe":
-      return "probe";
+      return type.shows;
     case "timestamp":
       return "timestamp";
     case "aggregate":
@@ -187,6 +188,7 @@ export function unifyTypes(a: Type, b: Type): Type | undefined {
     return sameAggregate(a.aggregate, b.aggregate) ? a : undefined;
   }
   if (a.kind === "timestamp" && b.kind === "timestamp") return a.format === b.format ? a : undefined;
+  if (a.kind === "probe" && b.kind === "probe") return a.shows === b.shows ? a : undefined;
   return a.kind === b.kind ? a : undefined;
 }
 

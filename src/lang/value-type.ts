@@ -17,7 +17,7 @@ export type ValueType =
   | { readonly kind: "string"; readonly sizeBytes: number }
   | { readonly kind: "buffer"; readonly sizeBytes: number }
   | { readonly kind: "symbol" }
-  | { readonly kind: "probe" }
+  | { readonly kind: "probe"; readonly shows: "probe" | "function" }
   | { readonly kind: "timestamp"; readonly format: string }
   | { readonly kind: "tuple"; readonly elements: readonly ValueType[] };
 

@@ -149,7 +149,7 @@ export class Actions {
         return { kind: "symbol", address: value.address, text: encodeText(name) };
       }
       case "probe":
-        return { kind: "probe", text: encodeText(this.#input.names.nameOf(value.id) ?? "") };
+        return { kind: "probe", text: encodeText(this.#probeText(value)) };
       case "timestamp":
         return { kind: "timestamp", text: formatTime(value.format, wallTime(value.ns)) };
       case "tuple":
@@ -157,6 +157,13 @@ export class Actions {
       default:
         return value satisfies never;
     }
+  }
+
+  #probeText(value: DecodedValue & { readonly kind: "probe" }): string {
+    const name = this.#input.names.nameOf(value.id) ?? "";
+    if (value.shows === "probe") return name;
+    // The place at the end of `uprobe:/bin/x:main+4`.
+    return name.slice(name.lastIndexOf(":") + 1).replace(/\+\d+$/, "");
   }
 
   /** A map as it is at this moment. */

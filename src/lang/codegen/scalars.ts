@@ -4,7 +4,6 @@ import {
   HELPER_GET_ATTACH_COOKIE,
   HELPER_GET_CURRENT_PID_TGID,
   HELPER_GET_CURRENT_UID_GID,
-  HELPER_GET_FUNC_IP,
   HELPER_GET_PRANDOM_U32,
   HELPER_GET_SMP_PROCESSOR_ID,
   HELPER_KTIME_GET_NS,
@@ -105,9 +104,9 @@ function builtinValue(c: CodeContext, name: string): Operand {
     case "rand":
       return b.call(HELPER_GET_PRANDOM_U32);
     case "probe":
-      return b.call(HELPER_GET_ATTACH_COOKIE, b.context);
     case "func":
-      return b.call(HELPER_GET_FUNC_IP, b.context);
+      // Not the probed address: that lies elsewhere in each process, and is the caller's in a return probe.
+      return b.call(HELPER_GET_ATTACH_COOKIE, b.context);
     default:
       throw new Error(`generate bpf: builtin ${name} has no code`);
   }
