@@ -18,6 +18,7 @@ import {
   TrapTable,
 } from "../patch/index.ts";
 import { LOAD_GATE_BYTES, loadGateWords } from "../patch/load-gate.ts";
+import { findArenaPlace } from "../probe/arena.ts";
 import { JOURNAL_SCRATCH, Journal, journalBytes } from "../probe/journal.ts";
 import { type ArmReport, ProbeSet } from "../probe/probe-set.ts";
 import { askTrapAction, setTrapAction } from "../probe/restoration.ts";
@@ -27,7 +28,7 @@ import { readMaps, readStat, readStatus } from "../target/process/proc-fs.ts";
 import { findTrapObstacle, JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange } from "../target/target.ts";
-import { CodeSpaces } from "./code-space.ts";
+import { CodeSpaces, NoCodeSpaceError } from "./code-space.ts";
 import { type BuiltPoint, type PlannedPoint, PointBuilder, type RefusedPoint } from "./point-builder.ts";
 import { ProgramCompiler } from "./program-compiler.ts";
 import { findHeirs, type RestoreReport, restoreProcess } from "./restore-process.ts";
@@ -51,6 +52,15 @@ export interface AttachmentInput {
   readonly images: ProcessImages;
 }
 
+interface JournalParts {
+  readonly journal: Journal;
+  readonly journalMemory: AddrRange;
+  readonly journalInode: bigint;
+  readonly journalMapping: Mapping;
+  /** Where the words of the load gate lie in the journal's memory. */
+  readonly gateOffset: number;
+}
+
 export class Attachment {
   readonly target: ProcessTarget;
   readonly images: ProcessImages;
@@ -70,19 +80,16 @@ export class Attachment {
   #trapsReady = false;
   #trapTable: { readonly table: TrapTable; readonly at: bigint } | undefined;
 
-  private constructor(parts: {
-    input: AttachmentInput;
-    journal: Journal;
-    journalMemory: AddrRange;
-    journalInode: bigint;
-    journalMapping: Mapping;
-    gateOffset: number;
-    ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
-    mapsAt: bigint;
-    privateAt: bigint;
-    env: LinkEnv;
-    returnEntries: number;
-  }) {
+  private constructor(
+    parts: JournalParts & {
+      input: AttachmentInput;
+      ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
+      mapsAt: bigint;
+      privateAt: bigint;
+      env: LinkEnv;
+      returnEntries: number;
+    },
+  ) {
     const { input } = parts;
     this.target = input.target;
     this.images = input.images;
@@ -120,13 +127,35 @@ export class Attachment {
       sharedBytes: journalLen,
     });
 
+    try {
+      return await Attachment.#fill(input, {
+        journal,
+        journalMemory,
+        journalInode,
+        journalMapping: shared.mapping,
+        gateOffset,
+      });
+    } catch (error) {
+      await restoreProcess(target, journalMemory, []);
+      shared.mapping.unmap();
+      throw error;
+    }
+  }
+
+  /** Everything behind the journal, which from here on says what there is to be undone. */
+  static async #fill(input: AttachmentInput, first: JournalParts): Promise<Attachment> {
+    const { target } = input;
+    const { journal, journalMemory } = first;
     const { ownMaps, mapsAt } = await provideMaps(input);
     journal.addMemory("memory", mapsAt, input.mapsLayout.totalBytes);
 
     const returnEntries = returnTableEntries(input.maxActive);
     const privateLen = PAGE + pages(returnTableBytes(returnEntries));
-    const privateAt = await target.createPrivate(privateLen);
+    const place = findArenaPlace(readMaps(target.pid), journalMemory, privateLen);
+    if (place === undefined) throw new NoCodeSpaceError("the journal", privateLen);
+    const privateAt = place.start;
     journal.setPrivateMemory(privateAt, privateLen);
+    await target.createPrivate(privateAt, privateLen);
     await target.write(privateAt, pidCacheBytes(target.pid));
 
     const usesTid = input.proofs.some((proof) => proof.helpers.has(HELPERS_WITH_TID));
@@ -138,12 +167,8 @@ export class Attachment {
       pidCache: privateAt,
     };
     return new Attachment({
+      ...first,
       input,
-      journal,
-      journalMemory,
-      journalInode,
-      journalMapping: shared.mapping,
-      gateOffset,
       ownMaps,
       mapsAt,
       privateAt,

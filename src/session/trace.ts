@@ -32,14 +32,23 @@ const RECORDS_AT_ONCE = 10_000;
 
 /** Traces until the script, the targets or the user end it. Returns the exit code. */
 export async function trace(options: TraceOptions, io: SessionIo): Promise<number> {
+  // Its thread comes up while the script is compiled.
+  const tracer = new Tracer();
+  try {
+    return await traceWith(tracer, options, io);
+  } finally {
+    await tracer.close();
+  }
+}
+
+async function traceWith(tracer: Tracer, options: TraceOptions, io: SessionIo): Promise<number> {
   const compiled = compileProgram(options, io);
   if (compiled === undefined) return 1;
   const { script, proofs } = compiled;
   const requests = userRequests(script);
   checkTargets(options, requests);
-  if (options.dryRun) return await printPlan(options, io, { script, proofs, requests });
+  if (options.dryRun) return printPlan(options, io, { script, proofs, requests });
 
-  const tracer = new Tracer();
   const targets = new Targets(
     {
       bundle: script.bundle,
@@ -56,7 +65,6 @@ export async function trace(options: TraceOptions, io: SessionIo): Promise<numbe
     return await run.perform();
   } finally {
     await targets.close();
-    await tracer.close();
   }
 }
 
@@ -101,8 +109,19 @@ class TraceRun {
   }
 
   async perform(): Promise<number> {
+    const { targets } = this.#input;
+    try {
+      await this.#attach();
+    } catch (error) {
+      // What was attached to before the one that failed is left as it was.
+      await targets.leave();
+      throw error;
+    }
+    return await this.#performAttached();
+  }
+
+  async #performAttached(): Promise<number> {
     const { options, io, script, targets } = this.#input;
-    await this.#attach();
     const maps = targets.maps;
     const local = new LocalPrograms(script, maps, targets.names);
     const actions = new Actions({

@@ -2,12 +2,13 @@
  * The proof that probing works here: a command of our own is started stopped, memory is mapped in it by a borrowed
  * thread, and a byte of its code is written with the value that it has, in a real transaction. Then it runs to its end.
  */
+import { closeSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { killRaw } from "../target/process/libc.ts";
 import { AT_ENTRY, readAuxv } from "../target/process/proc-fs.ts";
 import { reapCommand } from "../target/process/reap-command.ts";
 import { startStopped } from "../target/process/start-command.ts";
-import { TracedProcess } from "../target/process/traced-process.ts";
+import { JOURNAL_MEMORY_NAME, TracedProcess } from "../target/process/traced-process.ts";
 
 const SIGKILL = 9;
 const END_TIMEOUT_MS = 2000;
@@ -21,7 +22,7 @@ export async function tryProbing(): Promise<TrialResult> {
     pid = started.pid;
     const traced = TracedProcess.adopt(pid, started.freeze);
     try {
-      traced.createPrivate(4096);
+      closeSync(traced.createShared(JOURNAL_MEMORY_NAME, 4096).fd);
       const entry = readAuxv(pid).get(AT_ENTRY)!;
       const code = traced.read(entry, 1);
       const report = traced.commit({

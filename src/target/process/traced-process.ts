@@ -128,23 +128,22 @@ export class TracedProcess {
     });
   }
 
-  /** Creates memory that a forked child gets as a copy. Its first page is zeroes in the child. */
-  createPrivate(lenBytes: number): Addr {
-    return this.#borrow((thread) => {
-      const at = this.#must(thread, {
+  /** Creates memory at this address that a forked child gets as a copy. Its first page is zeroes in the child. */
+  createPrivate(at: bigint, lenBytes: number): void {
+    this.#borrow((thread) => {
+      this.#must(thread, {
         name: "mmap",
         number: SYS_MMAP,
         args: [
-          0n,
+          at,
           BigInt(lenBytes),
           PROT_READ | PROT_WRITE,
-          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
           NO_FD,
           0n,
         ],
       });
       this.#must(thread, { name: "madvise", number: SYS_MADVISE, args: [at, 4096n, MADV_WIPEONFORK] });
-      return addr(at);
     });
   }
 
