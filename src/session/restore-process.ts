@@ -78,14 +78,15 @@ async function readJournal(target: ProcessTarget, memory: AddrRange): Promise<Jo
  * something of its own where ours never came to be.
  */
 function withoutUnmapped(journal: JournalContents, maps: readonly MapEntry[]): JournalContents {
-  const isMapped = (at: bigint, lenBytes: number, perms: string, path: string) =>
-    maps.some(
-      (map) =>
-        map.start <= at &&
-        map.end >= at + BigInt(lenBytes) &&
-        map.perms === perms &&
-        map.path.startsWith(path),
-    );
+  // The kernel splits and joins mappings as it likes: one of ours can be several entries, or part of a larger one.
+  const isMapped = (at: bigint, lenBytes: number, perms: string, path: string) => {
+    const end = at + BigInt(lenBytes);
+    let covered = at;
+    for (const map of maps)
+      if (map.start <= covered && map.end > covered && map.perms === perms && map.path.startsWith(path))
+        covered = map.end;
+    return covered >= end;
+  };
   const { privateMemory } = journal;
   return {
     ...journal,

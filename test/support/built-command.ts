@@ -3,7 +3,9 @@ import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
-export const commandPath = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
+/** TRAPLINE_COMMAND names another build to be tested, such as an installed package's. */
+export const commandPath =
+  process.env.TRAPLINE_COMMAND ?? fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
 
 export interface CommandResult {
   readonly code: number | null;

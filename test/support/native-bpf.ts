@@ -23,10 +23,24 @@ import {
   sharedMemoryOf,
 } from "../../src/bpf/maps/index.ts";
 import { Assembler } from "../../src/x86/assembler.ts";
-import { hasReg, PT_REGS_BYTES, RAX, RSP, regNames } from "../../src/x86/registers.ts";
+import {
+  hasReg,
+  PT_REGS_BYTES,
+  R12,
+  R13,
+  R14,
+  R15,
+  RAX,
+  RBP,
+  RBX,
+  RDI,
+  RSI,
+  RSP,
+  regNames,
+} from "../../src/x86/registers.ts";
 import { Machine, type NativeMemory, nativeMemory } from "./native-code.ts";
 
-const CODE_BYTES = 1 << 20;
+export const CODE_BYTES = 1 << 20;
 /** Behind the maps: the pid cache. */
 const PID_CACHE_BYTES = 64;
 const STACK_PATTERN = 0xa5;
@@ -53,8 +67,8 @@ export interface NativeBpfOptions {
   readonly env?: Partial<LinkEnv>;
   /** Whether the maps lie in reach of the code. */
   readonly isNear?: boolean;
-  /** Memory to use for the maps instead of its own. */
-  readonly storage?: { readonly at: bigint; readonly bytes: Uint8Array };
+  /** Memory to use instead of its own: for the code, then for the maps. */
+  readonly memory?: { readonly at: bigint; readonly bytes: Uint8Array };
 }
 
 export class NativeBpf implements Disposable {
@@ -63,13 +77,13 @@ export class NativeBpf implements Disposable {
   readonly memory: SharedMemory;
   readonly env: LinkEnv;
   readonly machine = new Machine();
-  readonly #code: NativeMemory;
-  readonly #storage: NativeMemory | undefined;
+  readonly #code: { readonly at: bigint; readonly bytes: Uint8Array };
+  readonly #owned: NativeMemory[] = [];
   #nextCode: bigint;
 
-  constructor({ maps: specs = [], env = {}, isNear = false, storage }: NativeBpfOptions = {}) {
+  constructor({ maps: specs = [], env = {}, isNear = false, memory }: NativeBpfOptions = {}) {
     this.specs = specs;
-    this.#code = nativeMemory(CODE_BYTES);
+    this.#code = memory ?? this.#own(nativeMemory(CODE_BYTES));
     this.#nextCode = this.#code.at;
     const offsets: number[] = [];
     let lenBytes = 0;
@@ -79,8 +93,10 @@ export class NativeBpf implements Disposable {
     }
     const totalBytes = lenBytes + PID_CACHE_BYTES;
     const hint = isNear ? this.#code.at - 0x4000_0000n : 0x5a00_0000_0000n;
-    this.#storage = storage === undefined ? nativeMemory(totalBytes, hint) : undefined;
-    const { at, bytes } = storage ?? this.#storage!;
+    const { at, bytes } =
+      memory === undefined
+        ? this.#own(nativeMemory(totalBytes, hint))
+        : { at: memory.at + BigInt(CODE_BYTES), bytes: memory.bytes.subarray(CODE_BYTES) };
     this.memory = sharedMemoryOf(bytes.buffer, bytes.byteOffset, totalBytes);
     this.maps = specs.map((spec, index) => openMap(spec, this.memory, offsets[index]!));
     this.env = {
@@ -122,6 +138,37 @@ export class NativeBpf implements Disposable {
   /** Forgets all code that was placed. */
   reset(): void {
     this.#nextCode = this.#code.at;
+  }
+
+  /**
+   * A C function `void run(context, count)` that calls a program `count` times on a copy of the context, whose slot 0
+   * counts the calls. Any thread of the process may call it.
+   */
+  compileLoop(insns: readonly Insn[]): bigint {
+    const proof = this.prove(insns);
+    const { asm, written } = this.place((a, unit) => {
+      const program = unit.emit({ name: "loop", insns }, proof);
+      const saved = [RBX, RBP, R12, R13, R14, R15];
+      a.align(16, "int3");
+      const run = a.here("run");
+      for (const reg of saved) a.push(reg);
+      a.push(RSI);
+      a.subImm(RSP, PT_REGS_BYTES);
+      for (let at = 0; at < PT_REGS_BYTES; at += 8) {
+        a.mov(RAX, { base: RDI, disp: at });
+        a.mov({ base: RSP, disp: at }, RAX);
+      }
+      const next = a.here("next");
+      a.inc({ base: RSP });
+      a.call(program.entry);
+      a.dec({ base: RSP, disp: PT_REGS_BYTES });
+      a.jcc("ne", next);
+      a.addImm(RSP, PT_REGS_BYTES + 8);
+      for (const reg of saved.reverse()) a.pop(reg);
+      a.ret();
+      return run;
+    });
+    return asm.addressOf(written);
   }
 
   compile(insns: readonly Insn[], keepsResult = true) {
@@ -183,8 +230,12 @@ export class NativeBpf implements Disposable {
 
   [Symbol.dispose](): void {
     this.machine[Symbol.dispose]();
-    this.#code[Symbol.dispose]();
-    this.#storage?.[Symbol.dispose]();
+    for (const memory of this.#owned) memory[Symbol.dispose]();
+  }
+
+  #own(memory: NativeMemory): NativeMemory {
+    this.#owned.push(memory);
+    return memory;
   }
 }
 

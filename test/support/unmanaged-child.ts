@@ -21,7 +21,9 @@ export class UnmanagedChild implements Disposable {
     argv: readonly string[],
     options: { readonly ready?: boolean } = {},
   ): Promise<UnmanagedChild> {
-    const script = 'exec 3<&0; "$@" <&3 & echo $!; exec 3<&-; { wait $!; echo "status $?"; } 2>/dev/null';
+    // The number comes from the process that becomes the program: so it comes before all that the program prints.
+    const script =
+      'exec 3<&0; sh -c \'echo $$; exec "$@"\' sh "$@" <&3 3<&- & exec 3<&-; { wait $!; echo "status $?"; } 2>/dev/null';
     const shell = spawn("/bin/sh", ["-c", script, "sh", ...argv]);
     let child: UnmanagedChild | undefined;
     const pid = await new Promise<number>((resolve, reject) => {
