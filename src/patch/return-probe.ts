@@ -8,11 +8,11 @@
  *                find the original return address, put it into the slot
  *                program 1 .. n                    ip = the address returned to, rax = the return value
  *                gate leave
- *                ret
+ *                lea rsp, [rsp + 8]; jmp [rsp - 8]   signals leave the red zone alone
  *
  * At a return rax and rdx carry values, the callee-saved registers are the caller's, and the caller may rely on
  * more (gcc -fipa-ra); so everything that is changed is restored. Flags are dead. Nothing below the caller's rsp is
- * in use, so there is no red zone to step over: but the slot itself lies there until `ret`, and the frame is below it.
+ * in use, so there is no red zone to step over: but the slot itself lies there, and the frame is below it.
  */
 import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
 import { emitEnter, emitLeave, emitPrograms } from "../gate/gate.ts";
@@ -75,8 +75,9 @@ export function emitReturnTrampoline(spec: ReturnTrampolineSpec): ReturnTrampoli
   if (frame.reads.has(PT_REGS_IP)) asm.mov({ base: RSP, disp: PT_REGS_IP }, R11);
   emitPrograms(writer, frame, spec.programs);
   emitLeave(writer, frame);
-  writer.note("return");
-  asm.ret();
+  writer.note("return; a jump, because the processor's stack of return addresses has used up this call");
+  asm.lea(RSP, { base: RSP, disp: 8 });
+  asm.jmpTo({ base: RSP, disp: -8 });
   const written = writer.finish();
   const stubsAt = asm.addressOf(stubs);
   if (stubsAt < start || stubsAt + BigInt(STUBS_BYTES) > end || stubsAt % BigInt(STUBS_BYTES) !== 0n)

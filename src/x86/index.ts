@@ -25,7 +25,38 @@ export {
 export { analyseFunction, type EntrySource, type FunctionCode } from "./function-code.ts";
 export { ALL_REGS, everythingLive, type Liveness, liveAt } from "./liveness.ts";
 export { ImageCode, JUMP_BYTES, type Region, type RegionRefusal, type RegionResult } from "./regions.ts";
-export * from "./registers.ts";
+export {
+  hasReg,
+  PT_REGS_BYTES,
+  PT_REGS_COOKIE,
+  PT_REGS_CS,
+  PT_REGS_FLAGS,
+  PT_REGS_IP,
+  PT_REGS_SP,
+  PT_REGS_SS,
+  ptRegsOffset,
+  R8,
+  R9,
+  R10,
+  R11,
+  R12,
+  R13,
+  R14,
+  R15,
+  RAX,
+  RBP,
+  RBX,
+  RCX,
+  RDI,
+  RDX,
+  type Reg,
+  type RegSet,
+  RSI,
+  RSP,
+  regNames,
+  regSet,
+  regsOf,
+} from "./registers.ts";
 export {
   type CopyPart,
   findUnrelocatable,
