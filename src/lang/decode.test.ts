@@ -40,6 +40,10 @@ describe("decodeMapValue", () => {
   });
 
   it("shows 0 after zero()", () => {
+    for (const name of ["@avg", "@hist", "@lhist"]) {
+      const map = mapNamed(name);
+      expect(decodeMapValue([zeroedMapValue(map, bytesOfMap(name))], map), name).toBeDefined();
+    }
     for (const name of ["@int", "@sum", "@min", "@max", "@count"]) {
       const map = mapNamed(name);
       const decoded = decodeMapValue([zeroedMapValue(map, bytesOfMap(name))], map);

@@ -2,13 +2,9 @@
  * Bytes of records, keys and map values to values. Pure, and safe on any bytes: what is cut off reads as 0.
  */
 import type { EventField, ScriptEvent, ScriptMap, ShardedValue } from "./script.ts";
-import { extremeMask } from "./shard-layout.ts";
+import { extremeMask, findMarkWord, MARK_ADDED, MARK_ZEROED } from "./shard-layout.ts";
 import type { ValueType } from "./value-type.ts";
 import { valueTypeBytes } from "./value-type.ts";
-
-/** The second word of a shard of min and max: there is a value, or the map was set to 0 before there was one. */
-const MARK_ADDED = 1n;
-const MARK_ZEROED = 2n;
 
 /** A value as it was stored; names of symbols and probes are looked up by the caller. */
 export type DecodedValue =
@@ -147,33 +143,33 @@ function decodeSharded(
       shards.reduce((sum, read) => sum + read(word), 0n),
     );
   const shown = (sum: bigint): bigint => (signed ? BigInt.asIntN(64, sum) : sum);
+  const markWord = findMarkWord(value);
+  const isMarked = markWord !== undefined && shards.some((read) => read(markWord) !== 0n);
   switch (fn) {
     case "count":
       return { kind: fn, value: sumOf(0), signed: true };
     case "sum":
-      if (mayBeEmpty && sumOf(1) === 0n) return undefined;
+      if (mayBeEmpty && !isMarked) return undefined;
       return { kind: fn, value: shown(sumOf(0)), signed };
     case "avg":
     case "stats": {
       const count = sumOf(1);
-      if (mayBeEmpty && count === 0n) return undefined;
+      if (mayBeEmpty && count === 0n && !isMarked) return undefined;
       return { kind: fn, count, total: shown(sumOf(0)), signed };
     }
     case "min":
     case "max": {
-      const used = shards.filter((read) => read(1) === MARK_ADDED);
-      if (used.length === 0) {
-        const isZeroed = shards.some((read) => read(1) === MARK_ZEROED);
-        return mayBeEmpty && !isZeroed ? undefined : { kind: fn, value: 0n, signed };
-      }
+      if (mayBeEmpty && !isMarked) return undefined;
+      const used = shards.filter((read) => read(markWord!) === BigInt(MARK_ADDED));
+      if (used.length === 0) return { kind: fn, value: 0n, signed };
       const word = used.map((read) => read(0)).reduce((most, next) => (next > most ? next : most));
       const number = BigInt.asUintN(64, word ^ extremeMask(fn, signed));
       return { kind: fn, value: shown(number), signed };
     }
     case "hist":
     case "lhist": {
-      const counts = Array.from({ length: value.words }, (_, word) => sumOf(word));
-      if (mayBeEmpty && counts.every((count) => count === 0n)) return undefined;
+      const counts = Array.from({ length: value.words - 1 }, (_, word) => sumOf(word));
+      if (mayBeEmpty && !isMarked && counts.every((count) => count === 0n)) return undefined;
       return fn === "hist" ? { kind: fn, counts } : { kind: fn, counts, ...value.linear! };
     }
   }
@@ -183,14 +179,12 @@ function decodeSharded(
 export function zeroedMapValue(map: ScriptMap, valueBytes: number): Uint8Array {
   const bytes = new Uint8Array(valueBytes);
   const { value } = map;
-  const withoutKeys = map.keys.length === 0;
   if (value.kind === "plain") {
-    if (withoutKeys) bytes[valueTypeBytes(value.type)] = Number(MARK_ADDED);
-  } else if (value.fn === "sum") {
-    bytes[8] = Number(MARK_ADDED);
-  } else if (value.fn === "min" || value.fn === "max") {
-    bytes[8] = Number(MARK_ZEROED);
+    if (map.keys.length === 0) bytes[valueTypeBytes(value.type)] = MARK_ADDED;
+    return bytes;
   }
+  const markWord = findMarkWord(value);
+  if (markWord !== undefined) bytes[markWord * 8] = MARK_ZEROED;
   return bytes;
 }
 

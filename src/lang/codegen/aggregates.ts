@@ -5,7 +5,7 @@
 import { HELPER_GET_SMP_PROCESSOR_ID } from "../../bpf/index.ts";
 import type { CallExpr, MapExpr } from "../ast.ts";
 import type { ShardedValue } from "../script.ts";
-import { extremeMask, HIST_FIRST_POWER, linearSteps } from "../shard-layout.ts";
+import { extremeMask, HIST_FIRST_POWER, linearSteps, MARK_ADDED } from "../shard-layout.ts";
 import type { CodeContext } from "./context.ts";
 import type { Operand, VReg } from "./ir.ts";
 import { advance, type Memory } from "./ir-builder.ts";
@@ -61,7 +61,7 @@ function addToShard(c: CodeContext, value: ShardedValue, shard: Shard, argument:
       break;
     case "sum":
       b.atomic("add", shard, argument);
-      b.store(advance(shard, 8), 1n);
+      b.store(advance(shard, 8), BigInt(MARK_ADDED));
       break;
     case "avg":
     case "stats":
@@ -71,7 +71,7 @@ function addToShard(c: CodeContext, value: ShardedValue, shard: Shard, argument:
     case "min":
     case "max":
       raiseExtreme(c, shard, b.alu("xor", argument, extremeMask(value.fn, value.signed)));
-      b.store(advance(shard, 8), 1n);
+      b.store(advance(shard, 8), BigInt(MARK_ADDED));
       break;
     case "hist":
       countBucket(c, shard, logBucket(c, argument, value.signed));
