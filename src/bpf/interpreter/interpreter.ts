@@ -68,6 +68,8 @@ export interface InterpreterInput {
   /** Steps before the run is given up. */
   readonly maxSteps?: number;
   readonly checkInitialised?: boolean;
+  /** Told the index of each instruction and r0 to r10 before it. */
+  readonly trace?: (at: number, regs: readonly bigint[]) => void;
 }
 
 export type InterpreterResult =
@@ -93,6 +95,7 @@ class Run {
   steps = 0;
   readonly #insns: readonly Insn[];
   readonly #maxSteps: number;
+  readonly #trace: InterpreterInput["trace"];
   readonly #regs: bigint[] = Array.from({ length: 11 }, () => 0n);
   readonly #space = new AddressSpace();
   readonly #maps: InterpreterMaps;
@@ -105,6 +108,7 @@ class Run {
 
   constructor(input: InterpreterInput) {
     this.#insns = input.insns;
+    this.#trace = input.trace;
     this.#maxSteps = input.maxSteps ?? DEFAULT_MAX_STEPS;
     this.#maps = new InterpreterMaps(input.maps, this.#space);
     this.#space.add({
@@ -150,6 +154,7 @@ class Run {
       const insn = this.#insns[this.pc];
       if (!insn) throw new MemoryFault(`execution left the program at instruction ${this.pc}`);
       if (++this.steps > this.#maxSteps) throw new MemoryFault(`no exit within ${this.#maxSteps} steps`);
+      this.#trace?.(this.pc, this.#regs);
       const next = this.#step(insn);
       if (next === undefined) {
         if (this.#written !== undefined && this.#maps.openRecords > 0) {

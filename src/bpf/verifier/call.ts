@@ -14,6 +14,9 @@ import { reject } from "./rejection.ts";
 import { isConstant, S64_MAX, S64_MIN, type Scalar, signedRange, unknownScalar } from "./scalar.ts";
 import { isFixed, pointerTo, typeName, uninit, type Value } from "./value.ts";
 
+/** Far more than a program can use; without a limit a loop that leaks would fill the memory of the verifier. */
+const MAX_REFERENCES = 64;
+
 /** What the arguments of one call turned out to be. */
 interface Arguments {
   map: number;
@@ -130,6 +133,8 @@ function result(step: Step, helper: HelperSpec, found: Arguments): Value {
       return { ...pointerTo("map-value", valueBytes, found.map), nullId: machine.newId() };
     }
     case "record-or-null": {
+      if (state.refs.length >= MAX_REFERENCES)
+        reject(`more than ${MAX_REFERENCES} records are reserved at once`);
       const ref = machine.newId();
       state.refs = [...state.refs, { id: ref, at }];
       return { ...pointerTo("record", found.recordBytes), nullId: machine.newId(), ref };

@@ -58,6 +58,14 @@ interface Waiting {
   readonly stepsSinceCheckpoint: number;
 }
 
+/** Looks on while a program is walked; for tests of the verifier itself. */
+export interface Observer {
+  /** The state before the instruction at `at`. */
+  readonly onState: (at: number, state: State) => void;
+  /** False: every path is walked to its end, whatever was shown before. */
+  readonly prunes: boolean;
+}
+
 export class Explorer {
   readonly #machine: Machine;
   readonly #meets: Uint8Array;
@@ -73,7 +81,10 @@ export class Explorer {
   state: State;
   node: Node;
 
-  constructor(machine: Machine, meets: Uint8Array, entry: State, maxVisits: number) {
+  readonly #observer: Observer | undefined;
+
+  constructor(machine: Machine, meets: Uint8Array, entry: State, maxVisits: number, observer?: Observer) {
+    this.#observer = observer;
     this.#machine = machine;
     this.#meets = meets;
     this.#maxVisits = maxVisits;
@@ -120,6 +131,7 @@ export class Explorer {
         reject(`BPF program is too large. Processed ${this.#maxVisits} insn`);
       }
       steps++;
+      this.#observer?.onState(this.at, this.state);
       const at = this.at;
       const insn = this.#machine.insns[at]!;
       this.#markReached(insn, at);
@@ -164,7 +176,7 @@ export class Explorer {
 
   #isCovered(): boolean {
     const finished = this.#finished.get(this.at);
-    if (!finished) return false;
+    if (!finished || this.#observer?.prunes === false) return false;
     for (let i = finished.length - 1; i >= 0; i--) {
       const node = finished[i]!;
       if (!covers(node.snapshot!, node.demand, this.state)) continue;

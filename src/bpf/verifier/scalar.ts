@@ -154,7 +154,7 @@ function freeze(draft: Draft, id: number): Scalar {
   return { kind: "scalar", ...draft, id };
 }
 
-/** Two rounds carry a fact from any description to any other; returns whether a number may fit. */
+/** A second round is worth it if the first found bits; returns whether a number may fit. */
 function normalise(d: Draft): boolean {
   if (d.mask === 0n) return fitConstant(d);
   for (let round = 0; round < 2; round++) {
@@ -166,8 +166,10 @@ function normalise(d: Draft): boolean {
     wholeFromLow32(d);
     deduce64(d);
     if (d.umin > d.umax || d.smin > d.smax || d.umin32 > d.umax32 || d.smin32 > d.smax32) return false;
+    const { mask } = d;
     if (!bitsFromBounds(d)) return false;
     if (d.mask === 0n) return fitConstant(d);
+    if (d.mask === mask) return true;
   }
   return true;
 }

@@ -10,7 +10,7 @@
  * Not handled: local functions, tail calls, callbacks; all are refused by name.
  */
 import type { MapSpec, ProgramSpec, Proof } from "../program.ts";
-import { Explorer } from "./explore.ts";
+import { Explorer, type Observer } from "./explore.ts";
 import { printPath, printState } from "./log.ts";
 import { Machine } from "./machine.ts";
 import { Rejection } from "./rejection.ts";
@@ -38,6 +38,7 @@ export interface VerifyOptions {
   /** What r1 is; a context unless told otherwise. */
   readonly entry?: Entry;
   readonly maxVisits?: number;
+  readonly observer?: Observer;
 }
 
 /** Proves or refuses one program. Never throws, and ends on any input. `maps` are those that the program names by index. */
@@ -54,7 +55,8 @@ export function verifyProgram(
   }
   const machine = new Machine(insns, maps);
   const entry = entryState(options.entry ?? { kind: "context" });
-  const explorer = new Explorer(machine, structure.meets, entry, options.maxVisits ?? MAX_VISITS);
+  const maxVisits = options.maxVisits ?? MAX_VISITS;
+  const explorer = new Explorer(machine, structure.meets, entry, maxVisits, options.observer);
   try {
     explorer.exploreAll();
   } catch (error) {
