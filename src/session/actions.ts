@@ -50,6 +50,8 @@ export class Actions {
   readonly output: Output;
   readonly #input: ActionsInput;
   #wantsExit = false;
+  /** After `exit()` nothing more is performed until the run has ended, as in bpftrace. */
+  #isExiting = false;
   #lostReported = 0n;
 
   constructor(input: ActionsInput) {
@@ -76,6 +78,11 @@ export class Actions {
     this.#reportLost();
   }
 
+  /** No program runs any more; what END sends is performed again. */
+  endOfRun(): void {
+    this.#isExiting = false;
+  }
+
   /** Shows all maps that hold something, as at the end of a run. */
   printMaps(): void {
     this.output.endOfEvents();
@@ -83,6 +90,7 @@ export class Actions {
   }
 
   #perform(record: Uint8Array): void {
+    if (this.#isExiting) return;
     const event = this.#input.script.events[Number(decodeEventId(record))];
     if (event !== undefined) this.#performEvent(event, record);
   }
@@ -119,6 +127,7 @@ export class Actions {
         break;
       case "exit":
         this.#wantsExit = true;
+        this.#isExiting = true;
         break;
       default:
         event satisfies never;
@@ -159,6 +168,12 @@ export class Actions {
     }
   }
 
+  /** Pointers are shown in hex where they are keys, as in bpftrace. */
+  #shownKey(value: DecodedValue): OutputValue {
+    if (value.kind !== "pointer") return this.#shown(value);
+    return { kind: "symbol", address: value.address, text: `0x${value.address.toString(16)}` };
+  }
+
   #probeText(value: DecodedValue & { readonly kind: "probe" }): string {
     const name = this.#input.names.nameOf(value.id) ?? "";
     if (value.shows === "probe") return name;
@@ -178,7 +193,7 @@ export class Actions {
         const decoded = decodeMapValue([value], map);
         if (decoded !== undefined)
           entries.push({
-            keys: decodeKey(key, map).map((part) => this.#shown(part)),
+            keys: decodeKey(key, map).map((part) => this.#shownKey(part)),
             value: this.#shownMapValue(decoded),
           });
       }

@@ -148,6 +148,7 @@ class TraceRun {
     }
     this.#report.left(left);
     actions.drain();
+    actions.endOfRun();
     local.run("end");
     actions.drain();
     actions.printMaps();
