@@ -12,6 +12,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { createInterface } from "node:readline";
 import { afterEach, describe, expect, it } from "vitest";
 import { buildProgram } from "../../../test/support/build-program.ts";
 import { libcPath, nodePath } from "../../../test/support/elf-images.ts";
@@ -407,19 +408,18 @@ sys.stdin.readline()
 `;
     const child = spawn("python3", ["-c", code], { stdio: ["pipe", "pipe", "inherit"] });
     cleanups.push(() => child.kill("SIGKILL"));
-    await once(child.stdout, "data");
+    const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+    await lines.next();
     const images = open(child.pid!);
     const before = images.list;
     expect(images.resolve("liblate", symbol("late")).refusal?.kind).toBe("unknown-image");
     child.stdin.write("\n");
-    const [line] = (await once(child.stdout, "data")) as [Buffer];
+    const { value: line } = await lines.next();
     const { added, removed } = images.refresh();
     expect(added.map((i) => i.path)).toContain(library);
     expect(removed).toEqual([]);
     expect(before.every((image) => images.list.includes(image))).toBe(true);
-    expect(images.resolve("liblate", symbol("late")).locations.map((l) => l.addr)).toEqual([
-      BigInt(line.toString().trim()),
-    ]);
+    expect(images.resolve("liblate", symbol("late")).locations.map((l) => l.addr)).toEqual([BigInt(line!)]);
   });
 });
 
