@@ -71,7 +71,7 @@ test("more records than there is room for are refused by the writer", () => {
 });
 
 test.each([
-  ["memory of zeroes", (_: Uint8Array) => new Uint8Array(4096)],
+  ["memory of zeroes", () => new Uint8Array(4096)],
   ["another version", (bytes: Uint8Array) => bytes.with(8, 2)],
   ["more records than fit", (bytes: Uint8Array) => bytes.with(18, 255)],
   ["a site longer than an instruction and a jump", (bytes: Uint8Array) => bytes.with(256 + 1, 17)],
