@@ -69,6 +69,7 @@ export function checkCall(context: CallContext, call: CallExpr): Type {
       return checkStrncmp(context, call);
     case "reg":
       return checkReg(context, call);
+    case "sym":
     case "usym":
       if (!takes(context, call, 1, 1, "one argument")) return symbolType;
       scalarArgument(context, call, 0);

@@ -31,6 +31,8 @@ const precedence: readonly (readonly BinaryOp[])[] = [
 
 /** How deep expressions may nest. */
 const MAX_DEPTH = 200;
+/** How many operators of one precedence may follow each other: each makes the tree deeper. */
+const MAX_OPERATORS = 500;
 
 export class ExpressionParser {
   readonly #lexer: Lexer;
@@ -63,12 +65,8 @@ export class ExpressionParser {
   }
 
   expression(): Expr {
-    if (++this.#depth > MAX_DEPTH) {
-      this.#diagnostics.error(this.peek().span, messages.tooDeep());
-      this.#depth = 0;
-      throw new SyntaxFailure();
-    }
-    const expr = this.#ternary();
+    if (++this.#depth > MAX_DEPTH) this.#tooDeep();
+    const expr = this.#conditional();
     this.#depth--;
     return expr;
   }
@@ -86,12 +84,12 @@ export class ExpressionParser {
     }
   }
 
-  #ternary(): Expr {
+  #conditional(): Expr {
     const condition = this.#binary(0);
     if (!this.#takeMark("?")) return condition;
     const consequent = this.expression();
     this.expectMark(":");
-    const alternate = this.#ternary();
+    const alternate = this.#nested(() => this.#conditional());
     return {
       kind: "ternary",
       condition,
@@ -105,7 +103,8 @@ export class ExpressionParser {
     const ops = precedence[level];
     if (ops === undefined) return this.#unary();
     let left = this.#binary(level + 1);
-    for (;;) {
+    for (let operators = 0; ; operators++) {
+      if (operators > MAX_OPERATORS) this.#tooDeep();
       const token = this.peek();
       if (token.kind !== "mark") return left;
       const op = ops.find((candidate) => candidate === token.text);
@@ -157,11 +156,7 @@ export class ExpressionParser {
   }
 
   #nested(parse: () => Expr): Expr {
-    if (++this.#depth > MAX_DEPTH) {
-      this.#diagnostics.error(this.peek().span, messages.tooDeep());
-      this.#depth = 0;
-      throw new SyntaxFailure();
-    }
+    if (++this.#depth > MAX_DEPTH) this.#tooDeep();
     const expr = parse();
     this.#depth--;
     return expr;
@@ -172,6 +167,11 @@ export class ExpressionParser {
     const open = this.take();
     const type = this.#type();
     if (type !== undefined && this.#takeMark(")")) return type;
+    const next = this.peek();
+    if (type !== undefined && isTypeName(type.base) && next.kind === "mark" && next.text === "[") {
+      this.#diagnostics.error(joinSpans(type.span, next.span), messages.unsupported("an array type"));
+      throw new SyntaxFailure();
+    }
     this.#lexer.rewind(open.span.end);
     this.#token = open;
     return undefined;
@@ -208,7 +208,8 @@ export class ExpressionParser {
 
   #postfix(): Expr {
     let expr = this.#primary();
-    for (;;) {
+    for (let operators = 0; ; operators++) {
+      if (operators > MAX_OPERATORS) this.#tooDeep();
       const token = this.peek();
       if (token.kind !== "mark") return expr;
       switch (token.text) {
@@ -291,6 +292,10 @@ export class ExpressionParser {
   #name(name: string): Expr {
     const token = this.take();
     if (!this.#takeMark("(")) return { kind: "builtin", name, span: token.span };
+    if (name === "offsetof") {
+      this.#diagnostics.error(token.span, messages.unsupported("the function offsetof()"));
+      throw new SyntaxFailure();
+    }
     if (name === "sizeof") {
       return this.#sizeof(token);
     }
@@ -349,6 +354,12 @@ export class ExpressionParser {
   #takeMark(mark: Mark): Token | undefined {
     const token = this.peek();
     return token.kind === "mark" && token.text === mark ? this.take() : undefined;
+  }
+
+  #tooDeep(): never {
+    this.#depth = 0;
+    this.#diagnostics.error(this.peek().span, messages.tooDeep());
+    throw new SyntaxFailure();
   }
 
   #fail(token: Token, expected: string): never {

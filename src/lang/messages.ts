@@ -62,6 +62,7 @@ export const messages = {
       'for example: BEGIN { printf("hi\\n"); }',
     ),
   tooDeep: () => message("too-deep", "the expression is nested too deeply"),
+  tooManyBlocks: () => message("too-many-blocks", "blocks are nested too deeply"),
   notAssignable: () =>
     message("not-assignable", "only a variable ($x) or a map (@x) can be assigned to", "compare with '=='"),
   elseWithoutIf: () => message("else-without-if", "syntax error, 'else' without 'if'"),

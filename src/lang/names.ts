@@ -67,7 +67,7 @@ export const unsupportedBuiltins: ReadonlySet<string> = new Set(
 
 export const functionNames: readonly string[] = (
   "avg buf clear count delete exit hist join lhist max min print printf reg stats str strftime " +
-  "strlen strncmp sum time uptr usym zero bswap"
+  "strlen strncmp sum sym time uptr usym zero bswap"
 ).split(" ");
 
 export const aggregateNames: ReadonlySet<string> = new Set(

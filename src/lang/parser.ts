@@ -46,6 +46,9 @@ const assignmentOps: Readonly<Record<string, BinaryOp>> = {
   "^=": "^",
 };
 
+/** How many blocks may be open at once. */
+const MAX_DEPTH = 200;
+
 /** Reads a whole script. The tree is usable only if `diagnostics` has no errors afterwards. */
 export function parseScript(
   source: SourceText,
@@ -61,6 +64,7 @@ class Parser {
   readonly #diagnostics: DiagnosticList;
   readonly #lexer: Lexer;
   readonly #expressions: ExpressionParser;
+  #depth = 0;
 
   constructor(source: SourceText, params: readonly string[], diagnostics: DiagnosticList) {
     this.#source = source;
@@ -146,6 +150,7 @@ class Parser {
       };
     } catch (error) {
       if (!(error instanceof SyntaxFailure)) throw error;
+      this.#depth = 0;
       this.#skipToBlock();
       return undefined;
     }
@@ -164,16 +169,33 @@ class Parser {
 
   #block(expected = "'{'"): Block {
     const open = this.#expressions.expectMark("{", expected);
+    this.#enter(open.span);
+    const block = this.#statements(open.span);
+    this.#depth--;
+    return block;
+  }
+
+  /** Counts what is open: blocks, and `else if` after `else if`. */
+  #enter(span: Span): void {
+    if (++this.#depth <= MAX_DEPTH) return;
+    this.#depth = 0;
+    this.#diagnostics.error(span, messages.tooManyBlocks());
+    throw new SyntaxFailure();
+  }
+
+  /** Up to the closing brace. */
+  #statements(open: Span): Block {
     const statements: Statement[] = [];
+    const depth = this.#depth;
     for (;;) {
       const token = this.#expressions.peek();
       if (token.kind === "end") {
-        this.#diagnostics.error(token.span, messages.syntax(token, "'}'", this.#openedAt(open.span)));
-        return { kind: "block", statements, span: joinSpans(open.span, token.span) };
+        this.#diagnostics.error(token.span, messages.syntax(token, "'}'", this.#openedAt(open)));
+        return { kind: "block", statements, span: joinSpans(open, token.span) };
       }
       if (token.kind === "mark" && token.text === "}") {
         this.#expressions.take();
-        return { kind: "block", statements, span: joinSpans(open.span, token.span) };
+        return { kind: "block", statements, span: joinSpans(open, token.span) };
       }
       if (token.kind === "mark" && token.text === ";") {
         this.#expressions.take();
@@ -183,6 +205,7 @@ class Parser {
         statements.push(this.#statement());
       } catch (error) {
         if (!(error instanceof SyntaxFailure)) throw error;
+        this.#depth = depth;
         this.#skipStatement();
       }
     }
@@ -284,7 +307,9 @@ class Parser {
     this.#expressions.take();
     const after = this.#expressions.peek();
     if (after.kind === "name" && after.text === "if") {
+      this.#enter(after.span);
       const nested = this.#if();
+      this.#depth--;
       return {
         kind: "if",
         condition,

@@ -115,6 +115,7 @@ function builtinValue(c: CodeContext, name: string): Operand {
 function callValue(c: CodeContext, call: CallExpr): Operand {
   const first = call.args[0];
   switch (call.name) {
+    case "sym":
     case "usym":
     case "uptr":
       return c.value(first!);
