@@ -10,6 +10,9 @@ command -v g++ >/dev/null || missing+=(g++)
 command -v musl-gcc >/dev/null || missing+=(musl-tools)
 command -v objdump >/dev/null || missing+=(binutils)
 command -v python3 >/dev/null || missing+=(python3)
+command -v redis-server >/dev/null || missing+=(redis-server)
+[ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || missing+=(nginx-light)
+command -v unshare >/dev/null || missing+=(util-linux)
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 
 if [ ${#missing[@]} -gt 0 ]; then

@@ -75,9 +75,9 @@ export interface SessionIo {
 }
 
 /**
- * What a session offers. Each returns the exit code: 0 when all was done, 1 when not (what was wrong has then been
- * written to `io.err`), and for a command of ours its own exit code. Failures of the environment may also be
- * thrown, as errors with a literal `code` and perhaps a `hint`.
+ * What a session offers. Each returns the exit code: 0 when all was done, 1 when not; what was wrong has then been
+ * written to `io.err`. Failures of the environment may also be thrown, as errors with a literal `code` and perhaps a
+ * `hint`.
  */
 export interface SessionVerbs {
   trace(options: TraceOptions, io: SessionIo): Promise<number>;
