@@ -23,10 +23,11 @@ import {
 } from "./trap-handler.ts";
 import { TrapTable } from "./trap-table.ts";
 
-const CODE = 0x1000_0000n;
-const TRAMPOLINES = 0x2000_0000n;
-const TABLE = 0x2100_0000n;
-const COUNTERS = 0x2200_0000n;
+// Above the heap of a program without PIE, which the kernel places up to 1 GiB behind its data.
+const CODE = 0x6000_0000n;
+const TRAMPOLINES = 0x6800_0000n;
+const TABLE = 0x6900_0000n;
+const COUNTERS = 0x6a00_0000n;
 const SITE_BYTES = 1024;
 
 let binary: string;
