@@ -17,11 +17,12 @@ command -v unshare >/dev/null || missing+=(util-linux)
 
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    log=$(mktemp)
     echo "installing ${missing[*]}"
     { DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" ||
       { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; }
-    } >/tmp/trapline-apt.log 2>&1 || {
-      tail -n 5 /tmp/trapline-apt.log >&2
+    } >"$log" 2>&1 || {
+      tail -n 5 "$log" >&2
       echo "the tests need: apt-get install ${missing[*]}" >&2
       exit 1
     }
