@@ -122,11 +122,16 @@ export class HashMap {
   }
 
   /**
-   * The entries, as copies. An entry that is there all the time is seen exactly once; one that comes or goes
-   * meanwhile is seen or not. `offset` is the byte offset of the value in `memory`.
+   * The entries, as copies. A key that is there all the time is seen exactly once; one that comes or goes meanwhile
+   * is seen once or not at all. `offset` is the byte offset of the value in `memory`.
    */
   *entries(): Generator<{ readonly key: Uint8Array; readonly value: Uint8Array; readonly offset: number }> {
+    // A key that is deleted and inserted again meanwhile can turn up in two elements.
+    const seen = new Set<string>();
     for (const { keyWords, element } of this.#elements()) {
+      const name = keyWords.join();
+      if (seen.has(name)) continue;
+      seen.add(name);
       const offset = element * 8 + this.layout.valueOffset;
       const value = readValue(this.memory, offset, this.spec.valueBytes);
       const key = new Uint8Array(keyWords.buffer, 0, this.spec.keyBytes);
