@@ -15,18 +15,16 @@ const words = [
     " ",
   ),
   ..."1 0 5 0x10 010 1e3 99999999999999999999 12abc $x $y $1 $# @ @x @y uint8 int64 struct sizeof".split(" "),
-  ...[
-    '"%d\\n"',
-    '"a"',
-    "'a'",
-    "(uint8 *)",
-    "$x = 1;",
-    "@x = count();",
-    "{ @[pid] = 1 }",
-    "/",
-    "BEGIN",
-    "uprobe:a:b",
-  ],
+  '"%d\\n"',
+  '"a"',
+  "'a'",
+  "(uint8 *)",
+  "$x = 1;",
+  "@x = count();",
+  "{ @[pid] = 1 }",
+  "/",
+  "BEGIN",
+  "uprobe:a:b",
 ];
 
 function check(text: string): void {
