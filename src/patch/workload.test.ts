@@ -18,6 +18,8 @@ import { ImageCode } from "../x86/regions.ts";
 import { PT_REGS_FLAGS, PT_REGS_IP, PT_REGS_SP, RSP } from "../x86/registers.ts";
 import { emitDetour } from "./detour.ts";
 import { patchOf, planSites } from "./plan.ts";
+import { emitTrapHandler, encodeSignalAction } from "./trap-handler.ts";
+import { TrapTable } from "./trap-table.ts";
 
 // Above the heap of a program without PIE, which the kernel places up to 1 GiB behind its data.
 const CODE = 0x6000_0000n;
@@ -87,14 +89,17 @@ describe("a program computes the same with thousands of probes that ruin all the
       const random = randomWords(seed);
       const sites = new Set<bigint>();
       while (sites.size < SITES) sites.add(candidates[Number(random() % BigInt(candidates.length))]!);
-      const plans = planSites(code, [...sites], { mechanism: "jump" });
+      // Every other round takes int3 where a jump is refused.
+      const withTraps = seed % 2 === 1;
+      const plans = planSites(code, [...sites], { mechanism: withTraps ? "auto" : "jump" });
+      const traps = new TrapTable(TrapTable.capacityFor(SITES));
       const arena = new Uint8Array(3 << 20);
       arena.set(emitRuin(CODE));
       const program: GateProgram = {
         name: "ruin",
         entry: CODE,
         clobbers: 0xffff & ~(1 << RSP),
-        ctxReads: new Set(seed % 2 === 0 ? [] : [PT_REGS_IP, PT_REGS_SP, PT_REGS_FLAGS, 112]),
+        ctxReads: new Set(seed % 4 < 2 ? [] : [PT_REGS_IP, PT_REGS_SP, PT_REGS_FLAGS, 112]),
         stackBytes: 8,
         cookie: 0n,
       };
@@ -106,9 +111,17 @@ describe("a program computes the same with thousands of probes that ruin all the
         if (detour.kind === "refused") throw new Error(detour.refusal.reason);
         arena.set(detour.bytes, Number(next - CODE));
         next += BigInt(detour.bytes.length);
-        pokes.push(record(1, plan.at, patchOf(plan, "jump", detour.entry)));
+        pokes.push(record(1, plan.at, patchOf(plan, plan.mechanism, detour.entry)));
+        if (plan.mechanism === "int3") traps.set(plan.at, detour.entry);
       }
-      expect(pokes.length).toBeGreaterThan(SITES * 0.85);
+      expect(pokes.length).toBeGreaterThan(SITES * (withTraps ? 0.99 : 0.85));
+      if (withTraps) {
+        const previous = { handler: 0n, flags: 0n, restorer: 0n, mask: 0n };
+        const handler = emitTrapHandler({ at: (next + 63n) & ~63n, table: traps, previous });
+        arena.set(handler.bytes, Number(handler.at - CODE));
+        next = handler.at + BigInt(handler.bytes.length);
+        pokes.unshift(record(2, 0n, encodeSignalAction(handler.action)));
+      }
       const file = join(folder, `patches-${seed}`);
       writeFileSync(
         file,
