@@ -1,0 +1,85 @@
+/**
+ * The benchmark: `npm run bench` runs all of it, `npm run bench -- NAME...` only the groups that are named. Prints tables,
+ * and writes the same as JSON to `bench/results/latest.json`.
+ *
+ *     hits     what a hit costs with trapline
+ *     peers    what it costs with trapline and with other tracers
+ *     attach   how long attaching and detaching take, and how long the target stands still
+ */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { attachCases, measureAttach, measureFirstEvent } from "./attach.ts";
+import { printAttach, printSpread } from "./attach-report.ts";
+import { repository } from "./fixture.ts";
+import { measureHits, peerCases, productCases } from "./hits.ts";
+import { printHits } from "./hits-report.ts";
+import { describeMachine } from "./machine.ts";
+import { checkTargets, printTargets } from "./targets.ts";
+import { trapline } from "./tracers/trapline.ts";
+
+const HIT_ROUNDS = 3;
+const ATTACH_ROUNDS = 5;
+const FIRST_EVENT_ROUNDS = 11;
+
+const groups = ["hits", "peers", "attach"] as const;
+type Group = (typeof groups)[number];
+
+function parseGroups(args: readonly string[]): ReadonlySet<Group> {
+  const unknown = args.filter((arg) => !groups.some((group) => group === arg));
+  if (unknown.length > 0) throw new Error(`no group ${unknown.join(", ")}: there are ${groups.join(", ")}`);
+  return new Set(args.length === 0 ? groups : (args as readonly Group[]));
+}
+
+function showProgress(what: string): void {
+  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${what}`);
+}
+
+async function main(args: readonly string[]): Promise<void> {
+  const wanted = parseGroups(args);
+  const unbuilt = trapline("jump").missing();
+  if (unbuilt !== undefined) throw new Error(`trapline is ${unbuilt}`);
+  const started = performance.now();
+  const machine = describeMachine();
+  const print = (title: string, text: string): void => {
+    showProgress("");
+    process.stdout.write(`\n${title}\n\n${text}\n`);
+  };
+  process.stdout.write(
+    `${machine.processors} x ${machine.processor}, Linux ${machine.kernel}, Node ${machine.node}, ` +
+      `load ${machine.load.toFixed(1)}\n`,
+  );
+
+  const withPeers = wanted.has("peers");
+  const hits =
+    withPeers || wanted.has("hits")
+      ? await measureHits(
+          withPeers ? [...productCases, ...peerCases] : productCases,
+          HIT_ROUNDS,
+          showProgress,
+        )
+      : [];
+  if (hits.length > 0) print("Cost of a hit: nanoseconds per call, medians", printHits(hits));
+
+  const attach = wanted.has("attach") ? await measureAttach(attachCases, ATTACH_ROUNDS, showProgress) : [];
+  const firstEvent = wanted.has("attach") ? await measureFirstEvent(FIRST_EVENT_ROUNDS) : undefined;
+  if (firstEvent !== undefined) {
+    print("Attaching and detaching: milliseconds, median (lowest..highest)", printAttach(attach));
+    print("Start of the command to its first event, milliseconds", printSpread(firstEvent));
+  }
+
+  const targets = checkTargets(hits, attach, firstEvent);
+  print("Promises", printTargets(targets));
+
+  const file = join(repository, "bench/results/latest.json");
+  mkdirSync(join(file, ".."), { recursive: true });
+  writeFileSync(file, `${JSON.stringify({ machine, hits, attach, firstEvent, targets }, undefined, 2)}\n`);
+  const seconds = ((performance.now() - started) / 1000).toFixed(0);
+  process.stdout.write(`\n${seconds} s; as JSON in bench/results/latest.json\n`);
+}
+
+try {
+  await main(process.argv.slice(2));
+} catch (error) {
+  process.stderr.write(`bench: ${error instanceof Error ? error.message : error}\n`);
+  process.exitCode = 1;
+}

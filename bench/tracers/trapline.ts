@@ -1,0 +1,38 @@
+/** The product itself, by its command line. */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { Child } from "../child.ts";
+import { CodeBytes } from "../code-bytes.ts";
+import { repository } from "../fixture.ts";
+import { functionOf } from "../hot-process.ts";
+import { hitsIn } from "./bpftrace-output.ts";
+import { scriptFor } from "./script.ts";
+import type { Tracer } from "./tracer.ts";
+
+export const traplineCommand: readonly string[] = [process.execPath, join(repository, "dist/cli/main.js")];
+
+export function trapline(mechanism: "jump" | "int3"): Tracer {
+  return {
+    name: `trapline, ${mechanism}`,
+    targetEnv: {},
+    missing: () => (existsSync(traplineCommand[1]!) ? undefined : "not built: npm run build"),
+    async plant(target, site, work) {
+      const code = new CodeBytes(target.pid, target.addressOf(site));
+      const script = scriptFor(work, target.binary, functionOf(site));
+      const options = ["-p", `${target.pid}`, "-f", "json", "--mechanism", mechanism, "-e", script];
+      const child = new Child([...traplineCommand, ...options]);
+      await code.until("changed", child);
+      return {
+        async remove() {
+          child.kill("SIGINT");
+          await child.end();
+          if (!code.isOriginal) throw new Error("trapline left the code changed");
+          code[Symbol.dispose]();
+          if (child.exitCode !== 0)
+            throw new Error(`trapline ended with ${child.exitCode}: ${child.lastWords}`);
+          return hitsIn(child.lines.map(({ text }) => text));
+        },
+      };
+    },
+  };
+}
