@@ -154,3 +154,69 @@ export type Expr =
       readonly span: Span;
     }
   | { readonly kind: "tuple"; readonly elements: readonly Expr[]; readonly span: Span };
+
+/** The expressions directly inside an expression, in the order of the text. */
+export function childrenOf(expr: Expr): readonly Expr[] {
+  switch (expr.kind) {
+    case "integer":
+    case "string":
+    case "builtin":
+    case "parameter":
+    case "parameter-count":
+    case "variable":
+    // Its operand is not evaluated.
+    case "sizeof":
+      return [];
+    case "map":
+      return expr.keys;
+    case "call":
+      return expr.args;
+    case "unary":
+    case "cast":
+      return [expr.operand];
+    case "step":
+      return [expr.target];
+    case "binary":
+      return [expr.left, expr.right];
+    case "ternary":
+      return [expr.condition, expr.consequent, expr.alternate];
+    case "index":
+      return [expr.base, expr.index];
+    case "element":
+    case "field":
+      return [expr.base];
+    case "tuple":
+      return expr.elements;
+  }
+}
+
+/** Whether the expression or one inside it fits. */
+export function someExpr(expr: Expr, fits: (expr: Expr) => boolean): boolean {
+  return fits(expr) || childrenOf(expr).some((child) => someExpr(child, fits));
+}
+
+/** The expressions directly in a statement, and those in the statements inside it. */
+export function exprsOf(statement: Statement): readonly Expr[] {
+  switch (statement.kind) {
+    case "expression":
+      return [statement.expr];
+    case "assign":
+      return [statement.target, statement.value];
+    case "if":
+      return [
+        statement.condition,
+        ...exprsOf(statement.consequent),
+        ...(statement.alternate ? exprsOf(statement.alternate) : []),
+      ];
+    case "while":
+      return [statement.condition, ...exprsOf(statement.body)];
+    case "unroll":
+      return exprsOf(statement.body);
+    case "block":
+      return statement.statements.flatMap(exprsOf);
+    case "break":
+    case "continue":
+    case "return":
+      return [];
+  }
+}

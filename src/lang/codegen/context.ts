@@ -1,11 +1,14 @@
 /** What the parts of the code generator need of each other. */
 
 import type { Analysis } from "../analysis.ts";
-import type { Expr } from "../ast.ts";
+import { type Expr, someExpr } from "../ast.ts";
 import type { ValueType } from "../value-type.ts";
 import type { IrLabel, Operand, VReg } from "./ir.ts";
 import type { IrBuilder, Memory } from "./ir-builder.ts";
 import type { ScriptPlan } from "./plan.ts";
+
+/** Values that do not change while a program runs. */
+export type OnceName = "pid-tid" | "uid-gid" | "cookie";
 
 export interface CodeContext {
   readonly b: IrBuilder;
@@ -22,6 +25,15 @@ export interface CodeContext {
   memoryOf(expr: Expr): { readonly memory: Memory; readonly type: ValueType };
   /** Jumps to `target` if the truth of `expr` is `when`; otherwise goes on. */
   branch(expr: Expr, target: IrLabel, when: boolean): void;
+  /**
+   * A value that is the same all through one run of the program, such as the thread's id: computed where it is first
+   * needed on the way here.
+   */
+  once(name: OnceName, compute: () => VReg): VReg;
+  /** Generates code that is not always run: what is computed there is not known behind it. */
+  sometimes(generate: () => void): void;
+  /** Memory that holds the thread's name from here on, if the program has use for that. */
+  commMemory(): Memory | undefined;
   /** The register of a variable that fits one. */
   variableRegister(name: string): VReg;
   /** The frame memory of a variable that does not. */
@@ -30,34 +42,5 @@ export interface CodeContext {
 
 /** Whether evaluating the expression changes something: `++` and `--`. */
 export function hasEffects(expr: Expr): boolean {
-  switch (expr.kind) {
-    case "step":
-      return true;
-    case "integer":
-    case "string":
-    case "builtin":
-    case "parameter":
-    case "parameter-count":
-    case "variable":
-    case "sizeof":
-      return false;
-    case "map":
-      return expr.keys.some(hasEffects);
-    case "call":
-      return expr.args.some(hasEffects);
-    case "unary":
-    case "cast":
-      return hasEffects(expr.operand);
-    case "binary":
-      return hasEffects(expr.left) || hasEffects(expr.right);
-    case "ternary":
-      return [expr.condition, expr.consequent, expr.alternate].some(hasEffects);
-    case "index":
-      return hasEffects(expr.base) || hasEffects(expr.index);
-    case "element":
-    case "field":
-      return hasEffects(expr.base);
-    case "tuple":
-      return expr.elements.some(hasEffects);
-  }
+  return someExpr(expr, ({ kind }) => kind === "step");
 }

@@ -154,14 +154,16 @@ function sendValues(
   const full = b.label("full");
   const record = reserve(c, recordBytes, full);
   b.store({ base: record, offset: 0 }, BigInt(id));
-  for (const [i, value] of values.entries()) {
-    const { offset, type } = fields[i]!;
-    const to: Memory = { base: record, offset };
-    const held = early?.[i];
-    if (held === undefined) c.into(value, to, type, false);
-    else if (held.kind === "scalar") b.store(to, held.value);
-    else b.copyMemory(to, held.memory, held.bytes);
-  }
+  c.sometimes(() => {
+    for (const [i, value] of values.entries()) {
+      const { offset, type } = fields[i]!;
+      const to: Memory = { base: record, offset };
+      const held = early?.[i];
+      if (held === undefined) c.into(value, to, type, false);
+      else if (held.kind === "scalar") b.store(to, held.value);
+      else b.copyMemory(to, held.memory, held.bytes);
+    }
+  });
   submit(c, record);
   b.bind(full);
 }

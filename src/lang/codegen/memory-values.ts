@@ -12,7 +12,8 @@ import { isVReg } from "./ir.ts";
 import { addressArgument, advance, type Memory } from "./ir-builder.ts";
 import { copyFromMap } from "./map-access.ts";
 
-const COMM_BYTES = 16;
+/** Bytes of a thread's name with its end mark (TASK_COMM_LEN). */
+export const COMM_BYTES = 16;
 
 /** Whether values of this type live in memory. */
 export function isInMemory(type: ValueType): boolean {
@@ -54,10 +55,10 @@ export function writeValue(c: CodeContext, expr: Expr, to: Memory, type: ValueTy
       const otherwise = c.b.label("else");
       const end = c.b.label("end");
       c.branch(expr.condition, otherwise, false);
-      c.into(expr.consequent, to, type, padded);
+      c.sometimes(() => c.into(expr.consequent, to, type, padded));
       c.b.goto(end);
       c.b.bind(otherwise);
-      c.into(expr.alternate, to, type, padded);
+      c.sometimes(() => c.into(expr.alternate, to, type, padded));
       c.b.bind(end);
       break;
     }
@@ -80,6 +81,8 @@ export function valueMemory(
   expr: Expr,
 ): { readonly memory: Memory; readonly type: ValueType } {
   if (expr.kind === "variable") return c.variableMemory(expr.name);
+  const comm = expr.kind === "builtin" ? c.commMemory() : undefined;
+  if (comm) return { memory: comm, type: valueTypeOf(c, expr) };
   const type = valueTypeOf(c, expr);
   if (expr.kind === "element") return { memory: elementMemory(c, expr), type };
   const memory = c.b.frame(valueTypeBytes(type));
@@ -166,8 +169,15 @@ export function writeLiteral(
   }
 }
 
-function writeComm(c: CodeContext, to: Memory, type: ValueType, padded: boolean): void {
+/** Asks for the thread's name. */
+export function fillComm(c: CodeContext, to: Memory): void {
   c.b.callVoid(HELPER_GET_CURRENT_COMM, addressArgument(to), BigInt(COMM_BYTES));
+}
+
+function writeComm(c: CodeContext, to: Memory, type: ValueType, padded: boolean): void {
+  const held = c.commMemory();
+  if (held) c.b.copyMemory(to, held, COMM_BYTES);
+  else fillComm(c, to);
   if (padded) c.b.clear(advance(to, COMM_BYTES), valueTypeBytes(type) - COMM_BYTES);
 }
 

@@ -1,20 +1,31 @@
 /** One action block to a program: predicate, statements, variables. */
 import type { BuiltInsns, SourcePlace } from "../../bpf/index.ts";
 import type { Analysis } from "../analysis.ts";
-import type { Assignment, BinaryOp, Block, CallExpr, Expr, ProbeNode, Statement } from "../ast.ts";
+import {
+  type Assignment,
+  type BinaryOp,
+  type Block,
+  type CallExpr,
+  childrenOf,
+  type Expr,
+  exprsOf,
+  type ProbeNode,
+  type Statement,
+  someExpr,
+} from "../ast.ts";
 import { findDeletedElement } from "../call-analyser.ts";
 import { findConstant } from "../constant.ts";
 import type { SourceText } from "../source.ts";
 import { isSigned, type Type } from "../types.ts";
 import { findValueType, type ValueType, valueTypeBytes } from "../value-type.ts";
 import { assignAggregate } from "./aggregates.ts";
-import { type CodeContext, hasEffects } from "./context.ts";
+import { type CodeContext, hasEffects, type OnceName } from "./context.ts";
 import { emitProgram } from "./emitter.ts";
 import { sendAction, sendExit, sendJoin, sendPrint, sendPrintf } from "./events.ts";
 import { type IrLabel, isVReg, type Operand, type VReg } from "./ir.ts";
 import { IrBuilder, type Memory } from "./ir-builder.ts";
 import { assignMap, deleteElement, stepMap, updateMap } from "./map-access.ts";
-import { isInMemory, valueMemory, writeValue } from "./memory-values.ts";
+import { COMM_BYTES, fillComm, isInMemory, valueMemory, writeValue } from "./memory-values.ts";
 import type { ScriptPlan } from "./plan.ts";
 import { allocateRegisters } from "./registers.ts";
 import { arithmetic, findAlu, scalarValue, stepAmount } from "./scalars.ts";
@@ -45,6 +56,9 @@ class ProgramGenerator implements CodeContext {
   readonly #registers = new Map<string, VReg>();
   readonly #memories = new Map<string, MemoryVariable>();
   readonly #loops: { readonly again: IrLabel; readonly end: IrLabel }[] = [];
+  /** Where the values are that were computed on every way to the current place. */
+  #known = new Map<OnceName, VReg>();
+  #comm: { readonly memory: Memory; readonly isFilled: boolean } | undefined;
   #end: IrLabel;
 
   constructor(plan: ScriptPlan, probe: ProbeNode, source: SourceText) {
@@ -81,6 +95,32 @@ class ProgramGenerator implements CodeContext {
 
   memoryOf(expr: Expr): MemoryVariable {
     return valueMemory(this, expr);
+  }
+
+  once(name: OnceName, compute: () => VReg): VReg {
+    const known = this.#known.get(name);
+    if (known) return known;
+    const value = compute();
+    this.#known.set(name, value);
+    return value;
+  }
+
+  sometimes(generate: () => void): void {
+    const known = new Map(this.#known);
+    const comm = this.#comm;
+    generate();
+    this.#known = known;
+    this.#comm = comm;
+  }
+
+  commMemory(): Memory | undefined {
+    if (!this.#comm) return undefined;
+    const { memory, isFilled } = this.#comm;
+    if (!isFilled) {
+      fillComm(this, memory);
+      this.#comm = { memory, isFilled: true };
+    }
+    return memory;
   }
 
   variableRegister(name: string): VReg {
@@ -128,12 +168,12 @@ class ProgramGenerator implements CodeContext {
     const short = op === "||";
     if (when === short) {
       this.branch(left, target, when);
-      this.branch(right, target, when);
+      this.sometimes(() => this.branch(right, target, when));
       return;
     }
     const skip = this.b.label("skip");
     this.branch(left, skip, short);
-    this.branch(right, target, when);
+    this.sometimes(() => this.branch(right, target, when));
     this.b.bind(skip);
   }
 
@@ -177,6 +217,7 @@ class ProgramGenerator implements CodeContext {
 
   /** Registers begin as 0; memory too, unless it is written first thing in any case. */
   #declareVariables(): void {
+    if (countComm(this.#probe) > 1) this.#comm = { memory: this.b.frame(COMM_BYTES), isFilled: false };
     const variables = this.analysis.scopes.get(this.#probe)?.variables ?? new Map<string, Type>();
     for (const [name, type] of variables) {
       const valueType = findValueType(type);
@@ -215,7 +256,7 @@ class ProgramGenerator implements CodeContext {
       case "if": {
         const otherwise = b.label("else");
         this.branch(statement.condition, otherwise, false);
-        this.#block(statement.consequent);
+        this.sometimes(() => this.#block(statement.consequent));
         if (!statement.alternate) {
           b.bind(otherwise);
           break;
@@ -223,7 +264,8 @@ class ProgramGenerator implements CodeContext {
         const end = b.label("endif");
         b.goto(end);
         b.bind(otherwise);
-        this.#block(statement.alternate);
+        const { alternate } = statement;
+        this.sometimes(() => this.#block(alternate));
         b.bind(end);
         break;
       }
@@ -233,7 +275,7 @@ class ProgramGenerator implements CodeContext {
         b.bind(again);
         this.branch(statement.condition, end, false);
         this.#loops.push({ again, end });
-        this.#block(statement.body);
+        this.sometimes(() => this.#block(statement.body));
         this.#loops.pop();
         b.goto(again);
         b.bind(end);
@@ -266,10 +308,10 @@ class ProgramGenerator implements CodeContext {
       const otherwise = this.b.label("else");
       const end = this.b.label("end");
       this.branch(expr.condition, otherwise, false);
-      this.#discard(expr.consequent);
+      this.sometimes(() => this.#discard(expr.consequent));
       this.b.goto(end);
       this.b.bind(otherwise);
-      this.#discard(expr.alternate);
+      this.sometimes(() => this.#discard(expr.alternate));
       this.b.bind(end);
       return;
     }
@@ -412,35 +454,16 @@ function isAssignedFirst(name: string, body: Block): boolean {
 }
 
 function mentionsVariable(expr: Expr, name: string): boolean {
-  switch (expr.kind) {
-    case "variable":
-      return expr.name === name;
-    case "integer":
-    case "string":
-    case "builtin":
-    case "parameter":
-    case "parameter-count":
-    case "sizeof":
-      return false;
-    case "map":
-      return expr.keys.some((key) => mentionsVariable(key, name));
-    case "call":
-      return expr.args.some((arg) => mentionsVariable(arg, name));
-    case "unary":
-    case "cast":
-      return mentionsVariable(expr.operand, name);
-    case "step":
-      return mentionsVariable(expr.target, name);
-    case "binary":
-      return mentionsVariable(expr.left, name) || mentionsVariable(expr.right, name);
-    case "ternary":
-      return [expr.condition, expr.consequent, expr.alternate].some((part) => mentionsVariable(part, name));
-    case "index":
-      return mentionsVariable(expr.base, name) || mentionsVariable(expr.index, name);
-    case "element":
-    case "field":
-      return mentionsVariable(expr.base, name);
-    case "tuple":
-      return expr.elements.some((element) => mentionsVariable(element, name));
-  }
+  return someExpr(expr, (part) => part.kind === "variable" && part.name === name);
+}
+
+function countComm(probe: ProbeNode): number {
+  let count = 0;
+  const visit = (expr: Expr): void => {
+    if (expr.kind === "builtin" && expr.name === "comm") count++;
+    for (const child of childrenOf(expr)) visit(child);
+  };
+  if (probe.predicate) visit(probe.predicate);
+  for (const expr of exprsOf(probe.body)) visit(expr);
+  return count;
 }

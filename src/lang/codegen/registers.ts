@@ -110,7 +110,8 @@ function buildGraph(insns: readonly IrInsn[], slots: ReadonlyMap<number, Locatio
 
 /**
  * Makes one register of the two sides of a move where they do not interfere, so that the move disappears. A merge
- * that would leave no free register is not made. Gives what was merged into what.
+ * that might leave no free register is not made (P. Briggs' rule: neighbours that find a register in any case do
+ * not count). Gives what was merged into what.
  */
 function mergeMoves(
   graph: Map<number, Node>,
@@ -132,8 +133,10 @@ function mergeMoves(
     const b = graph.get(from);
     if (into === from || !a || !b || a.neighbours.has(from)) continue;
     const forbidden = a.forbidden | b.forbidden;
-    const neighbours = new Set([...a.neighbours, ...b.neighbours]);
-    if (neighbours.size >= REGISTERS - countBits(forbidden)) continue;
+    const crowded = [...new Set([...a.neighbours, ...b.neighbours])].filter((id) =>
+      isCrowded(graph.get(id)!),
+    );
+    if (crowded.length >= REGISTERS - countBits(forbidden)) continue;
     for (const other of b.neighbours) {
       const node = graph.get(other)!;
       node.neighbours.delete(from);
@@ -148,6 +151,11 @@ function mergeMoves(
     merged.set(from, into);
   }
   return new Map([...merged.keys()].map((id) => [id, rootOf(id)]));
+}
+
+/** Whether the neighbours of a register could take all that it may have. */
+function isCrowded(node: Node): boolean {
+  return node.neighbours.size >= REGISTERS - countBits(node.forbidden);
 }
 
 function countBits(mask: number): number {

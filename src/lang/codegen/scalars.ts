@@ -88,13 +88,13 @@ function builtinValue(c: CodeContext, name: string): Operand {
   }
   switch (name) {
     case "pid":
-      return b.alu("rsh", b.call(HELPER_GET_CURRENT_PID_TGID), 32n);
+      return b.alu("rsh", pidTid(c), 32n);
     case "tid":
-      return b.extend(b.call(HELPER_GET_CURRENT_PID_TGID), 32, false);
+      return b.extend(pidTid(c), 32, false);
     case "uid":
-      return b.extend(b.call(HELPER_GET_CURRENT_UID_GID), 32, false);
+      return b.extend(uidGid(c), 32, false);
     case "gid":
-      return b.alu("rsh", b.call(HELPER_GET_CURRENT_UID_GID), 32n);
+      return b.alu("rsh", uidGid(c), 32n);
     case "nsecs":
       return b.call(HELPER_KTIME_GET_NS);
     case "elapsed":
@@ -106,10 +106,18 @@ function builtinValue(c: CodeContext, name: string): Operand {
     case "probe":
     case "func":
       // Not the probed address: that lies elsewhere in each process, and is the caller's in a return probe.
-      return b.call(HELPER_GET_ATTACH_COOKIE, b.context);
+      return c.once("cookie", () => b.call(HELPER_GET_ATTACH_COOKIE, b.context));
     default:
       throw new Error(`generate bpf: builtin ${name} has no code`);
   }
+}
+
+function pidTid(c: CodeContext): Operand {
+  return c.once("pid-tid", () => c.b.call(HELPER_GET_CURRENT_PID_TGID));
+}
+
+function uidGid(c: CodeContext): Operand {
+  return c.once("uid-gid", () => c.b.call(HELPER_GET_CURRENT_UID_GID));
 }
 
 function callValue(c: CodeContext, call: CallExpr): Operand {
@@ -244,10 +252,10 @@ function ternaryValue(c: CodeContext, expr: Expr & { readonly kind: "ternary" })
   const otherwise = b.label("else");
   const end = b.label("end");
   c.branch(expr.condition, otherwise, false);
-  b.move(result, c.value(expr.consequent));
+  c.sometimes(() => b.move(result, c.value(expr.consequent)));
   b.goto(end);
   b.bind(otherwise);
-  b.move(result, c.value(expr.alternate));
+  c.sometimes(() => b.move(result, c.value(expr.alternate)));
   b.bind(end);
   return result;
 }
