@@ -116,7 +116,8 @@ export function resolveProbes(
         probe: attachPoint.name,
         reason: message,
         hint,
-        isMissingImage: refusal.kind === "unknown-image",
+        // A pattern of images may match one with such a function later.
+        isMissingImage: refusal.kind === "unknown-image" || isGlob(attachPoint.image),
       });
       continue;
     }

@@ -159,22 +159,25 @@ describe("counts of calls on threads", () => {
   });
 });
 
-describe("return probes", () => {
-  /** What `counter THREADS CALLS` returns from `probed`, added up; and how many results are odd. */
-  function returnedBy(threads: number, calls: number): { sum: bigint; odd: number } {
-    let sum = 0n;
-    let odd = 0;
-    for (let thread = 1; thread <= threads; thread++) {
-      let value = BigInt(thread);
-      for (let i = 0; i < calls; i++) {
-        value = BigInt.asUintN(64, value * 31n + (BigInt(i) ^ (value >> 7n)));
-        sum += value;
-        if ((value & 1n) === 1n) odd++;
-      }
+/** What `counter THREADS CALLS` returns from `probed`, added up; and how many results are odd. */
+function returnedBy(threads: number, calls: number): { sum: bigint; odd: number } {
+  let sum = 0n;
+  let odd = 0;
+  for (let thread = 1; thread <= threads; thread++) {
+    let value = BigInt(thread);
+    for (let i = 0; i < calls; i++) {
+      value = BigInt.asUintN(64, value * 31n + (BigInt(i) ^ (value >> 7n)));
+      sum += value;
+      if ((value & 1n) === 1n) odd++;
     }
-    return { sum: BigInt.asUintN(64, sum), odd };
   }
+  return { sum: BigInt.asUintN(64, sum), odd };
+}
 
+/** Calls of `fib` in `fib(n)` by the slow way. */
+const fibCalls = (n: number): number => (n < 2 ? 1 : 1 + fibCalls(n - 1) + fibCalls(n - 2));
+
+describe("return probes", () => {
   it.each(["jump", "int3"])("the value returned is right, %s", async (mechanism) => {
     const { result } = await traceWork(
       counter(4, 5000),
@@ -187,9 +190,6 @@ describe("return probes", () => {
     const printed = /"@sum": (-?\d+)/.exec(result.out)?.[1];
     expect(BigInt.asUintN(64, BigInt(printed!))).toBe(sum);
   });
-
-  /** Calls of `fib` in `fib(n)` by the slow way. */
-  const fibCalls = (n: number): number => (n < 2 ? 1 : 1 + fibCalls(n - 1) + fibCalls(n - 2));
 
   it.each(["jump", "int3"])("every call of a recursion on threads returns once, %s", async (mechanism) => {
     const n = mechanism === "jump" ? 22 : 16;

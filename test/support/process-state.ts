@@ -62,7 +62,7 @@ export function expectNoTrace(pid: number, before: ProcessState): void {
   const after = readProcessState(pid);
   expect(compareText(before.text, after.text).changed).toEqual([]);
   expect(findOurMappings(pid)).toEqual(before.mappings.filter(isAnonymousCode));
-  expect(after.descriptors.filter((line) => line.includes("trapline"))).toEqual([]);
+  expect(after.descriptors.filter((line) => line.includes("memfd:trapline"))).toEqual([]);
   expect({ sigtrap: after.sigtrap, tracerPid: after.tracerPid }).toEqual({
     sigtrap: before.sigtrap,
     tracerPid: before.tracerPid,

@@ -107,19 +107,30 @@ export class Tracing implements AsyncDisposable {
     }
   }
 
+  /** All of its standard input, which a command of its own reads, too. */
+  send(text: string): void {
+    this.#child.stdin.end(text);
+  }
+
+  /** Whoever reads its output goes away. */
+  closeOutput(): void {
+    this.#child.stdout.destroy();
+  }
+
   signal(name: NodeJS.Signals): void {
     this.#child.kill(name);
   }
 
   /** Waits for its end. */
   async ended(): Promise<TracingResult> {
+    this.#child.stdin.end();
     return await this.#ended;
   }
 
   /** Ends it as Ctrl-C does. */
   async interrupt(): Promise<TracingResult> {
     this.signal("SIGINT");
-    return await this.#ended;
+    return await this.ended();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

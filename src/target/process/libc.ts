@@ -91,10 +91,19 @@ const spawnRaw = lib.func(
 ) as (
   pid: number[],
   path: string,
-  actions: null,
+  actions: Uint8Array,
   attributes: Uint8Array,
   argv: (string | null)[],
   envp: (string | null)[],
+) => number;
+const spawnActionsInit = lib.func("int posix_spawn_file_actions_init(void *actions)") as (
+  actions: Uint8Array,
+) => number;
+const spawnActionsDup = lib.func(
+  "int posix_spawn_file_actions_adddup2(void *actions, int fd, int newfd)",
+) as (actions: Uint8Array, fd: number, newFd: number) => number;
+const spawnActionsDestroy = lib.func("int posix_spawn_file_actions_destroy(void *actions)") as (
+  actions: Uint8Array,
 ) => number;
 const spawnAttrInit = lib.func("int posix_spawnattr_init(void *attributes)") as (
   attributes: Uint8Array,
@@ -167,8 +176,14 @@ export function spawnUnmanaged(path: string, argv: readonly string[], env: reado
   spawnAttrFlags(attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
   spawnAttrMask(attributes, new Uint8Array(128));
   spawnAttrDefault(attributes, new Uint8Array(128).fill(0xff));
+  // Node opens its three standard descriptors if they are not, and marks them to be closed on exec; copied onto
+  // themselves they stay open.
+  const actions = new Uint8Array(256);
+  spawnActionsInit(actions);
+  for (const fd of [0, 1, 2]) spawnActionsDup(actions, fd, fd);
   const pid = [0];
-  const error = spawnRaw(pid, path, null, attributes, [...argv, null], [...env, null]);
+  const error = spawnRaw(pid, path, actions, attributes, [...argv, null], [...env, null]);
+  spawnActionsDestroy(actions);
   if (error !== 0) throw new SystemError(`posix_spawn ${path}`, error);
   return pid[0]!;
 }
