@@ -244,6 +244,20 @@ describe("examining a machine", () => {
       status: "ok",
       mentions: "segment limit",
     },
+    {
+      name: "shadow stacks",
+      machine: { files: { "/proc/cpuinfo": "flags : fpu user_shstk" } },
+      check: "shadow stacks",
+      status: "limited",
+      mentions: "return probes",
+    },
+    {
+      name: "no shadow stacks",
+      machine: {},
+      check: "shadow stacks",
+      status: "ok",
+      mentions: "every program",
+    },
     { name: "protection keys", machine: {}, check: "protection keys", status: "ok", mentions: "in use" },
     {
       name: "protection keys switched off",

@@ -80,6 +80,7 @@ const checks: readonly Check[] = [
   { name: "proc", look: lookAtProc },
   { name: "clock", look: lookAtClock },
   { name: "cpu number", look: lookAtCpuNumber },
+  { name: "shadow stacks", look: lookAtShadowStacks },
   { name: "protection keys", look: lookAtProtectionKeys },
   { name: "huge pages", look: lookAtHugePages },
   { name: "kernel uprobes", look: lookAtUprobes },
@@ -305,6 +306,12 @@ function lookAtCpuNumber(machine: Machine): Finding {
   return flags.has("rdpid")
     ? ok(`rdpid, ${fsgsbase}`, "the cpu number is one instruction")
     : ok(`no rdpid, ${fsgsbase}`, "the cpu number is read from a segment limit, which is a little slower");
+}
+
+function lookAtShadowStacks(machine: Machine): Finding {
+  return cpuFlags(machine).has("user_shstk")
+    ? limited("possible", "programs that have switched theirs on cannot have return probes")
+    : ok("none", "return probes are possible in every program");
 }
 
 function lookAtProtectionKeys(machine: Machine): Finding {
