@@ -45,6 +45,11 @@ export function forkedMemory(lenBytes: number): ForkedMemory {
   };
 }
 
+/** Calls generated code that forks, as `int spawn()`; returns the process id. */
+export function callSpawn(at: bigint): number {
+  return koffi.call(at, spawnType) as number;
+}
+
 export function killAndWait(pid: number): void {
   kill(pid, SIGKILL);
   if (waitpid(pid, 0n, WAIT_ALL) !== pid) throw new Error(`wait for process ${pid}: it is gone`);
@@ -106,7 +111,7 @@ export class SteppedProgram implements Disposable {
       return entry;
     });
     this.#stepper = emitStepper(native, controlAt);
-    this.#pid = koffi.call(asm.addressOf(written), spawnType) as number;
+    this.#pid = callSpawn(asm.addressOf(written));
     this.#wait();
     ptrace(PTRACE_SETOPTIONS, this.#pid, 0n, BigInt(PTRACE_O_EXITKILL));
   }

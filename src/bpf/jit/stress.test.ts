@@ -8,6 +8,7 @@ import koffi, { type KoffiFunc } from "koffi";
 import { describe, expect, it } from "vitest";
 import { CODE_BYTES, contextOf, NativeBpf } from "../../../test/support/native-bpf.ts";
 import { nativeMemory, randomWords } from "../../../test/support/native-code.ts";
+import { callSpawn, forkedMemory, killAndWait } from "../../../test/support/stepped-program.ts";
 import type { Assembler, Label } from "../../x86/assembler.ts";
 import { RAX, RDI, RSI } from "../../x86/registers.ts";
 import {
@@ -230,10 +231,21 @@ describe("threads", () => {
       );
     const calls = 1_000_000;
     let reads = 0;
+    let tracerInserted = 0n;
+    let tracerRefused = 0n;
     await runThreads(run, THREADS, calls, () => {
-      // The tracer reads and deletes while they write.
+      // The tracer reads, inserts and deletes while they do.
+      const key = new Uint8Array(8);
+      for (let i = 0; i < 200; i++) {
+        new DataView(key.buffer).setUint32(0, 1000 + ((i * 7 + reads) % Number(CHURN_KEYS)), true);
+        if (i % 2 === 0) {
+          const result = table.update(key, key, 1n);
+          if (result === 0) tracerInserted++;
+          if (result === -7) tracerRefused++;
+        } else if (table.delete(key) === 0) tracerInserted--;
+      }
       const contents = tableContents(table);
-      for (let key = 0n; key < STABLE_KEYS; key++) expect(contents.has(key)).toBe(true);
+      for (let stable = 0n; stable < STABLE_KEYS; stable++) expect(contents.has(stable)).toBe(true);
       reads++;
     });
     const total = totals(accounts);
@@ -241,8 +253,8 @@ describe("threads", () => {
     const stable = [...contents].filter(([key]) => key < STABLE_KEYS);
     expect(stable.reduce((sum, [, count]) => sum + count, 0n)).toBe(total.counted);
     expect(total.counted).toBe(BigInt((THREADS * calls) / 2 + 400));
-    expect(BigInt(contents.size - stable.length)).toBe(total.inserted - total.deleted);
-    expect(total.refused).toBe(table.refused);
+    expect(BigInt(contents.size - stable.length)).toBe(total.inserted - total.deleted + tracerInserted);
+    expect(total.refused + tracerRefused).toBe(table.refused);
     expect(reads).toBeGreaterThan(0);
     for (const [key, value] of contents) if (key >= STABLE_KEYS) expect(value).toBe(key);
     if (entries === 24) expect(total.refused).toBeGreaterThan(0n);
@@ -287,24 +299,6 @@ describe("threads", () => {
   });
 });
 
-const libc = koffi.load("libc.so.6");
-const mmap = libc.func("intptr_t mmap(intptr_t addr, size_t len, int prot, int flags, int fd, int64_t off)");
-const munmap = libc.func("int munmap(intptr_t addr, size_t len)");
-const kill = libc.func("int kill(int pid, int signal)");
-const waitpid = libc.func("int waitpid(int pid, intptr_t status, int options)");
-const spawnType = koffi.proto("int Spawn()");
-
-/** Memory that a process shares with what it forks: code and maps. */
-function forkedMemory(lenBytes: number) {
-  const MAP_SHARED_ANONYMOUS = 0x21;
-  const at = BigInt(mmap(0n, lenBytes, 7, MAP_SHARED_ANONYMOUS, -1, 0) as number | bigint);
-  return {
-    at,
-    bytes: new Uint8Array(koffi.view(at, lenBytes)),
-    [Symbol.dispose]: () => munmap(at, lenBytes),
-  };
-}
-
 /**
  * A C function `int spawn()` that forks a process which calls the loops in turn until it is killed; returns its id.
  * The child runs nothing but generated code, and dies with the thread that forked it.
@@ -334,17 +328,12 @@ function emitSpawn(a: Assembler, runs: readonly bigint[], context: bigint): Labe
   return entry;
 }
 
-const end = (pid: number) => {
-  kill(pid, 9);
-  expect(waitpid(pid, 0n, 0)).toBe(pid);
-};
-
 describe("processes that are killed in the middle", () => {
   it("lose at most what they had in their hands: one element, one record, one count each", async () => {
     const kills = 60;
     const specs = mapSpecs(100, 64);
     const mapBytes = specs.reduce((at, spec) => at + layoutMap(spec).totalBytes, 64);
-    using memory = forkedMemory(CODE_BYTES + mapBytes + MAX_THREADS * 256);
+    using memory = forkedMemory(mapBytes + MAX_THREADS * 256);
     const { native, accounts, table, ring } = openAll(specs, memory);
     const runs = [native.compileLoop(tableProgram()), native.compileLoop(ringProgram())];
     const contexts = CODE_BYTES + mapBytes;
@@ -366,7 +355,7 @@ describe("processes that are killed in the middle", () => {
     };
     const wait = randomWords(Date.now());
     const spawn = (thread: number) => {
-      const pid = koffi.call(spawns[thread]!, spawnType) as number;
+      const pid = callSpawn(spawns[thread]!);
       expect(pid).toBeGreaterThan(0);
       return pid;
     };
@@ -377,9 +366,9 @@ describe("processes that are killed in the middle", () => {
       second = spawn(i);
       const until = performance.now() + Number(wait() % 6000n) / 1000;
       while (performance.now() < until) poll();
-      end(first);
+      killAndWait(first);
     }
-    end(second);
+    killAndWait(second);
     consumer.drain(() => received++);
 
     const total = totals(accounts);
