@@ -7,8 +7,8 @@
  *     code memory      near each image
  */
 import { closeSync, fstatSync, readFileSync } from "node:fs";
-import type { Bundle, Proof } from "../bpf/index.ts";
-import type { LinkEnv } from "../bpf/jit/index.ts";
+import { type Bundle, HELPER_GET_CURRENT_PID_TGID, type Proof } from "../bpf/index.ts";
+import { type LinkEnv, PID_CACHE_TID_OFFSET } from "../bpf/jit/index.ts";
 import {
   decodeSignalAction,
   emitTrapHandler,
@@ -24,7 +24,7 @@ import { type ArmReport, ProbeSet } from "../probe/probe-set.ts";
 import { askTrapAction, setTrapAction } from "../probe/restoration.ts";
 import type { ProcessImages } from "../target/process/images.ts";
 import { futexWakeAll, type Mapping } from "../target/process/libc.ts";
-import { readMaps, readStat, readStatus } from "../target/process/proc-fs.ts";
+import { readAuxv, readMaps, readStat, readStatus } from "../target/process/proc-fs.ts";
 import { findTrapObstacle, JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange } from "../target/target.ts";
@@ -37,7 +37,6 @@ import { MISSED_RETURNS_OFFSET, type SharedMapsLayout } from "./shared-maps.ts";
 
 const PAGE = 4096;
 const TID_OFFSETS = [0x2d0, 0x30]; // glibc's and musl's struct pthread on x86-64
-const HELPERS_WITH_TID = 14;
 
 export interface AttachmentInput {
   readonly target: ProcessTarget;
@@ -77,6 +76,8 @@ export class Attachment {
   readonly ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
   /** Addresses of the load gate's words in the target. */
   readonly gateWordsAt: bigint;
+  readonly #pidCacheAt: bigint;
+  #lacksTid: boolean;
   #trapsReady = false;
   #trapTable: { readonly table: TrapTable; readonly at: bigint } | undefined;
 
@@ -96,6 +97,9 @@ export class Attachment {
     this.#journal = parts.journal;
     this.#journalMemory = parts.journalMemory;
     this.#journalInode = parts.journalInode;
+    this.#pidCacheAt = parts.privateAt;
+    this.#lacksTid =
+      usesTid(input.proofs) && parts.env.tidOffset === undefined && allowsRdfsbase(input.target.pid);
     this.#journalMapping = parts.journalMapping;
     this.ownMaps = parts.ownMaps;
     this.gateWordsAt = parts.journalMemory.start + BigInt(parts.gateOffset);
@@ -158,12 +162,11 @@ export class Attachment {
     await target.createPrivate(privateAt, privateLen);
     await target.write(privateAt, pidCacheBytes(target.pid));
 
-    const usesTid = input.proofs.some((proof) => proof.helpers.has(HELPERS_WITH_TID));
     const env: LinkEnv = {
       mapAddr: (index) => mapsAt + BigInt(input.mapsLayout.offsets[index]!),
       cpu: hasRdpid() ? "rdpid" : "lsl",
       clockGettime: input.images.findVdsoFunction("__vdso_clock_gettime"),
-      tidOffset: usesTid ? await target.findTidOffset(TID_OFFSETS) : undefined,
+      tidOffset: usesTid(input.proofs) ? await target.findTidOffset(TID_OFFSETS) : undefined,
       pidCache: privateAt,
     };
     return new Attachment({
@@ -207,6 +210,21 @@ export class Attachment {
   pollLoadGate(): boolean {
     Atomics.add(this.#gateWords, loadGateWords.heartbeat / 4, 1);
     return this.#announced !== Atomics.load(this.#gateWords, loadGateWords.acknowledged / 4);
+  }
+
+  /**
+   * Finds out late where threads keep their id: in a command of ours that had none when it was attached to. Until then
+   * programs ask the kernel for it.
+   */
+  async findTidLate(): Promise<void> {
+    if (!this.#lacksTid) return;
+    const offset = await this.target.findTidOffset(TID_OFFSETS);
+    if (offset === undefined) return;
+    this.#lacksTid = false;
+    await this.target.write(
+      this.#pidCacheAt + BigInt(PID_CACHE_TID_OFFSET),
+      new Uint8Array(Uint32Array.of(offset).buffer),
+    );
   }
 
   /** Lets the thread go that waits at the loader. */
@@ -344,6 +362,16 @@ function pidCacheBytes(pid: number): Uint8Array {
   view.setUint32(0, pid, true);
   view.setUint32(4, readStatus(pid).nsPids.at(-1) ?? pid, true);
   return bytes;
+}
+
+function usesTid(proofs: readonly Proof[]): boolean {
+  return proofs.some((proof) => proof.helpers.has(HELPER_GET_CURRENT_PID_TGID));
+}
+
+/** Whether the kernel lets user code read its fs base: bit 1 of AT_HWCAP2 (Documentation/arch/x86/x86_64/fsgs.rst). */
+function allowsRdfsbase(pid: number): boolean {
+  const AT_HWCAP2 = 26;
+  return ((readAuxv(pid).get(AT_HWCAP2) ?? 0n) & 2n) !== 0n;
 }
 
 function hasRdpid(): boolean {

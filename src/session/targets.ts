@@ -231,6 +231,7 @@ export class Targets {
       if (!attachment.pollLoadGate()) continue;
       const announced = attachment.announcedLoads;
       try {
+        await attachment.findTidLate();
         await this.#armLoaded(attachment, pending);
       } finally {
         attachment.acknowledgeLoads(announced);
@@ -254,7 +255,11 @@ export class Targets {
 
   /** One batch of the optimizer in every target. */
   async optimize(): Promise<void> {
-    for (const { target, attachment } of this.#members) if (!target.hasEnded) await attachment.optimize();
+    for (const { target, attachment } of this.#members) {
+      if (target.hasEnded) continue;
+      await attachment.findTidLate();
+      await attachment.optimize();
+    }
   }
 
   /** Attach points that no image was found for. */

@@ -6,11 +6,13 @@ export interface LinkEnv {
   readonly cpu: "rdpid" | "lsl";
   /** The vDSO's clock_gettime; undefined: the system call. It is called with an aligned stack. */
   readonly clockGettime: bigint | undefined;
-  /** The thread id is the u32 at this offset from fs; undefined: the system call. */
+  /** The thread id is the u32 at this offset from fs; undefined: as the third word of the pid cache says. */
   readonly tidOffset: number | undefined;
   /**
    * Address of two u32 that a fork wipes: the process id as it is shown to the user, and as the target's own
-   * namespace has it. 0 is unknown: the code asks the kernel and stores it.
+   * namespace has it. 0 is unknown: the code asks the kernel and stores it. A third u32 is the offset of the thread id
+   * from fs as far as it was found later, and 0 until then: the code makes a system call. It may only be set
+   * where rdfsbase is allowed.
    */
   readonly pidCache: bigint;
 }

@@ -48,6 +48,9 @@ export function fillPidCache(routines: RoutineSet, env: LinkEnv): Routine {
 }
 
 /** rax = process id << 32 | thread id, where the thread id has to be asked for. */
+/** Where the offset of the thread id lies beside the pid cache; see `LinkEnv.pidCache`. */
+export const PID_CACHE_TID_OFFSET = 8;
+
 export function pidTgid(routines: RoutineSet, env: LinkEnv): Routine {
   return routines.get("pid tgid", () => {
     const fill = fillPidCache(routines, env);
@@ -57,13 +60,21 @@ export function pidTgid(routines: RoutineSet, env: LinkEnv): Routine {
       stackBytes: 0,
       calls: [fill],
       emit: (a) => {
-        const [retry, empty] = [a.label("retry"), a.label("empty")];
+        const [retry, empty, ask] = [a.label("retry"), a.label("empty"), a.label("ask")];
         a.bind(retry);
         emitAddress(a, RDX, env.pidCache);
+        a.mov(RCX, { base: RDX, disp: PID_CACHE_TID_OFFSET }, 32);
         a.mov(RDX, { base: RDX }, 32);
         a.test(RDX, RDX, 32);
         a.jcc("e", empty);
         a.shl(RDX, 32);
+        a.test(RCX, RCX, 32);
+        a.jcc("e", ask);
+        a.rdfsbase(RAX);
+        a.mov(RAX, { base: RAX, index: RCX }, 32);
+        a.or(RAX, RDX);
+        a.ret();
+        a.bind(ask);
         a.movImm(RAX, SYS_GETTID);
         a.syscall();
         a.or(RAX, RDX);
