@@ -29,6 +29,11 @@ import { copyToWords, readValue, wordsOf } from "./value-access.ts";
 
 /** Traversals that start over before the tracer gives up; programs never wait for the tracer, it may for them. */
 const MAX_RESTARTS = 2000;
+/**
+ * Attempts at the free list. Programs that insert and delete all the time change it every few nanoseconds, so some
+ * thousands can fail; giving up loses an element.
+ */
+const MAX_POOL_TRIES = 5_000_000;
 
 /** Where a traversal for a key ended. Indexes are into `memory.words`. */
 type Found =
@@ -211,7 +216,7 @@ export class HashMap {
   #take(): number | undefined {
     const words = this.#words;
     const freePlace = this.#base + HASH_FREE / 8;
-    for (let tries = 0; tries < MAX_RESTARTS; tries++) {
+    for (let tries = 0; tries < MAX_POOL_TRIES; tries++) {
       const word = Atomics.load(words, freePlace);
       const ref = Number(word & REF_MASK);
       if (ref === 0 || !this.#isElement(ref)) break;
@@ -230,11 +235,11 @@ export class HashMap {
   #release(element: number): void {
     const words = this.#words;
     const freePlace = this.#base + HASH_FREE / 8;
-    for (let tries = 0; tries < MAX_RESTARTS; tries++) {
+    const ref = BigInt(element - this.#base);
+    for (let tries = 0; tries < MAX_POOL_TRIES; tries++) {
       const word = Atomics.load(words, freePlace);
       Atomics.store(words, element + ELEMENT_FREE_LINK / 8, word & REF_MASK);
-      const linked = retarget(word, BigInt(element - this.#base));
-      if (Atomics.compareExchange(words, freePlace, word, linked) === word) return;
+      if (Atomics.compareExchange(words, freePlace, word, retarget(word, ref)) === word) return;
     }
   }
 }
