@@ -13,7 +13,7 @@
  *      16  records in use u32         96  the application's struct sigaction (32 bytes)
  *      24  tracer pid u32            128  our handler's address
  *      32  tracer start time u64     136  length of the whole shared memory
- *      40  target pid u32               144  scratch for answers of system calls (64 bytes)
+ *      40  target pid u32               144  scratch for system calls (104 bytes)
  *     record (64 bytes each)
  *       0  kind u8: 1 site, 2 code, 3 other memory    1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
  *       8  address u64               16  old bytes (16)   32  new bytes (16)   48  detour u64, or length of the code

@@ -32,7 +32,6 @@ import { CodeSpaces, NoCodeSpaceError } from "./code-space.ts";
 import { type BuiltPoint, type PlannedPoint, PointBuilder, type RefusedPoint } from "./point-builder.ts";
 import { ProgramCompiler } from "./program-compiler.ts";
 import { findHeirs, type RestoreReport, restoreProcess } from "./restore-process.ts";
-import { SessionError } from "./session-error.ts";
 import { MISSED_RETURNS_OFFSET, type SharedMapsLayout } from "./shared-maps.ts";
 
 const PAGE = 4096;
@@ -150,7 +149,7 @@ export class Attachment {
   static async #fill(input: AttachmentInput, first: JournalParts): Promise<Attachment> {
     const { target } = input;
     const { journal, journalMemory } = first;
-    const { ownMaps, mapsAt } = await provideMaps(input);
+    const { ownMaps, mapsAt } = await provideMaps(input, journalMemory.start + BigInt(JOURNAL_SCRATCH));
     journal.addMemory("memory", mapsAt, input.mapsLayout.totalBytes);
 
     const returnEntries = returnTableEntries(input.maxActive);
@@ -329,30 +328,20 @@ export class Attachment {
 
 const pages = (lenBytes: number): number => Math.ceil(lenBytes / PAGE) * PAGE;
 
-async function provideMaps(input: AttachmentInput): Promise<{
+async function provideMaps(
+  input: AttachmentInput,
+  scratch: bigint,
+): Promise<{
   readonly mapsAt: bigint;
   readonly ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
 }> {
   const { target, mapsLayout, sharedMapsFd } = input;
-  if (sharedMapsFd === undefined) {
-    const { at, mapping, fd } = await target.createShared(MAPS_MEMORY_NAME, mapsLayout.totalBytes);
-    return { mapsAt: at, ownMaps: { mapping, fd } };
+  if (sharedMapsFd !== undefined) {
+    const mapsAt = await target.mapDescriptor(sharedMapsFd, mapsLayout.totalBytes, scratch);
+    return { mapsAt, ownMaps: undefined };
   }
-  try {
-    const path = `/proc/${process.pid}/fd/${sharedMapsFd}`;
-    return { mapsAt: await target.mapExisting(path, mapsLayout.totalBytes), ownMaps: undefined };
-  } catch (cause) {
-    throw new SessionError(
-      "maps-not-shared",
-      {
-        operation: "attach",
-        object: `process ${target.pid}`,
-        reason: "it cannot open the memory of this session's maps: another user, or another container",
-      },
-      "trace it in a session of its own",
-      cause,
-    );
-  }
+  const { at, mapping, fd } = await target.createShared(MAPS_MEMORY_NAME, mapsLayout.totalBytes);
+  return { mapsAt: at, ownMaps: { mapping, fd } };
 }
 
 /** The ids of a process as the user knows it and as its own namespace does. */

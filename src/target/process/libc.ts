@@ -142,6 +142,20 @@ export function mapShared(fd: number, lenBytes: number): Mapping {
   };
 }
 
+const syscall4 = lib.func("long syscall(long number, long a, long b, long c, long d)") as (
+  number: number,
+  a: number,
+  b: number,
+  c: number,
+  d: number,
+) => number;
+const sendmsgRaw = lib.func("long sendmsg(int fd, void *message, int flags)") as (
+  fd: number,
+  message: unknown,
+  flags: number,
+) => number;
+
+const SYS_PIDFD_GETFD = 438;
 const SYS_PIDFD_OPEN = 434;
 const SYS_FUTEX = 202;
 
@@ -186,4 +200,52 @@ export function spawnUnmanaged(path: string, argv: readonly string[], env: reado
   spawnActionsDestroy(actions);
   if (error !== 0) throw new SystemError(`posix_spawn ${path}`, error);
   return pid[0]!;
+}
+
+/** A descriptor of ours for what another process has open; needs the right to trace it. */
+export function takeDescriptor(pidFd: number, theirs: number): number {
+  const fd = syscall4(SYS_PIDFD_GETFD, pidFd, theirs, 0, 0);
+  if (fd < 0) throw new SystemError("pidfd_getfd", errno());
+  return fd;
+}
+
+/** Sends a descriptor, with one byte, through a socket (unix(7), SCM_RIGHTS). */
+export function sendDescriptor(socket: number, fd: number): void {
+  const memory = koffi.alloc("uint8_t", descriptorMessage.totalBytes);
+  try {
+    const view = new DataView(koffi.view(memory, descriptorMessage.totalBytes));
+    writeDescriptorMessage(view, koffi.address(memory), fd);
+    if (sendmsgRaw(socket, memory, 0) < 0) throw new SystemError("sendmsg", errno());
+  } finally {
+    koffi.free(memory);
+  }
+}
+
+/** A `struct msghdr` with room for one byte and one descriptor, and what it points to, in one piece of memory. */
+export const descriptorMessage = {
+  totalBytes: 104,
+  /** Offset of the descriptor in the memory. */
+  fdOffset: 96,
+} as const;
+
+/**
+ * Writes the message for memory that lies at `at`. Layout, all little-endian 64-bit words unless noted:
+ * msghdr { name 0, namelen 0, iov +16, iovlen +24, control +32, controllen +40, flags +48 }, iovec { base +56, len +64 },
+ * the byte +72, cmsghdr { len +80, level u32 +88, type u32 +92 }, the descriptor u32 +96.
+ */
+export function writeDescriptorMessage(view: DataView, at: bigint, fd: number): void {
+  const SOL_SOCKET = 1;
+  const SCM_RIGHTS = 1;
+  const word = (offset: number, value: bigint) => view.setBigUint64(offset, value, true);
+  for (let offset = 0; offset < descriptorMessage.totalBytes; offset += 8) word(offset, 0n);
+  word(16, at + 56n);
+  word(24, 1n);
+  word(32, at + 80n);
+  word(40, 24n);
+  word(56, at + 72n);
+  word(64, 1n);
+  word(80, 20n);
+  view.setUint32(88, SOL_SOCKET, true);
+  view.setUint32(92, SCM_RIGHTS, true);
+  view.setInt32(96, fd, true);
 }

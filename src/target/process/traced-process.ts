@@ -8,14 +8,24 @@ import { checkAttachable } from "./attach-check.ts";
 import { type BorrowedThread, borrowThread, STUB_BYTES } from "./borrowed-thread.ts";
 import { commit } from "./commit.ts";
 import { Freeze } from "./freeze.ts";
-import { errnoOfResult } from "./libc.ts";
+import {
+  descriptorMessage,
+  errnoOfResult,
+  openPidFd,
+  sendDescriptor,
+  takeDescriptor,
+  writeDescriptorMessage,
+} from "./libc.ts";
 import { MemoryFile } from "./memory-file.ts";
 import { readMaps } from "./proc-fs.ts";
 
-const SYS_OPEN = 2;
 const SYS_CLOSE = 3;
-const O_RDWR = 2n;
-const O_CLOEXEC = 0x8_0000n;
+const SYS_RECVMSG = 47;
+const SYS_SOCKETPAIR = 53;
+const AF_UNIX = 1n;
+const SOCK_DGRAM = 2n;
+const SOCK_CLOEXEC = 0x8_0000n;
+const MSG_CMSG_CLOEXEC = 0x4000_0000n;
 const SYS_MMAP = 9;
 const SYS_MADVISE = 28;
 const SYS_MEMFD_CREATE = 319;
@@ -108,24 +118,64 @@ export class TracedProcess {
   }
 
   /**
-   * Maps memory of another process's into this one: `path` is a file under /proc that the target itself must be
-   * allowed to open.
+   * Maps memory that the tracer has open as `fd` into the target, through a socket: that needs no path that the target could
+   * open, so it works for other users' processes and in containers. `scratch` is memory of ours in the target.
    */
-  mapExisting(path: string, lenBytes: number): Addr {
+  mapDescriptor(fd: number, lenBytes: number, scratch: bigint): Addr {
     return this.#borrow((thread) => {
-      const name = Buffer.from(`${path}\0`);
-      const fd = this.#must(thread, { name: "open", number: SYS_OPEN, args: [name, O_RDWR | O_CLOEXEC, 0n] });
+      this.#must(thread, {
+        name: "socketpair",
+        number: SYS_SOCKETPAIR,
+        args: [AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0n, scratch],
+      });
+      const pair = new DataView(this.#memory.read(scratch, 8).buffer);
+      const [ours, theirs] = [pair.getInt32(0, true), pair.getInt32(4, true)];
       try {
-        const at = this.#must(thread, {
-          name: "mmap",
-          number: SYS_MMAP,
-          args: [0n, BigInt(lenBytes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0n],
-        });
-        return addr(at);
+        this.#send(ours, fd);
+        const received = this.#receive(thread, theirs, scratch);
+        try {
+          const at = this.#must(thread, {
+            name: "mmap",
+            number: SYS_MMAP,
+            args: [0n, BigInt(lenBytes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, received, 0n],
+          });
+          return addr(at);
+        } finally {
+          this.#must(thread, { name: "close", number: SYS_CLOSE, args: [received] });
+        }
       } finally {
-        this.#must(thread, { name: "close", number: SYS_CLOSE, args: [fd] });
+        for (const end of [ours, theirs])
+          this.#must(thread, { name: "close", number: SYS_CLOSE, args: [BigInt(end)] });
       }
     });
+  }
+
+  /** Sends a descriptor of ours into the target's end of its own socket. */
+  #send(socket: number, fd: number): void {
+    const pidFd = openPidFd(this.pid);
+    try {
+      const end = takeDescriptor(pidFd, socket);
+      try {
+        sendDescriptor(end, fd);
+      } finally {
+        closeSync(end);
+      }
+    } finally {
+      closeSync(pidFd);
+    }
+  }
+
+  #receive(thread: BorrowedThread, socket: number, scratch: bigint): bigint {
+    const message = new Uint8Array(descriptorMessage.totalBytes);
+    writeDescriptorMessage(new DataView(message.buffer), scratch, -1);
+    this.#memory.write(scratch, message);
+    this.#must(thread, {
+      name: "recvmsg",
+      number: SYS_RECVMSG,
+      args: [BigInt(socket), scratch, MSG_CMSG_CLOEXEC],
+    });
+    const fd = this.#memory.read(scratch + BigInt(descriptorMessage.fdOffset), 4);
+    return BigInt(new DataView(fd.buffer).getInt32(0, true));
   }
 
   /** Creates memory at this address that a forked child gets as a copy. Its first page is zeroes in the child. */

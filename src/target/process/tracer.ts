@@ -98,7 +98,7 @@ export class ProcessTarget {
 
   readonly read = this.#forward("read");
   readonly readMany = this.#forward("readMany");
-  readonly mapExisting = this.#forward("mapExisting");
+  readonly mapDescriptor = this.#forward("mapDescriptor");
   readonly write = this.#forward("write");
   readonly createPrivate = this.#forward("createPrivate");
   readonly createCode = this.#forward("createCode");
