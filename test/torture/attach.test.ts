@@ -39,6 +39,7 @@ it(`a busy program with 16 threads, ${cycles} times`, { timeout }, async () => {
     const { args, program, name } = programs[cycle % programs.length]!;
     const result = await runTracing([...args, "-p", `${watched.child.pid}`, "-e", program + ending]);
     expect({ name, cycle, code: result.code, err: result.err }).toEqual({ name, cycle, code: 0, err: "" });
+    expect(result.map("@")).toBeDefined();
     await watched.expectAlive();
     watched.expectAsBefore();
   }
