@@ -11,7 +11,8 @@
  * with its whole timeout again.
  *
  * Not handled: a thread that the kernel cannot interrupt (in vfork until the child execs, or in disk sleep) makes
- * the stop fail after a time limit; everything is resumed then.
+ * the stop fail after a time limit; everything is resumed then. ptrace can let go only of a thread that stands, so such a
+ * thread stays seized as a straggler, and is let go when it stops at last.
  */
 import { readdirSync, readFileSync } from "node:fs";
 import { SystemError, usleep } from "./libc.ts";
@@ -39,7 +40,14 @@ export class StopTimeoutError extends Error {
 }
 
 const STOP_TIMEOUT_MS = 2000;
+/** A borrowed thread that does not stop within this time may be one that cannot: another one is interrupted too. */
 const ONE_THREAD_TIMEOUT_MS = 200;
+/** Of so many threads the state is asked, to find one that runs: that takes a while for each. */
+const MOST_STATES_ASKED = 16;
+const STRAGGLER_POLL_MS = 1;
+
+/** Threads that were interrupted but not waited for until they stood, and who is to let them go. */
+const stragglers = new Map<number, Freeze>();
 
 export class Freeze {
   readonly pid: number;
@@ -76,20 +84,13 @@ export class Freeze {
    */
   static stopOne(pid: number, memory: MemoryFile): Freeze {
     const freeze = new Freeze(pid, memory, new Set());
-    const tids = Freeze.listThreads(pid);
-    const running = tids.filter((tid) => threadState(pid, tid) === "R");
-    const others = tids.filter((tid) => !running.includes(tid));
-    let lastError: unknown;
-    for (const tid of [...running, ...others]) {
-      try {
-        if (freeze.#stopThread(tid, Date.now() + ONE_THREAD_TIMEOUT_MS)) return freeze;
-      } catch (error) {
-        freeze.resume();
-        lastError = error;
-        if (!(error instanceof StopTimeoutError)) throw error;
-      }
+    try {
+      freeze.#stopAny(byLikelihood(pid, Freeze.listThreads(pid)));
+    } catch (error) {
+      freeze.resume();
+      throw error;
     }
-    throw lastError ?? new Error(`stop process ${pid}: it has no thread that can be stopped`);
+    return freeze;
   }
 
   /** Takes over a thread that stands in an event stop already: the only one of a program that was just started. */
@@ -119,9 +120,21 @@ export class Freeze {
 
   /** Lets every thread go on, and returns for how long they stood. */
   resume(): bigint {
-    for (const tid of this.#seized) ptrace.detach(tid, 0);
+    const standing = new Set(this.threads.map(({ tid }) => tid));
+    for (const tid of this.#seized)
+      if (!standing.has(tid) || !ptrace.tryDetach(tid, 0)) stragglers.set(tid, this);
     this.#seized.clear();
-    return this.standingNs;
+    const stoodNs = this.standingNs;
+    if (stragglers.size > 0) releaseStragglers();
+    return stoodNs;
+  }
+
+  /** Lets a straggler go if it stands, and returns whether that is settled. */
+  releaseIfStopped(tid: number): boolean {
+    const now = this.#takeStep(tid);
+    if (now === "running") return false;
+    if (now !== "ended") ptrace.tryDetach(tid, 0);
+    return true;
   }
 
   #stopAll(): void {
@@ -144,22 +157,49 @@ export class Freeze {
     }
   }
 
-  #stopThread(tid: number, deadline: number): boolean {
-    if (!this.#seize(tid)) return false;
-    this.#firstInterruptNs = process.hrtime.bigint();
-    ptrace.tryInterrupt(tid);
-    const regs = this.#awaitStop(tid, deadline);
-    if (regs === undefined) this.#seized.delete(tid);
-    else this.threads.push({ tid, regs });
-    return regs !== undefined;
+  /** Stops the first of the threads that can be stopped; more of them may come to stand. */
+  #stopAny(tids: readonly number[]): void {
+    const interrupted: number[] = [];
+    tids.forEach((candidate, index) => {
+      if (this.threads.length > 0 || !this.#seize(candidate)) return;
+      if (this.#firstInterruptNs === 0n) this.#firstInterruptNs = process.hrtime.bigint();
+      ptrace.tryInterrupt(candidate);
+      interrupted.push(candidate);
+      const isLast = index === tids.length - 1;
+      const deadline = Date.now() + (isLast ? STOP_TIMEOUT_MS : ONE_THREAD_TIMEOUT_MS);
+      let sleepUs = 0;
+      while (interrupted.length > 0 && Date.now() <= deadline) {
+        for (const tid of interrupted) {
+          const now = this.#takeStep(tid);
+          if (now === "running") continue;
+          if (now === "ended") {
+            interrupted.splice(interrupted.indexOf(tid), 1);
+            this.#seized.delete(tid);
+            break;
+          }
+          this.threads.push({ tid, regs: now });
+          return;
+        }
+        usleep(sleepUs);
+        sleepUs = Math.min(sleepUs + 10, 200);
+      }
+    });
+    if (this.threads.length > 0) return;
+    const [stuck] = interrupted;
+    if (stuck === undefined)
+      throw new Error(`stop process ${this.pid}: it has no thread that can be stopped`);
+    throw new StopTimeoutError(this.pid, stuck, threadState(this.pid, stuck));
   }
 
   #seize(tid: number): boolean {
-    try {
-      ptrace.seize(tid);
-    } catch (error) {
-      if (isEndedThread(this.pid, tid)) return false;
-      throw error;
+    // A straggler is seized already.
+    if (!stragglers.delete(tid)) {
+      try {
+        ptrace.seize(tid);
+      } catch (error) {
+        if (isEndedThread(this.pid, tid)) return false;
+        throw error;
+      }
     }
     this.#seized.add(tid);
     return true;
@@ -169,17 +209,24 @@ export class Freeze {
   #awaitStop(tid: number, deadline: number): UserRegs | undefined {
     let sleepUs = 0;
     for (;;) {
+      const now = this.#takeStep(tid);
+      if (now === "ended") return undefined;
+      if (now !== "running") return now;
+      if (Date.now() > deadline) throw new StopTimeoutError(this.pid, tid, threadState(this.pid, tid));
+      usleep(sleepUs);
+      sleepUs = Math.min(sleepUs + 10, 200);
+    }
+  }
+
+  /** Takes an interrupted thread as far towards its event stop as it goes without waiting: its registers when it stands. */
+  #takeStep(tid: number): UserRegs | "running" | "ended" {
+    for (;;) {
       const event = ptrace.wait(tid, false);
-      if (event === undefined) {
-        if (Date.now() > deadline) throw new StopTimeoutError(this.pid, tid, threadState(this.pid, tid));
-        usleep(sleepUs);
-        sleepUs = Math.min(sleepUs + 10, 200);
-        continue;
-      }
+      if (event === undefined) return "running";
       try {
         switch (event.kind) {
           case "ended":
-            return undefined;
+            return "ended";
           case "trap-stop": {
             const regs = ptrace.getRegs(tid);
             if (!this.#trapSites.has(regs.get("rip") - 1n) || !isTrapPending(this.pid, tid))
@@ -200,7 +247,7 @@ export class Freeze {
             event satisfies never;
         }
       } catch (error) {
-        if (error instanceof SystemError && error.code === "ESRCH") return undefined;
+        if (error instanceof SystemError && error.code === "ESRCH") return "ended";
         throw error;
       }
     }
@@ -232,6 +279,18 @@ export class Freeze {
     ptrace.setRegs(tid, regs);
     return regs;
   }
+}
+
+/** Looks now, and from time to time while the tracer has nothing else to do, which stragglers stand. */
+function releaseStragglers(): void {
+  for (const [tid, freeze] of stragglers) if (freeze.releaseIfStopped(tid)) stragglers.delete(tid);
+  if (stragglers.size > 0) setTimeout(releaseStragglers, STRAGGLER_POLL_MS).unref();
+}
+
+/** A thread that runs first, if one is soon found: it has no system call to be interrupted. */
+function byLikelihood(pid: number, tids: readonly number[]): number[] {
+  const running = tids.slice(0, MOST_STATES_ASKED).find((tid) => threadState(pid, tid) === "R");
+  return running === undefined ? [...tids] : [running, ...tids.filter((tid) => tid !== running)];
 }
 
 function isAfterSyscall(memory: MemoryFile, ip: bigint): boolean {

@@ -73,9 +73,9 @@ export function contToSyscall(tid: number, signal: number): void {
     throw new SystemError(`continue ${tid} to system call`, errno());
 }
 
-/** Lets go of a stopped thread. A thread that has ended meanwhile is no error. */
-export function detach(tid: number, signal: number): void {
-  ptraceRaw(PTRACE_DETACH, tid, 0, signal);
+/** Lets go of a stopped thread; false when it does not stand: it still runs, or has ended. */
+export function tryDetach(tid: number, signal: number): boolean {
+  return ptraceRaw(PTRACE_DETACH, tid, 0, signal) >= 0;
 }
 
 const statusWord = new Int32Array(1);

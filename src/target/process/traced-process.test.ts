@@ -59,6 +59,21 @@ test("memory that is created and unmapped leaves no mapping and no descriptor", 
   expect(descriptors()).toEqual(descriptorsBefore);
 });
 
+test("a thread that cannot be interrupted is passed over, and goes on when it can", async () => {
+  using child = await UnmanagedChild.start([buildFixture("vfork")]);
+  const traced = TracedProcess.open(child.pid);
+  child.send("\n");
+  expect(await child.line()).toBe("forking");
+  // The first call finds out that the main thread does not stop; the second meets it still seized.
+  for (let round = 0; round < 2; round++) expect(traced.call([getpid])).toEqual([BigInt(child.pid)]);
+  expect(await child.line()).toBe("back");
+  expect(traced.commit({ ...nothing, finalCalls: [getpid] })).toMatchObject({
+    kind: "committed",
+    threads: 2,
+  });
+  traced.close();
+});
+
 test("every thread's id is found behind its fs base", async () => {
   using child = await UnmanagedChild.start([buildFixture("blocked")]);
   const traced = TracedProcess.open(child.pid);
