@@ -14,6 +14,7 @@ import {
   openPidFd,
   sendDescriptor,
   takeDescriptor,
+  usleep,
   writeDescriptorMessage,
 } from "./libc.ts";
 import { MemoryFile } from "./memory-file.ts";
@@ -330,6 +331,9 @@ function namespaceTid(pid: number, tid: number): number {
 
 const SIGTRAP_BIT = 1n << 4n;
 
+/** How long a thread may block SIGTRAP before it counts: glibc blocks all signals while it starts or forks something. */
+const BLOCKED_FOR_MS = 100;
+
 /** Why an `int3` would kill the process: a thread that blocks SIGTRAP dies of it whatever handler there is. */
 export function findTrapObstacle(
   pid: number,
@@ -337,16 +341,22 @@ export function findTrapObstacle(
   | { readonly kind: "sigtrap-blocked"; readonly tid: number }
   | { readonly kind: "sigtrap-ignored" }
   | undefined {
-  for (const tid of Freeze.listThreads(pid)) {
-    let status: string;
-    try {
-      status = readFileSync(`/proc/${pid}/task/${tid}/status`, "latin1");
-    } catch {
-      continue;
+  const deadline = performance.now() + BLOCKED_FOR_MS;
+  for (const tid of Freeze.listThreads(pid))
+    while (blocksTraps(pid, tid)) {
+      if (performance.now() > deadline) return { kind: "sigtrap-blocked", tid };
+      usleep(1000);
     }
-    const mask = (name: string) =>
-      BigInt(`0x${new RegExp(`^${name}:\\s+(\\S+)`, "m").exec(status)?.[1] ?? "0"}`);
-    if ((mask("SigBlk") & SIGTRAP_BIT) !== 0n) return { kind: "sigtrap-blocked", tid };
-  }
   return undefined;
+}
+
+function blocksTraps(pid: number, tid: number): boolean {
+  let status: string;
+  try {
+    status = readFileSync(`/proc/${pid}/task/${tid}/status`, "latin1");
+  } catch {
+    return false;
+  }
+  const blocked = /^SigBlk:\s+(\S+)/m.exec(status)?.[1] ?? "0";
+  return (BigInt(`0x${blocked}`) & SIGTRAP_BIT) !== 0n;
 }
