@@ -102,6 +102,16 @@ describe("reading the command line", () => {
       action: { verb: "detach", options: { pids: [7, 8], quiet: true, format: "text" } },
     },
     {
+      name: "bytecode on memory of several words",
+      argv: ["bpf", "exec", "aa bb", "cc", "--interpret"],
+      action: { verb: "bpf exec", options: { memory: "aa bb cc", interpret: true, unverified: false } },
+    },
+    {
+      name: "bytecode without memory",
+      argv: ["bpf", "exec", "--unverified"],
+      action: { verb: "bpf exec", options: { memory: "", interpret: false, unverified: true } },
+    },
+    {
       name: "a script whose name is a verb's",
       argv: ["./ps"],
       action: { verb: "trace", source: { kind: "file", path: "./ps" }, options: plainTrace },
@@ -172,6 +182,13 @@ describe("refusing a command line", () => {
         argv: ["detach", "7"],
         what: "7: one word too many: the process is given with -p",
       },
+      { name: "bpf alone", argv: ["bpf"], what: "bpf: say what to do" },
+      {
+        name: "bpf with a verb of another tool's",
+        argv: ["bpf", "load"],
+        what: "bpf load: there is no such command",
+      },
+      { name: "-p with bpf exec", argv: ["bpf", "exec", "-p", "1"], what: "-p has no meaning with bpf exec" },
       { name: "a word behind ps", argv: ["ps", "aux"], what: "aux: one word too many: ps takes no words" },
     ];
   it.each(cases)("$name", ({ argv, what }) => {

@@ -5,6 +5,7 @@
  * (`-p4242`). The first word that is no option is the verb, the script or the pattern; what follows are parameters.
  */
 import type {
+  BpfExecOptions,
   DetachOptions,
   ExplainOptions,
   ListOptions,
@@ -34,7 +35,8 @@ export type Action =
   | { readonly verb: "explain"; readonly options: ExplainOptions }
   | { readonly verb: "ps"; readonly options: ReportOptions }
   | { readonly verb: "detach"; readonly options: DetachOptions }
-  | { readonly verb: "doctor"; readonly options: ReportOptions };
+  | { readonly verb: "doctor"; readonly options: ReportOptions }
+  | { readonly verb: "bpf exec"; readonly options: Omit<BpfExecOptions, "bytecode"> };
 
 export interface CommandLine {
   readonly action: Action;
@@ -103,6 +105,16 @@ function parseAction(words: Words): Action {
     case "doctor":
       refuseMore(rest, 1, `${verb} takes no words`);
       return { verb, options: { format } };
+    case "bpf exec":
+      // Bytes of memory may be several words.
+      return {
+        verb,
+        options: {
+          memory: rest.slice(2).join(" "),
+          interpret: values.has("interpret"),
+          unverified: values.has("unverified"),
+        },
+      };
     case "trace":
       return parseTrace(words, { format, mechanism, pids });
     default:
@@ -146,7 +158,16 @@ function findVerb({ values, rest }: Words): VerbName {
   const first = rest[0];
   if (values.has("program")) return "trace";
   if (first === "explain" || first === "ps" || first === "detach" || first === "doctor") return first;
+  if (first === "bpf") return findBpfVerb(rest[1]);
   return "trace";
+}
+
+function findBpfVerb(word: string | undefined): VerbName {
+  if (word === "exec") return `bpf ${word}`;
+  throw new UsageError(
+    word === undefined ? "bpf: say what to do" : `bpf ${word}: there is no such command`,
+    "one of: trapline bpf exec [MEMORY_HEX]",
+  );
 }
 
 function refuseForeignFlags(values: Words["values"], verb: VerbName): void {

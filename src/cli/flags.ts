@@ -3,7 +3,7 @@
  * them.
  */
 
-export type VerbName = "trace" | "list" | "explain" | "ps" | "detach" | "doctor";
+export type VerbName = "trace" | "list" | "explain" | "ps" | "detach" | "doctor" | "bpf exec";
 
 export interface Flag {
   readonly name: FlagName;
@@ -29,10 +29,13 @@ export type FlagName =
   | "dryRun"
   | "mechanism"
   | "maxActive"
+  | "interpret"
+  | "unverified"
   | "help"
   | "version";
 
-const everywhere: readonly VerbName[] = ["trace", "list", "explain", "ps", "detach", "doctor"];
+const reports: readonly VerbName[] = ["trace", "list", "explain", "ps", "detach", "doctor"];
+const everywhere: readonly VerbName[] = [...reports, "bpf exec"];
 
 const define = (
   name: FlagName,
@@ -57,7 +60,7 @@ export const flags: readonly Flag[] = [
   define("pid", "-p", "PID", ["trace", "list", "explain", "detach"], "attach to this process; several times for several", true),
   define("command", "-c", "COMMAND", ["trace"], "start this command and trace it from its first instruction"),
   define("list", "-l", undefined, ["list"], "list the probes that match PATTERN"),
-  define("format", "-f", "FORMAT", everywhere, "text (default) or json"),
+  define("format", "-f", "FORMAT", reports, "text (default) or json"),
   define("output", "-o", "FILE", everywhere, "write results to FILE"),
   define("quiet", "-q", undefined, ["trace", "detach"], "print only what the program prints"),
   define("verbose", "-v", undefined, ["trace"], "say what was done to which site, and why"),
@@ -65,6 +68,8 @@ export const flags: readonly Flag[] = [
   define("dryRun", "--dry-run", undefined, ["trace"], "compile, verify, plan and print; touch nothing"),
   define("mechanism", "--mechanism", "KIND", ["trace", "explain"], "auto (default), jump or int3"),
   define("maxActive", "--maxactive", "N", ["trace"], "calls of one function whose returns are awaited at once"),
+  define("interpret", "--interpret", undefined, ["bpf exec"], "interpret the program instead of compiling it"),
+  define("unverified", "--unverified", undefined, ["bpf exec"], "interpret even what the verifier refuses"),
   define("help", "-h --help", undefined, everywhere, "show this help"),
   define("version", "-V --version", undefined, everywhere, "show the version"),
 ];

@@ -8,7 +8,8 @@ const synopsis = `USAGE
   trapline explain PROBE -p PID   what a probe would do to the code, and why
   trapline ps                     processes that carry probes
   trapline detach -p PID          restore what a dead tracer left behind
-  trapline doctor                 what this machine allows`;
+  trapline doctor                 what this machine allows
+  trapline bpf exec [MEMORY_HEX]  run bytecode (hex on standard input) and print r0`;
 
 const examples = `EXAMPLES
   trapline -p 4242 -e 'uprobe:libc:malloc { @bytes = hist(arg0); }'

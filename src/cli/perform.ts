@@ -37,6 +37,8 @@ async function run(
       return await session.detach(action.options, io);
     case "doctor":
       return await session.doctor(action.options, io);
+    case "bpf exec":
+      return await session.executeBpf({ ...action.options, bytecode: readFileSync(0, "latin1") }, io);
     default:
       return action satisfies never;
   }

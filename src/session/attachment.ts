@@ -6,7 +6,7 @@
  *     private memory   a copy in each forked child: page 0 the pid cache, then the table of return addresses
  *     code memory      near each image
  */
-import { closeSync, fstatSync, readFileSync } from "node:fs";
+import { closeSync, fstatSync } from "node:fs";
 import { type Bundle, HELPER_GET_CURRENT_PID_TGID, type Proof } from "../bpf/index.ts";
 import { type LinkEnv, PID_CACHE_TID_OFFSET } from "../bpf/jit/index.ts";
 import {
@@ -30,6 +30,7 @@ import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange } from "../target/target.ts";
 import { CodeSpaces, NoCodeSpaceError } from "./code-space.ts";
 import { type BuiltPoint, type PlannedPoint, PointBuilder, type RefusedPoint } from "./point-builder.ts";
+import { processorSource } from "./processor.ts";
 import { ProgramCompiler } from "./program-compiler.ts";
 import { findHeirs, type RestoreReport, restoreProcess } from "./restore-process.ts";
 import { MISSED_RETURNS_OFFSET, type SharedMapsLayout } from "./shared-maps.ts";
@@ -163,7 +164,7 @@ export class Attachment {
 
     const env: LinkEnv = {
       mapAddr: (index) => mapsAt + BigInt(input.mapsLayout.offsets[index]!),
-      cpu: hasRdpid() ? "rdpid" : "lsl",
+      cpu: processorSource(),
       clockGettime: input.images.findVdsoFunction("__vdso_clock_gettime"),
       tidOffset: usesTid(input.proofs) ? await target.findTidOffset(TID_OFFSETS) : undefined,
       pidCache: privateAt,
@@ -361,8 +362,4 @@ function usesTid(proofs: readonly Proof[]): boolean {
 function allowsRdfsbase(pid: number): boolean {
   const AT_HWCAP2 = 26;
   return ((readAuxv(pid).get(AT_HWCAP2) ?? 0n) & 2n) !== 0n;
-}
-
-function hasRdpid(): boolean {
-  return /^flags\s*:.*\brdpid\b/m.test(readFileSync("/proc/cpuinfo", "latin1"));
 }

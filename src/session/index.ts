@@ -1,4 +1,5 @@
 /** Sessions: one tracing run from options to exit code, and the reports around it. */
+export { executeBpf } from "./bpf-exec.ts";
 export { type ChangedSite, readChangedSites } from "./changed-sites.ts";
 export { detach } from "./detach.ts";
 export { doctor } from "./doctor.ts";
@@ -6,6 +7,7 @@ export { explain } from "./explain.ts";
 export { compareText, readTextFingerprint, type TextFingerprint } from "./fingerprint.ts";
 export { listProbes } from "./listing.ts";
 export type {
+  BpfExecOptions,
   DetachOptions,
   ExplainOptions,
   ListOptions,

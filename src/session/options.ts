@@ -57,6 +57,17 @@ export interface ReportOptions {
   readonly format: OutputFormat;
 }
 
+export interface BpfExecOptions {
+  /** Instructions of 8 bytes, little endian, as hex digits; white space may stand anywhere between them. */
+  readonly bytecode: string;
+  /** What r1 points to, in the same form; empty: no byte. */
+  readonly memory: string;
+  /** Do not compile. */
+  readonly interpret: boolean;
+  /** Interpret what the verifier refuses. */
+  readonly unverified: boolean;
+}
+
 /** Somewhere that text goes. Writing returns when the text has been handed over. */
 export interface TextSink {
   write(text: string): void;
@@ -86,4 +97,5 @@ export interface SessionVerbs {
   listProbes(options: ListOptions, io: SessionIo): Promise<number>;
   listTracedProcesses(options: ReportOptions, io: SessionIo): Promise<number>;
   doctor(options: ReportOptions, io: SessionIo): Promise<number>;
+  executeBpf(options: BpfExecOptions, io: SessionIo): Promise<number>;
 }

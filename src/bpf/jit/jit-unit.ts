@@ -64,6 +64,11 @@ export interface CompiledProgram {
 export interface EmitOptions {
   /** Leave r0 in rax. Without it, what only computes the result is left out. */
   readonly keepsResult?: boolean;
+  /**
+   * What lies above the return address: the context itself, or two 64-bit words, which become r1 (the address of
+   * memory) and r2 (its length).
+   */
+  readonly entry?: "context" | "memory";
 }
 
 export class JitUnit {
@@ -80,10 +85,11 @@ export class JitUnit {
   }
 
   /** Emits one program here. `proof` must be the verifier's for exactly this program and the unit's maps. */
-  emit(program: ProgramSpec, proof: Proof, { keepsResult = false }: EmitOptions = {}): CompiledProgram {
+  emit(program: ProgramSpec, proof: Proof, options: EmitOptions = {}): CompiledProgram {
+    const { keepsResult = false, entry = "context" } = options;
     const { insns } = program;
     const isDead = (slot: number) => proof.deadInsns.has(slot);
-    const { before, isTarget } = knownValues(insns, isDead, (index) => this.#env.mapAddr(index));
+    const { before, isTarget } = knownValues(insns, isDead, entry, (index) => this.#env.mapAddr(index));
     const context = {
       bundle: this.#bundle,
       proof,
@@ -107,6 +113,7 @@ export class JitUnit {
       live,
       assignment: assignRegs(list, live),
       isTarget,
+      entry,
       frameBytes: proof.stackBytes,
       fillPidCache: () => fillPidCache(this.#routines, this.#env),
     }).emit();

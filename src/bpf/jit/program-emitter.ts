@@ -35,6 +35,7 @@ export interface EmitterInput {
   readonly live: Liveness;
   readonly assignment: Assignment;
   readonly isTarget: readonly boolean[];
+  readonly entry: "context" | "memory";
   readonly frameBytes: number;
   /** Fills the cache of process ids; changes nothing else. */
   readonly fillPidCache: () => Routine;
@@ -79,7 +80,7 @@ export class ProgramEmitter implements OperationContext {
     const end = asm.label("program end");
     for (const slot of list.ops.keys()) if (isTarget[slot] === true) this.#labels.set(slot, asm.label());
     if (this.#frameBytes > 0) asm.subImm(RSP, this.#frameBytes);
-    if ((live.atEntry & 2) !== 0) this.#address(this.dst(1), "ctx", 0);
+    this.#arguments(live.atEntry);
     for (const [slot, op] of list.ops.entries()) {
       const label = this.#labels.get(slot);
       if (label !== undefined) asm.bind(label);
@@ -94,6 +95,17 @@ export class ProgramEmitter implements OperationContext {
       clobbers: this.#clobbers,
       stackBytes: Math.max(Math.ceil(this.#input.frameBytes / 8) * 8, this.#frameBytes + this.#calleeBytes),
     };
+  }
+
+  /** Sets the registers that a program begins with, as far as it reads them. */
+  #arguments(atEntry: number): void {
+    const isRead = (bpf: number) => ((atEntry >> bpf) & 1) !== 0;
+    if (this.#input.entry === "context") {
+      if (isRead(1)) this.#address(this.dst(1), "ctx", 0);
+      return;
+    }
+    for (const bpf of [1, 2])
+      if (isRead(bpf)) this.asm.mov(this.dst(bpf), this.mem({ base: "ctx", disp: (bpf - 1) * 8 }));
   }
 
   reg(bpf: number): Reg {

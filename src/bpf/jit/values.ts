@@ -58,10 +58,11 @@ export interface KnownValues {
 
 const FRAME_POINTER = 10;
 
-/** `mapAddr` gives the address of a map's storage. */
+/** `mapAddr` gives the address of a map's storage. Of memory at the entry neither address nor length is known. */
 export function knownValues(
   insns: readonly Insn[],
   isDead: (slot: number) => boolean,
+  entryKind: "context" | "memory",
   mapAddr: (index: number) => bigint,
 ): KnownValues {
   const before: (Values | undefined)[] = insns.map(() => undefined);
@@ -78,7 +79,7 @@ export function knownValues(
   };
 
   const entry: Value[] = Array.from({ length: 11 }, () => undefined);
-  entry[1] = { kind: "ctx", off: 0 };
+  if (entryKind === "context") entry[1] = { kind: "ctx", off: 0 };
   entry[FRAME_POINTER] = { kind: "stack", off: 0 };
   flow(0, entry);
   while (work.length > 0) {
