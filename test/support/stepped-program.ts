@@ -6,7 +6,7 @@
  */
 import koffi from "koffi";
 import type { Insn } from "../../src/bpf/index.ts";
-import { R10, R12, R13, RAX, RBX, RCX, RDI, RDX, RSI, RSP } from "../../src/x86/registers.ts";
+import { RAX, RDI, RSI, RSP } from "../../src/x86/registers.ts";
 import { CODE_BYTES, type NativeBpf } from "./native-bpf.ts";
 
 const libc = koffi.load("libc.so.6");
@@ -16,10 +16,11 @@ const kill = libc.func("int kill(int pid, int signal)");
 const waitpid = libc.func("int waitpid(int pid, intptr_t status, int options)");
 const ptrace = libc.func("long ptrace(long request, int pid, intptr_t addr, intptr_t data)");
 const spawnType = koffi.proto("int Spawn()");
-const stepType = koffi.proto("int Step(int pid, int64_t count)");
 
 const PTRACE_CONT = 7;
 const PTRACE_SINGLESTEP = 9;
+const PTRACE_GETREGS = 12;
+const PTRACE_SETREGS = 13;
 const PTRACE_SETOPTIONS = 0x4200;
 const PTRACE_O_EXITKILL = 0x100000;
 const SIGTRAP = 5;
@@ -55,17 +56,22 @@ export function killAndWait(pid: number): void {
   if (waitpid(pid, 0n, WAIT_ALL) !== pid) throw new Error(`wait for process ${pid}: it is gone`);
 }
 
-/** Words of the memory at `control`, shared with the process. */
+/** Offsets in the memory at `control`, shared with the process: its registers and its stack lie there too. */
 const RESULT = 0;
 const RUNS = 8;
 const STATUS = 16;
-export const CONTROL_BYTES = 64;
+const REGISTERS = 64;
+/** Size of struct user_regs_struct. */
+const REGISTER_BYTES = 216;
+const STACK_END = 4096;
+export const CONTROL_BYTES = STACK_END;
 
 export class SteppedProgram implements Disposable {
   readonly #pid: number;
+  readonly #memory: Uint8Array;
   readonly #control: DataView;
-  readonly #statusAt: bigint;
-  readonly #stepper: bigint;
+  readonly #controlAt: bigint;
+  #saved: { readonly memory: Uint8Array; readonly registers: Uint8Array } | undefined;
   #isAlive = true;
 
   /** `control` is the offset of CONTROL_BYTES in `memory`. r1 of the program is a context whose slot 0 is `word`. */
@@ -78,7 +84,8 @@ export class SteppedProgram implements Disposable {
   ) {
     this.#control = new DataView(memory.bytes.buffer, memory.bytes.byteOffset + control, CONTROL_BYTES);
     const controlAt = memory.at + BigInt(control);
-    this.#statusAt = controlAt + BigInt(STATUS);
+    this.#controlAt = controlAt;
+    this.#memory = memory.bytes.subarray(CODE_BYTES);
     const proof = native.prove(insns);
     const [SYS_FORK, SYS_PRCTL, SYS_PTRACE, PR_SET_PDEATHSIG] = [57, 157, 101, 1];
     const { asm, written } = native.place((a, unit) => {
@@ -98,7 +105,7 @@ export class SteppedProgram implements Disposable {
       a.movImm(RAX, SYS_PTRACE);
       a.zero(RDI);
       a.syscall();
-      a.subImm(RSP, 168);
+      a.movImm(RSP, controlAt + BigInt(STACK_END - 168));
       a.movImm(RAX, word);
       a.mov({ base: RSP }, RAX);
       const again = a.here("again");
@@ -110,19 +117,34 @@ export class SteppedProgram implements Disposable {
       a.jmp(again);
       return entry;
     });
-    this.#stepper = emitStepper(native, controlAt);
     this.#pid = callSpawn(asm.addressOf(written));
     this.#wait();
     ptrace(PTRACE_SETOPTIONS, this.#pid, 0n, BigInt(PTRACE_O_EXITKILL));
   }
 
-  /** Runs `count` instructions of the program, from its beginning; false if it ended before. */
-  step(count: number): boolean {
-    if (count > 0 && (koffi.call(this.#stepper, stepType, this.#pid, count) as number) !== 0) {
-      this.#resume();
-      return false;
-    }
+  /** Keeps the state of the process and of all shared memory, for `advance` to return to. */
+  save(): void {
+    ptrace(PTRACE_GETREGS, this.#pid, 0n, this.#controlAt + BigInt(REGISTERS));
+    this.#saved = { memory: this.#memory.slice(), registers: this.#registers.slice() };
+  }
+
+  /** Returns to the state that was saved, runs one instruction more and saves that; false if the program has ended. */
+  advance(): boolean {
+    if (this.#saved === undefined) throw new Error("advance: nothing was saved");
+    const { memory, registers } = this.#saved;
+    this.#registers.set(registers);
+    ptrace(PTRACE_SETREGS, this.#pid, 0n, this.#controlAt + BigInt(REGISTERS));
+    this.#memory.set(memory);
+    const runs = this.#control.getBigUint64(RUNS, true);
+    ptrace(PTRACE_SINGLESTEP, this.#pid, 0n, 0n);
+    this.#wait();
+    if (this.#control.getBigUint64(RUNS, true) !== runs) return false;
+    this.save();
     return true;
+  }
+
+  get #registers(): Uint8Array {
+    return new Uint8Array(this.#control.buffer, this.#control.byteOffset + REGISTERS, REGISTER_BYTES);
   }
 
   /** Lets the program run to its end; returns r0, signed. */
@@ -143,7 +165,7 @@ export class SteppedProgram implements Disposable {
   }
 
   #wait(): void {
-    const pid = waitpid(this.#pid, this.#statusAt, WAIT_ALL) as number;
+    const pid = waitpid(this.#pid, this.#controlAt + BigInt(STATUS), WAIT_ALL) as number;
     const status = this.#control.getInt32(STATUS, true);
     if (pid === this.#pid && (status & 0xff) === 0x7f && status >> 8 === SIGTRAP) return;
     this.#isAlive = false;
@@ -153,48 +175,4 @@ export class SteppedProgram implements Disposable {
   [Symbol.dispose](): void {
     this.kill();
   }
-}
-
-/**
- * A C function `int step(pid, count)`: steps and waits `count` times; stops early and returns 1 when the program has
- * ended. In machine code because it is called a million times.
- */
-function emitStepper(native: NativeBpf, controlAt: bigint): bigint {
-  const [SYS_PTRACE, SYS_WAIT4] = [101, 61];
-  const { asm, written } = native.place((a) => {
-    const entry = a.here("step");
-    const [next, ended] = [a.label("next"), a.label("ended")];
-    for (const reg of [RBX, R12, R13]) a.push(reg);
-    a.mov(RBX, RDI, 32);
-    a.mov(R12, RSI);
-    a.movImm(R13, controlAt);
-    a.push({ base: R13, disp: RUNS });
-    a.bind(next);
-    a.movImm(RAX, SYS_PTRACE);
-    a.movImm(RDI, PTRACE_SINGLESTEP);
-    a.mov(RSI, RBX);
-    a.zero(RDX);
-    a.zero(R10);
-    a.syscall();
-    a.movImm(RAX, SYS_WAIT4);
-    a.mov(RDI, RBX);
-    a.lea(RSI, { base: R13, disp: STATUS });
-    a.movImm(RDX, WAIT_ALL);
-    a.zero(R10);
-    a.syscall();
-    a.mov(RDX, { base: R13, disp: RUNS });
-    a.cmp(RDX, { base: RSP });
-    a.jcc("ne", ended);
-    a.dec(R12);
-    a.jcc("ne", next);
-    a.bind(ended);
-    a.pop(RCX);
-    a.zero(RAX);
-    a.cmp(RDX, RCX);
-    a.set("ne", RAX);
-    for (const reg of [R13, R12, RBX]) a.pop(reg);
-    a.ret();
-    return entry;
-  });
-  return asm.addressOf(written);
 }
