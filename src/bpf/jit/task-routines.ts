@@ -47,10 +47,10 @@ export function fillPidCache(routines: RoutineSet, env: LinkEnv): Routine {
   }));
 }
 
-/** rax = process id << 32 | thread id, where the thread id has to be asked for. */
 /** Where the offset of the thread id lies beside the pid cache; see `LinkEnv.pidCache`. */
 export const PID_CACHE_TID_OFFSET = 8;
 
+/** rax = process id << 32 | thread id, where no offset of the thread id is known yet. */
 export function pidTgid(routines: RoutineSet, env: LinkEnv): Routine {
   return routines.get("pid tgid", () => {
     const fill = fillPidCache(routines, env);
