@@ -112,6 +112,9 @@ const FEWEST_CALLS = 20;
 const BURST: Pace = { calls: 400, twinCalls: 400, samples: 60, pauseUs: 4_000 };
 const TRIAL: Pace = { calls: 100, twinCalls: 100, samples: 3, pauseUs: 0 };
 
+const callsFor = (ns: number): number =>
+  Math.min(MOST_CALLS, Math.max(FEWEST_CALLS, Math.round(SAMPLE_NS / ns)));
+
 const differenceNs = (samples: readonly Sample[]): number =>
   median(samples.map(({ ownNs, twinNs }) => ownNs - twinNs));
 
@@ -120,8 +123,6 @@ async function measureOnce({ tracer, site, work, placement }: HitCase): Promise<
   const takeSamples = async (): Promise<{ readonly samples: readonly Sample[]; readonly calls: number }> => {
     if (work === "printf") return { samples: await target.measure(site, BURST), calls: callsIn(BURST) };
     const trial = await target.measure(site, TRIAL);
-    const callsFor = (ns: number): number =>
-      Math.min(MOST_CALLS, Math.max(FEWEST_CALLS, Math.round(SAMPLE_NS / ns)));
     const pace: Pace = {
       calls: callsFor(median(trial.map(({ ownNs }) => ownNs))),
       twinCalls: callsFor(median(trial.map(({ twinNs }) => twinNs))),
