@@ -25,7 +25,7 @@ import {
   OpKind,
   Register,
   type UsedRegister,
-} from "iced-x86";
+} from "./iced.ts";
 import type { RegSet } from "./registers.ts";
 
 /** What follows an instruction, by number: `flowKinds[code.flows[i]]`. */
