@@ -9,7 +9,7 @@ import { CTX_BYTES } from "../context.ts";
 import type { StepNote } from "./demand.ts";
 import type { Machine } from "./machine.ts";
 import { reject } from "./rejection.ts";
-import { type Scalar, unknownScalar } from "./scalar.ts";
+import type { Scalar } from "./scalar.ts";
 import { signExtend, signedOfBits, unsignedOfBits } from "./scalar-alu.ts";
 import {
   clobberSlot,
@@ -146,6 +146,12 @@ function getAccessible(step: Step, reg: number): Pointer {
   return value;
 }
 
+/** The context itself: what is added to its address must be 0. */
+export function checkCtxPointer(reg: number, pointer: Pointer): void {
+  if (!isFixed(pointer)) reject(`variable ctx access var_off=${printBits(pointer.variable)} disallowed`);
+  if (pointer.off !== 0) reject(`dereference of modified ctx ptr R${reg} off=${pointer.off} disallowed`);
+}
+
 function checkCtx(
   step: Step,
   reg: number,
@@ -154,12 +160,10 @@ function checkCtx(
   lenBytes: number,
   mode: AccessMode,
 ): void {
-  if (!isFixed(pointer))
-    reject(`variable ctx access var_off=${printBits(pointer.variable)} off=${off} size=${lenBytes}`);
-  if (pointer.off !== 0) reject(`dereference of modified ctx ptr R${reg} off=${pointer.off} disallowed`);
-  const isSlot = off >= 0 && off + 8 <= CTX_BYTES && off % 8 === 0 && (lenBytes === 8 || lenBytes === 4);
-  if (mode !== "read" || !isSlot) reject(`invalid bpf_context access off=${off} size=${lenBytes}`);
-  step.machine.findings.ctxReads.add(off);
+  checkCtxPointer(reg, pointer);
+  const isInside = off >= 0 && off + lenBytes <= CTX_BYTES && off % lenBytes === 0;
+  if (mode !== "read" || !isInside) reject(`invalid bpf_context access off=${off} size=${lenBytes}`);
+  step.machine.findings.ctxReads.add(off & ~7);
 }
 
 /** Map values, records and sized memory. */
@@ -276,6 +280,7 @@ function checkInitialised(step: Step, from: number, to: number, where: string, l
 }
 
 /** A tristate number as the kernel prints it. */
-export function printBits(scalar: Scalar = unknownScalar): string {
-  return `(0x${scalar.value.toString(16)}; 0x${scalar.mask.toString(16)})`;
+export function printBits({ value, mask }: Scalar): string {
+  if (mask === 0n) return value === 0n ? "0" : `0x${value.toString(16)}`;
+  return `(0x${value.toString(16)}; 0x${mask.toString(16)})`;
 }

@@ -9,7 +9,7 @@ import {
   MIN_ERRNO,
 } from "../helpers.ts";
 import type { MapSpec } from "../program.ts";
-import { checkHelperMemory, getReg, MAX_OFFSET, type Step } from "./access.ts";
+import { checkCtxPointer, checkHelperMemory, getReg, MAX_OFFSET, type Step } from "./access.ts";
 import { reject } from "./rejection.ts";
 import { isConstant, S64_MAX, S64_MIN, type Scalar, signedRange, unknownScalar } from "./scalar.ts";
 import { isFixed, pointerTo, typeName, uninit, type Value } from "./value.ts";
@@ -50,9 +50,7 @@ function checkArgument(step: Step, helper: HelperSpec, arg: HelperArg, reg: numb
       return;
     case "ctx":
       expectType(value, reg, "ctx");
-      if (value.kind !== "pointer" || value.off !== 0 || !isFixed(value)) {
-        reject(`dereference of modified ctx ptr R${reg} disallowed`);
-      }
+      if (value.kind === "pointer") checkCtxPointer(reg, value);
       return;
     case "map":
       expectType(value, reg, "map_ptr");

@@ -106,7 +106,7 @@ describe("what is known about a number", () => {
           const half = aluScalar(false, code, off, a.scalar, b.scalar);
           expect(contains(half, evalAlu32(code, off, a.value, b.value))).toBe(true);
         }),
-        { numRuns: 1500 },
+        { numRuns: 500 },
       );
     },
   );
@@ -135,7 +135,7 @@ describe("what is known about a number", () => {
         expect(isWithin(refined!.dst, a.scalar)).toBe(true);
         expect(isWithin(refined!.src, b.scalar)).toBe(true);
       }),
-      { numRuns: 1500 },
+      { numRuns: 500 },
     );
   });
 

@@ -202,15 +202,28 @@ function boundsFromBits(d: Draft): void {
   d.smax32 = min(d.smax32, BigInt.asIntN(32, value | (mask & ~SIGN32)));
 }
 
-/** A range on one side of the sign change reads the same as signed and as unsigned. */
+/**
+ * A range on one side of the sign change reads the same as signed and as unsigned. A signed range on both sides is two
+ * unsigned ones; if the unsigned range leaves room for one of them only, it is that one.
+ */
 function deduce64(d: Draft): void {
   if (BigInt.asIntN(64, d.umin) <= BigInt.asIntN(64, d.umax)) {
     d.smin = max(d.smin, BigInt.asIntN(64, d.umin));
     d.smax = min(d.smax, BigInt.asIntN(64, d.umax));
   }
-  if (BigInt.asUintN(64, d.smin) <= BigInt.asUintN(64, d.smax)) {
-    d.umin = max(d.umin, BigInt.asUintN(64, d.smin));
-    d.umax = min(d.umax, BigInt.asUintN(64, d.smax));
+  const fromSmin = BigInt.asUintN(64, d.smin);
+  const fromSmax = BigInt.asUintN(64, d.smax);
+  if (fromSmin <= fromSmax) {
+    d.umin = max(d.umin, fromSmin);
+    d.umax = min(d.umax, fromSmax);
+  } else if (d.smin > d.smax) {
+    return;
+  } else if (d.umax < fromSmin) {
+    d.umax = min(d.umax, fromSmax);
+    d.smin = 0n;
+  } else if (d.umin > fromSmax) {
+    d.umin = max(d.umin, fromSmin);
+    d.smax = -1n;
   }
 }
 
@@ -219,9 +232,19 @@ function deduce32(d: Draft): void {
     d.smin32 = max(d.smin32, BigInt.asIntN(32, d.umin32));
     d.smax32 = min(d.smax32, BigInt.asIntN(32, d.umax32));
   }
-  if (BigInt.asUintN(32, d.smin32) <= BigInt.asUintN(32, d.smax32)) {
-    d.umin32 = max(d.umin32, BigInt.asUintN(32, d.smin32));
-    d.umax32 = min(d.umax32, BigInt.asUintN(32, d.smax32));
+  const fromSmin = BigInt.asUintN(32, d.smin32);
+  const fromSmax = BigInt.asUintN(32, d.smax32);
+  if (fromSmin <= fromSmax) {
+    d.umin32 = max(d.umin32, fromSmin);
+    d.umax32 = min(d.umax32, fromSmax);
+  } else if (d.smin32 > d.smax32) {
+    return;
+  } else if (d.umax32 < fromSmin) {
+    d.umax32 = min(d.umax32, fromSmax);
+    d.smin32 = 0n;
+  } else if (d.umin32 > fromSmax) {
+    d.umin32 = max(d.umin32, fromSmin);
+    d.smax32 = -1n;
   }
 }
 

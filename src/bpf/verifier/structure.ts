@@ -7,6 +7,8 @@
 import { findHelper, findHelperName } from "../helpers.ts";
 import { type Insn, jumpTarget } from "../insn.ts";
 import * as op from "../opcodes.ts";
+import type { MapSpec } from "../program.ts";
+import { MAX_OFFSET } from "./access.ts";
 import { FRAME_POINTER } from "./state.ts";
 
 const MAX_SLOTS = 1_000_000;
@@ -24,13 +26,16 @@ export interface GoodStructure {
   readonly meets: Uint8Array;
 }
 
-export function checkStructure(insns: readonly Insn[], mapCount: number): GoodStructure | BadStructure {
+export function checkStructure(
+  insns: readonly Insn[],
+  maps: readonly MapSpec[],
+): GoodStructure | BadStructure {
   if (insns.length === 0) return bad(0, "the program is empty");
   if (insns.length > MAX_SLOTS) return bad(MAX_SLOTS, `the program has more than ${MAX_SLOTS} instructions`);
   const isSecond = new Uint8Array(insns.length);
   for (let at = 0; at < insns.length; at++) {
     const insn = insns[at]!;
-    const wrong = whatIsWrong(insn, insns[at + 1], mapCount);
+    const wrong = whatIsWrong(insn, insns[at + 1], maps);
     if (wrong !== undefined) return bad(at, wrong);
     if (insn.opcode === op.OP_LDIMM64) isSecond[++at] = 1;
   }
@@ -39,7 +44,7 @@ export function checkStructure(insns: readonly Insn[], mapCount: number): GoodSt
     if (target === undefined) continue;
     if (target < 0 || target >= insns.length)
       return bad(at, `jump out of range from insn ${at} to ${target}`);
-    if (isSecond[target]) return bad(at, `jump into the middle of ldimm64 from insn ${at} to ${target}`);
+    if (isSecond[target]) return bad(at, `jump into the middle of ldimm64 insn ${target - 1}`);
   }
   return follow(insns, isSecond);
 }
@@ -78,7 +83,7 @@ function bad(at: number, message: string): BadStructure {
 }
 
 /** Undefined: a legal instruction. */
-function whatIsWrong(insn: Insn, next: Insn | undefined, mapCount: number): string | undefined {
+function whatIsWrong(insn: Insn, next: Insn | undefined, maps: readonly MapSpec[]): string | undefined {
   if (insn.dst > MAX_REG) return `R${insn.dst} is invalid`;
   if (insn.src > MAX_REG) return `R${insn.src} is invalid`;
   switch (op.classOf(insn.opcode)) {
@@ -89,7 +94,7 @@ function whatIsWrong(insn: Insn, next: Insn | undefined, mapCount: number): stri
     case op.CLASS_JMP32:
       return wrongJump(insn);
     case op.CLASS_LD:
-      return wrongLoadImm64(insn, next, mapCount);
+      return wrongLoadImm64(insn, next, maps);
     case op.CLASS_LDX:
       return wrongLoad(insn) ?? wrongDestination(insn.dst);
     case op.CLASS_ST:
@@ -166,10 +171,10 @@ function wrongCall({ dst, src, off, imm }: Insn): string | undefined {
     : `program of this type cannot use helper ${name}#${imm}`;
 }
 
-function wrongLoadImm64(insn: Insn, next: Insn | undefined, mapCount: number): string | undefined {
+function wrongLoadImm64(insn: Insn, next: Insn | undefined, maps: readonly MapSpec[]): string | undefined {
   const mode = op.modeOf(insn.opcode);
   if (mode === op.MODE_ABS || mode === op.MODE_IND) {
-    return "BPF_LD_[ABS|IND] instructions (legacy packet access) are not supported";
+    return "BPF_LD_[ABS|IND] instructions not allowed for this program type";
   }
   if (insn.opcode !== op.OP_LDIMM64) return unknownOpcode(insn);
   if (next?.opcode !== 0) return "invalid bpf_ld_imm64 insn";
@@ -180,15 +185,23 @@ function wrongLoadImm64(insn: Insn, next: Insn | undefined, mapCount: number): s
     case op.PSEUDO_NONE:
       return wrongDestination(insn.dst);
     case op.PSEUDO_MAP_FD:
-      if (next.imm !== 0) return "unrecognized bpf_ld_imm64 insn";
-      break;
     case op.PSEUDO_MAP_VALUE:
-      break;
+      return wrongMap(insn, next, maps) ?? wrongDestination(insn.dst);
     default:
       return `unrecognized bpf_ld_imm64 insn: source ${insn.src} is not supported`;
   }
-  if (insn.imm < 0 || insn.imm >= mapCount) return `map ${insn.imm} does not exist: there are ${mapCount}`;
-  return wrongDestination(insn.dst);
+}
+
+function wrongMap(insn: Insn, next: Insn, maps: readonly MapSpec[]): string | undefined {
+  const spec = maps[insn.imm];
+  if (!spec) return `map ${insn.imm} does not exist: there are ${maps.length}`;
+  if (insn.src === op.PSEUDO_MAP_FD) return next.imm === 0 ? undefined : "unrecognized bpf_ld_imm64 insn";
+  if (spec.kind !== "array") return "no direct value access support for this map type";
+  const off = next.imm >>> 0;
+  if (off < spec.valueBytes) return undefined;
+  return off < MAX_OFFSET
+    ? `invalid access to map value pointer, value_size=${spec.valueBytes} off=${off}`
+    : `direct value offset of ${off} is not allowed`;
 }
 
 function wrongLoad(insn: Insn): string | undefined {

@@ -78,7 +78,7 @@ describe("verifier on random input", () => {
         if (decoded.kind === "decoded")
           verifyProgram({ insns: decoded.insns }, randomProgramMaps, { maxVisits });
       }),
-      { numRuns: 2000 },
+      { numRuns: 1000 },
     );
   });
 
@@ -92,9 +92,9 @@ describe("verifier on random input", () => {
         accepted++;
         expectNoFault(insns, verdict.proof, seed);
       }),
-      { numRuns: 800 },
+      { numRuns: 400 },
     );
-    expect(accepted).toBeGreaterThan(80);
+    expect(accepted).toBeGreaterThan(40);
   });
 
   it("accepts only mutated programs that never fault", () => {
@@ -104,7 +104,7 @@ describe("verifier on random input", () => {
         const verdict = verifyProgram({ insns }, randomProgramMaps, { maxVisits });
         if (verdict.kind === "accepted") expectNoFault(insns, verdict.proof, seed);
       }),
-      { numRuns: 1500 },
+      { numRuns: 700 },
     );
   });
 
@@ -146,7 +146,7 @@ describe("verifier on random input", () => {
         const full = verifyProgram({ insns }, randomProgramMaps, { maxVisits: 6000, observer });
         if (full.kind === "rejected" && !/too (large|complex)/.test(full.message)) throw new Error(full.log);
       }),
-      { numRuns: 600 },
+      { numRuns: 300 },
     );
   });
 });

@@ -48,7 +48,7 @@ export function verifyProgram(
   options: VerifyOptions = {},
 ): Verdict {
   const { insns } = program;
-  const structure = checkStructure(insns, maps.length);
+  const structure = checkStructure(insns, maps);
   if (structure.kind === "bad") {
     const { at, message } = structure;
     return { kind: "rejected", at, message, log: `${printPath(insns, [at])}${message}\n` };
