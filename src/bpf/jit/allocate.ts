@@ -65,6 +65,8 @@ export function assignRegs(list: OpList, live: Liveness): Assignment {
   const forbidden: RegSet[] = Array.from({ length: BPF_REGS }, () => 0);
   const useCount = Array.from({ length: BPF_REGS }, () => 0);
   const moves: [number, number][] = [];
+  /** Where an instruction wants the value. */
+  const wanted: (Reg | undefined)[] = Array.from({ length: BPF_REGS }, () => undefined);
   let hasCalls = false;
 
   const meet = (reg: number, others: number) => {
@@ -93,6 +95,7 @@ export function assignRegs(list: OpList, live: Liveness): Assignment {
       continue;
     }
     if (op.kind === "move" && op.width === 64) moves.push([op.dst, op.src]);
+    if (op.kind === "shift" && op.src.kind === "reg") wanted[op.src.reg] = RCX;
     // A value that a move only copies may share the register of its source.
     const others = op.kind === "move" && op.width === 64 ? after & ~(1 << op.src) : after;
     for (let reg = 0; reg < BPF_REGS; reg++) if (((defines >> reg) & 1) !== 0) meet(reg, others);
@@ -123,7 +126,9 @@ export function assignRegs(list: OpList, live: Liveness): Assignment {
       (set, machine) => (machine === undefined ? set : set | (1 << machine)),
       0,
     );
+    const asWanted = wanted[reg] !== undefined && !hasReg(taken, wanted[reg]) ? wanted[reg] : undefined;
     assignment[reg] =
+      asWanted ??
       shared ??
       preferredRegs.find((machine) => hasReg(used, machine) && !hasReg(taken, machine)) ??
       preferredRegs.find((machine) => !hasReg(taken, machine));

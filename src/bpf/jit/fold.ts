@@ -1,9 +1,10 @@
 /**
- * Joins operations that one instruction can do: address arithmetic into memory operands, and the mask of a
- * processor number.
+ * Joins operations that one instruction can do: address arithmetic into memory operands, the mask of a processor
+ * number, and the half of a pid_tgid that is wanted.
  *
  *     r0 <<= 3; r1 += r0; *(u64 *)(r1 + 8) += 1       lock inc qword ptr [r1 + r0*8 + 8]
  *     r0 = cpu; r0 &= 7                               rdpid; and 7 (instead of and 4095, and 7)
+ *     r0 = pid_tgid; w0 = w0                          mov eax, fs:[tid]
  *
  * Only within a block, and only if the registers that lose their values are not needed afterwards.
  */
@@ -15,6 +16,7 @@ export function foldOperations(list: OpList, live: Liveness, isTarget: readonly 
   for (const slot of list.ops.keys()) {
     foldAddress(list, live, isTarget, slot);
     foldMask(list, isTarget, slot);
+    foldPidTgid(list, isTarget, slot);
   }
 }
 
@@ -102,6 +104,30 @@ function foldMask(list: OpList, isTarget: readonly boolean[], slot: number): voi
   for (const [at, candidate] of opsBefore(list, isTarget, slot)) {
     if (candidate.kind === "cpu" && candidate.dst === op.dst) {
       list.ops[at] = { ...candidate, mask: candidate.mask & op.src.value };
+      list.ops[slot] = undefined;
+      return;
+    }
+    if (((usesOf(candidate, list.keepsResult) | definesOf(candidate)) & (1 << op.dst)) !== 0) return;
+  }
+}
+
+/** Of the two ids only one is used. */
+function foldPidTgid(list: OpList, isTarget: readonly boolean[], slot: number): void {
+  const op = list.ops[slot];
+  const part =
+    op?.kind === "move" && op.width === 32 && op.src === op.dst
+      ? "tid"
+      : op?.kind === "shift" &&
+          op.op === "shr" &&
+          op.width === 64 &&
+          op.src.kind === "imm" &&
+          op.src.value === 32
+        ? "pid"
+        : undefined;
+  if (part === undefined || op === undefined || !("dst" in op)) return;
+  for (const [at, candidate] of opsBefore(list, isTarget, slot)) {
+    if (candidate.kind === "pid-tgid" && candidate.dst === op.dst && candidate.part === "both") {
+      list.ops[at] = { ...candidate, part };
       list.ops[slot] = undefined;
       return;
     }

@@ -59,6 +59,11 @@ export interface CompiledProgram {
   readonly ctxReads: ReadonlySet<number>;
   /** Bytes below rsp at entry (where the return address lies) that may be used, routines included. */
   readonly stackBytes: number;
+  /**
+   * Where the code of an instruction begins, for those that have code, and at the number of slots what is out of line;
+   * empty unless asked for.
+   */
+  readonly slots: ReadonlyMap<number, Label>;
 }
 
 export interface EmitOptions {
@@ -69,6 +74,8 @@ export interface EmitOptions {
    * memory) and r2 (its length).
    */
   readonly entry?: "context" | "memory";
+  /** Fills `CompiledProgram.slots`. */
+  readonly marksSlots?: boolean;
 }
 
 export class JitUnit {
@@ -86,7 +93,7 @@ export class JitUnit {
 
   /** Emits one program here. `proof` must be the verifier's for exactly this program and the unit's maps. */
   emit(program: ProgramSpec, proof: Proof, options: EmitOptions = {}): CompiledProgram {
-    const { keepsResult = false, entry = "context" } = options;
+    const { keepsResult = false, entry = "context", marksSlots = false } = options;
     const { insns } = program;
     const isDead = (slot: number) => proof.deadInsns.has(slot);
     const { before, isTarget } = knownValues(insns, isDead, entry, (index) => this.#env.mapAddr(index));
@@ -114,6 +121,7 @@ export class JitUnit {
       assignment: assignRegs(list, live),
       isTarget,
       entry,
+      marksSlots,
       frameBytes: proof.stackBytes,
       fillPidCache: () => fillPidCache(this.#routines, this.#env),
     }).emit();

@@ -299,7 +299,7 @@ function lowerCall(context: LowerContext, insn: Insn, slot: number, before: Valu
     case HELPER_GET_FUNC_IP:
       return { kind: "load", dst: 0, mem: { base: "ctx", disp: CTX_IP }, lenBytes: 8, isSigned: false };
     case HELPER_GET_CURRENT_PID_TGID:
-      if (env.tidOffset !== undefined) return { kind: "pid-tgid", dst: 0 };
+      if (env.tidOffset !== undefined) return { kind: "pid-tgid", dst: 0, part: "both" };
       break;
     case HELPER_RINGBUF_SUBMIT:
       return { kind: "release-record", record: 1, isDiscarded: false };

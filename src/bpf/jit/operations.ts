@@ -106,7 +106,8 @@ export type Op =
   | { readonly kind: "exit" }
   /** The processor number, and `mask` applied to it. */
   | { readonly kind: "cpu"; readonly dst: BpfRegNumber; readonly mask: number }
-  | { readonly kind: "pid-tgid"; readonly dst: BpfRegNumber }
+  /** Process id << 32 | thread id, or only one of them. */
+  | { readonly kind: "pid-tgid"; readonly dst: BpfRegNumber; readonly part: "both" | "pid" | "tid" }
   | {
       readonly kind: "array-lookup";
       readonly dst: BpfRegNumber;

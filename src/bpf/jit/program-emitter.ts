@@ -36,6 +36,7 @@ export interface EmitterInput {
   readonly assignment: Assignment;
   readonly isTarget: readonly boolean[];
   readonly entry: "context" | "memory";
+  readonly marksSlots: boolean;
   readonly frameBytes: number;
   /** Fills the cache of process ids; changes nothing else. */
   readonly fillPidCache: () => Routine;
@@ -46,6 +47,7 @@ export interface EmittedProgram {
   readonly end: Label;
   readonly clobbers: RegSet;
   readonly stackBytes: number;
+  readonly slots: ReadonlyMap<number, Label>;
 }
 
 export class ProgramEmitter implements OperationContext {
@@ -60,6 +62,8 @@ export class ProgramEmitter implements OperationContext {
   readonly #outOfLine: (() => void)[] = [];
   /** The slot of the operation that is being written. */
   #slot = 0;
+  /** What the zero flag tells: whether this register, in this width, is zero. */
+  #zeroFlag: { readonly reg: Reg; readonly width: 32 | 64 } | undefined;
 
   constructor(input: EmitterInput) {
     this.asm = input.asm;
@@ -69,7 +73,9 @@ export class ProgramEmitter implements OperationContext {
       0,
     );
     const rounded = Math.ceil(input.frameBytes / 8) * 8;
-    const isLeaf = !input.list.ops.some((op) => op?.kind === "call" || op?.kind === "pid-tgid");
+    const isLeaf = !input.list.ops.some(
+      (op) => op?.kind === "call" || (op?.kind === "pid-tgid" && op.part !== "tid"),
+    );
     this.#frameBytes = isLeaf && rounded <= RED_ZONE_BYTES ? 0 : rounded;
   }
 
@@ -78,6 +84,7 @@ export class ProgramEmitter implements OperationContext {
     const { list, live, isTarget } = this.#input;
     const entry = asm.here("program");
     const end = asm.label("program end");
+    const slots = new Map<number, Label>();
     for (const slot of list.ops.keys()) if (isTarget[slot] === true) this.#labels.set(slot, asm.label());
     if (this.#frameBytes > 0) asm.subImm(RSP, this.#frameBytes);
     this.#arguments(live.atEntry);
@@ -85,14 +92,21 @@ export class ProgramEmitter implements OperationContext {
       const label = this.#labels.get(slot);
       if (label !== undefined) asm.bind(label);
       this.#slot = slot;
-      if (op !== undefined) this.#op(op);
+      if (label !== undefined) this.#zeroFlag = undefined;
+      if (op === undefined) continue;
+      if (this.#input.marksSlots) slots.set(slot, asm.here());
+      const flag = this.#zeroFlag;
+      this.#zeroFlag = undefined;
+      this.#op(op, flag);
     }
+    if (this.#input.marksSlots) slots.set(list.ops.length, asm.here());
     for (const emitTail of this.#outOfLine.splice(0)) emitTail();
     asm.bind(end);
     return {
       entry,
       end,
       clobbers: this.#clobbers,
+      slots,
       stackBytes: Math.max(Math.ceil(this.#input.frameBytes / 8) * 8, this.#frameBytes + this.#calleeBytes),
     };
   }
@@ -157,7 +171,8 @@ export class ProgramEmitter implements OperationContext {
     return { base: this.reg(base), disp, ...scaled };
   }
 
-  #op(op: Op): void {
+  /** `flag` is what the zero flag tells about the operation before. */
+  #op(op: Op, flag: { readonly reg: Reg; readonly width: 32 | 64 } | undefined): void {
     const { asm } = this;
     switch (op.kind) {
       case "const":
@@ -185,6 +200,7 @@ export class ProgramEmitter implements OperationContext {
         return;
       case "negate":
         asm.neg(this.dst(op.dst), op.width);
+        this.#zeroFlag = { reg: this.reg(op.dst), width: op.width };
         return;
       case "byte-order":
         this.#byteOrder(op);
@@ -202,7 +218,7 @@ export class ProgramEmitter implements OperationContext {
         emitAtomic(this, op);
         return;
       case "branch":
-        this.#branch(op);
+        this.#branch(op, flag);
         return;
       case "goto":
         // A jump to what follows anyway.
@@ -224,7 +240,7 @@ export class ProgramEmitter implements OperationContext {
         return;
       }
       case "pid-tgid":
-        this.#pidTgid(this.dst(op.dst));
+        this.#pidTgid(this.dst(op.dst), op.part);
         return;
       case "array-lookup":
         this.#arrayLookup(op);
@@ -263,7 +279,10 @@ export class ProgramEmitter implements OperationContext {
     const dst = this.dst(op.dst);
     if (op.src.kind === "reg") {
       if (op.op === "mul") asm.imul(dst, this.reg(op.src.reg), op.width);
-      else asm.alu(op.op, dst, this.reg(op.src.reg), op.width);
+      else {
+        asm.alu(op.op, dst, this.reg(op.src.reg), op.width);
+        this.#zeroFlag = { reg: dst, width: op.width };
+      }
       return;
     }
     const { value } = op.src;
@@ -279,13 +298,19 @@ export class ProgramEmitter implements OperationContext {
       if (value === -1) this.#keepWidth(dst, op.width);
       else if (value === 0xff) asm.movzx(dst, dst, 8);
       else if (value === 0xffff) asm.movzx(dst, dst, 16);
-      // The high half becomes zero either way.
-      else asm.andImm(dst, value, value >= 0 ? 32 : op.width);
+      else {
+        // The high half becomes zero either way.
+        asm.andImm(dst, value, value >= 0 ? 32 : op.width);
+        this.#zeroFlag = { reg: dst, width: op.width };
+      }
       return;
     }
     if (value === 0) this.#keepWidth(dst, op.width);
     else if (op.op === "xor" && value === -1) asm.not(dst, op.width);
-    else asm.aluImm(op.op, dst, value, op.width);
+    else {
+      asm.aluImm(op.op, dst, value, op.width);
+      this.#zeroFlag = { reg: dst, width: op.width };
+    }
   }
 
   /** An operation without effect, except that 32-bit ones clear the high half. */
@@ -299,7 +324,10 @@ export class ProgramEmitter implements OperationContext {
     if (op.src.kind === "imm") {
       const count = op.src.value & (op.width - 1);
       if (count === 0) this.#keepWidth(dst, op.width);
-      else asm.shift(op.op, dst, count, op.width);
+      else {
+        asm.shift(op.op, dst, count, op.width);
+        this.#zeroFlag = { reg: dst, width: op.width };
+      }
       return;
     }
     const count = this.reg(op.src.reg);
@@ -343,7 +371,10 @@ export class ProgramEmitter implements OperationContext {
     else asm.movzx(dst, mem, (op.lenBytes * 8) as 8 | 16);
   }
 
-  #branch(op: Extract<Op, { kind: "branch" }>): void {
+  #branch(
+    op: Extract<Op, { kind: "branch" }>,
+    flag: { readonly reg: Reg; readonly width: 32 | 64 } | undefined,
+  ): void {
     const { asm } = this;
     const dst = this.reg(op.dst);
     const { src } = op;
@@ -353,25 +384,33 @@ export class ProgramEmitter implements OperationContext {
     } else if (op.isBitTest) {
       asm.testImm(dst, src.value, src.value >= 0 ? 32 : op.width);
     } else if (src.value === 0) {
-      asm.test(dst, dst, op.width);
+      const isKnown =
+        flag?.reg === dst && flag.width === op.width && (op.condition === "e" || op.condition === "ne");
+      if (!isKnown) asm.test(dst, dst, op.width);
     } else {
       asm.cmpImm(dst, src.value, op.width);
     }
     asm.jcc(op.condition, this.#labelOf(op.target));
   }
 
-  #pidTgid(dst: Reg): void {
+  #pidTgid(dst: Reg, part: "both" | "pid" | "tid"): void {
     const { asm } = this;
     const { tidOffset, pidCache } = this.#input.env;
+    if (part === "tid") {
+      asm.mov(dst, { fs: tidOffset! }, 32);
+      return;
+    }
     const cache = this.scratchPool(0).take();
     const [retry, fill] = [asm.here("pid"), asm.label("fill pid")];
     this.#constant(cache, pidCache);
     asm.mov(dst, { base: cache }, 32);
     asm.test(dst, dst, 32);
     asm.jcc("e", fill);
-    asm.shl(dst, 32);
-    asm.mov(cache, { fs: tidOffset! }, 32);
-    asm.or(dst, cache);
+    if (part === "both") {
+      asm.shl(dst, 32);
+      asm.mov(cache, { fs: tidOffset! }, 32);
+      asm.or(dst, cache);
+    }
     const routine = this.#input.fillPidCache();
     this.#noteCall(routine);
     this.#outOfLine.push(() => {
