@@ -112,6 +112,16 @@ describe("reading the command line", () => {
       action: { verb: "bpf exec", options: { memory: "", interpret: false, unverified: true } },
     },
     {
+      name: "an object file and a section",
+      argv: ["bpf", "verify", "a.bpf.o", "uprobe/libc:malloc"],
+      action: { verb: "bpf verify", options: { path: "a.bpf.o", section: "uprobe/libc:malloc" } },
+    },
+    {
+      name: "an object file with machine code",
+      argv: ["bpf", "disasm", "--jit", "a.bpf.o"],
+      action: { verb: "bpf disasm", options: { path: "a.bpf.o", section: undefined, jit: true } },
+    },
+    {
       name: "a script whose name is a verb's",
       argv: ["./ps"],
       action: { verb: "trace", source: { kind: "file", path: "./ps" }, options: plainTrace },
@@ -182,6 +192,7 @@ describe("refusing a command line", () => {
         argv: ["detach", "7"],
         what: "7: one word too many: the process is given with -p",
       },
+      { name: "bpf verify alone", argv: ["bpf", "verify"], what: "bpf verify: say which object file" },
       { name: "bpf alone", argv: ["bpf"], what: "bpf: say what to do" },
       {
         name: "bpf with a verb of another tool's",

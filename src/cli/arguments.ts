@@ -5,7 +5,9 @@
  * (`-p4242`). The first word that is no option is the verb, the script or the pattern; what follows are parameters.
  */
 import type {
+  BpfDisasmOptions,
   BpfExecOptions,
+  BpfVerifyOptions,
   DetachOptions,
   ExplainOptions,
   ListOptions,
@@ -36,6 +38,8 @@ export type Action =
   | { readonly verb: "ps"; readonly options: ReportOptions }
   | { readonly verb: "detach"; readonly options: DetachOptions }
   | { readonly verb: "doctor"; readonly options: ReportOptions }
+  | { readonly verb: "bpf verify"; readonly options: BpfVerifyOptions }
+  | { readonly verb: "bpf disasm"; readonly options: BpfDisasmOptions }
   | { readonly verb: "bpf exec"; readonly options: Omit<BpfExecOptions, "bytecode"> };
 
 export interface CommandLine {
@@ -105,6 +109,10 @@ function parseAction(words: Words): Action {
     case "doctor":
       refuseMore(rest, 1, `${verb} takes no words`);
       return { verb, options: { format } };
+    case "bpf verify":
+      return { verb, options: parseObject(rest, verb) };
+    case "bpf disasm":
+      return { verb, options: { ...parseObject(rest, verb), jit: values.has("jit") } };
     case "bpf exec":
       // Bytes of memory may be several words.
       return {
@@ -152,6 +160,15 @@ function parseTrace(
   };
 }
 
+/** `bpf VERB FILE.o [SECTION]`. */
+function parseObject(rest: readonly string[], verb: string): BpfVerifyOptions {
+  const path = rest[2];
+  if (path === undefined)
+    throw new UsageError(`${verb}: say which object file`, `for example: trapline ${verb} FILE.bpf.o`);
+  refuseMore(rest, 4, `${verb} takes one file and one section`);
+  return { path, section: rest[3] };
+}
+
 /** `-l` wins; then the first word, if it is a verb. A script of that name is written `./ps`. */
 function findVerb({ values, rest }: Words): VerbName {
   if (values.has("list")) return "list";
@@ -163,10 +180,10 @@ function findVerb({ values, rest }: Words): VerbName {
 }
 
 function findBpfVerb(word: string | undefined): VerbName {
-  if (word === "exec") return `bpf ${word}`;
+  if (word === "verify" || word === "disasm" || word === "exec") return `bpf ${word}`;
   throw new UsageError(
     word === undefined ? "bpf: say what to do" : `bpf ${word}: there is no such command`,
-    "one of: trapline bpf exec [MEMORY_HEX]",
+    "one of: trapline bpf verify FILE.o, trapline bpf disasm FILE.o, trapline bpf exec [MEMORY_HEX]",
   );
 }
 

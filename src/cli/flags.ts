@@ -3,7 +3,16 @@
  * them.
  */
 
-export type VerbName = "trace" | "list" | "explain" | "ps" | "detach" | "doctor" | "bpf exec";
+export type VerbName =
+  | "trace"
+  | "list"
+  | "explain"
+  | "ps"
+  | "detach"
+  | "doctor"
+  | "bpf verify"
+  | "bpf disasm"
+  | "bpf exec";
 
 export interface Flag {
   readonly name: FlagName;
@@ -29,13 +38,14 @@ export type FlagName =
   | "dryRun"
   | "mechanism"
   | "maxActive"
+  | "jit"
   | "interpret"
   | "unverified"
   | "help"
   | "version";
 
 const reports: readonly VerbName[] = ["trace", "list", "explain", "ps", "detach", "doctor"];
-const everywhere: readonly VerbName[] = [...reports, "bpf exec"];
+const everywhere: readonly VerbName[] = [...reports, "bpf verify", "bpf disasm", "bpf exec"];
 
 const define = (
   name: FlagName,
@@ -68,6 +78,7 @@ export const flags: readonly Flag[] = [
   define("dryRun", "--dry-run", undefined, ["trace"], "compile, verify, plan and print; touch nothing"),
   define("mechanism", "--mechanism", "KIND", ["trace", "explain"], "auto (default), jump or int3"),
   define("maxActive", "--maxactive", "N", ["trace"], "calls of one function whose returns are awaited at once"),
+  define("jit", "--jit", undefined, ["bpf disasm"], "show the machine code beside the bytecode"),
   define("interpret", "--interpret", undefined, ["bpf exec"], "interpret the program instead of compiling it"),
   define("unverified", "--unverified", undefined, ["bpf exec"], "interpret even what the verifier refuses"),
   define("help", "-h --help", undefined, everywhere, "show this help"),

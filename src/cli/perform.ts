@@ -37,6 +37,10 @@ async function run(
       return await session.detach(action.options, io);
     case "doctor":
       return await session.doctor(action.options, io);
+    case "bpf verify":
+      return await session.verifyObject(action.options, io);
+    case "bpf disasm":
+      return await session.disassembleObject(action.options, io);
     case "bpf exec":
       return await session.executeBpf({ ...action.options, bytecode: readFileSync(0, "latin1") }, io);
     default:

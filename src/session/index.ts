@@ -1,5 +1,7 @@
 /** Sessions: one tracing run from options to exit code, and the reports around it. */
+export { disassembleObject } from "./bpf-disasm.ts";
 export { executeBpf } from "./bpf-exec.ts";
+export { verifyObject } from "./bpf-verify.ts";
 export { type ChangedSite, readChangedSites } from "./changed-sites.ts";
 export { detach } from "./detach.ts";
 export { doctor } from "./doctor.ts";
@@ -7,7 +9,9 @@ export { explain } from "./explain.ts";
 export { compareText, readTextFingerprint, type TextFingerprint } from "./fingerprint.ts";
 export { listProbes } from "./listing.ts";
 export type {
+  BpfDisasmOptions,
   BpfExecOptions,
+  BpfVerifyOptions,
   DetachOptions,
   ExplainOptions,
   ListOptions,

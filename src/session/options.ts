@@ -68,6 +68,18 @@ export interface BpfExecOptions {
   readonly unverified: boolean;
 }
 
+export interface BpfVerifyOptions {
+  /** An object file. */
+  readonly path: string;
+  /** A section, or a program; undefined: all. */
+  readonly section: string | undefined;
+}
+
+export interface BpfDisasmOptions extends BpfVerifyOptions {
+  /** Show the machine code, too. */
+  readonly jit: boolean;
+}
+
 /** Somewhere that text goes. Writing returns when the text has been handed over. */
 export interface TextSink {
   write(text: string): void;
@@ -98,4 +110,6 @@ export interface SessionVerbs {
   listTracedProcesses(options: ReportOptions, io: SessionIo): Promise<number>;
   doctor(options: ReportOptions, io: SessionIo): Promise<number>;
   executeBpf(options: BpfExecOptions, io: SessionIo): Promise<number>;
+  verifyObject(options: BpfVerifyOptions, io: SessionIo): Promise<number>;
+  disassembleObject(options: BpfDisasmOptions, io: SessionIo): Promise<number>;
 }

@@ -1,0 +1,213 @@
+import { readFileSync } from "node:fs";
+import { describe, expect, it } from "vitest";
+import { buildBpfFixture, buildBpfObject, PRELUDE } from "../../../test/support/bpf-objects.ts";
+import { SeededRandom } from "../../../test/support/seeded-random.ts";
+import { printInsn } from "../text.ts";
+import { verifyProgram } from "../verifier/index.ts";
+import { type BpfObject, readObject } from "./index.ts";
+
+function objectOf(path: string): BpfObject {
+  const result = readObject(readFileSync(path));
+  if (result.kind === "bad") throw new Error(result.message);
+  return result.object;
+}
+
+const compile = (source: string, flags?: readonly string[]) =>
+  buildBpfObject("test", PRELUDE + source, flags);
+
+function linked(object: BpfObject, name: string) {
+  const program = object.programs.find((candidate) => candidate.name === name);
+  if (program?.code.kind !== "linked") throw new Error(`${name}: ${JSON.stringify(program?.code)}`);
+  return program.code;
+}
+
+describe("an object of clang's", () => {
+  const object = () => objectOf(buildBpfFixture("maps"));
+
+  it("has maps with the sizes of their types, and globals as arrays of one", () => {
+    const maps = object().maps.map(({ spec, isReadOnly }) => ({ ...spec, isReadOnly }));
+    expect(maps.toSorted((a, b) => a.name.localeCompare(b.name))).toEqual([
+      { name: ".bss", kind: "array", keyBytes: 4, valueBytes: 8, maxEntries: 1, isReadOnly: false },
+      { name: ".data", kind: "array", keyBytes: 4, valueBytes: 24, maxEntries: 1, isReadOnly: false },
+      { name: ".rodata", kind: "array", keyBytes: 4, valueBytes: 4, maxEntries: 1, isReadOnly: true },
+      { name: "by_size", kind: "hash", keyBytes: 8, valueBytes: 16, maxEntries: 1024, isReadOnly: false },
+      // 65536 bytes of records of 16 bytes and their headers of 8.
+      { name: "events", kind: "ringbuf", keyBytes: 0, valueBytes: 16, maxEntries: 2730, isReadOnly: false },
+      { name: "slots", kind: "array", keyBytes: 4, valueBytes: 12, maxEntries: 4, isReadOnly: false },
+    ]);
+  });
+
+  it("has globals with their first values", () => {
+    const { maps } = object();
+    const data = maps.find(({ spec }) => spec.name === ".data")!;
+    const at = (name: string) => data.variables!.find((variable) => variable.name === name)!.offset;
+    const view = new DataView(data.initial!.buffer, data.initial!.byteOffset);
+    expect(view.getBigUint64(at("hidden"), true)).toBe(5n);
+    expect([0, 4, 8].map((offset) => view.getInt32(at("table") + offset, true))).toEqual([1, 2, 3]);
+    expect(maps.find(({ spec }) => spec.name === ".bss")!.initial).toBeUndefined();
+  });
+
+  it("has programs with the places of their sections", () => {
+    const programs = object().programs.map(({ name, attach }) => ({ name, attach }));
+    const image = (path: string) => ({
+      image: path,
+      location: { kind: "symbol", symbol: "malloc", offset: 0n },
+    });
+    expect(programs).toEqual([
+      { name: "on_malloc", attach: { kind: "uprobe", place: image("libc.so.6") } },
+      { name: "malloc_returns", attach: { kind: "uretprobe", place: image("/usr/lib/libc.so.6") } },
+      { name: "calls", attach: { kind: "uprobe", place: undefined } },
+      { name: "bad_read", attach: { kind: "uprobe", place: undefined } },
+      { name: "in_kernel", attach: { kind: "elsewhere", type: "kprobe" } },
+    ]);
+  });
+
+  it("knows licence and notes", () => {
+    const { license, notes } = object();
+    expect(license).toBe("Dual BSD/GPL");
+    expect(notes).toEqual(["map by_size: pinning is ignored: maps live as long as the session"]);
+  });
+
+  it("names maps by index and globals by offset", () => {
+    const whole = object();
+    const { insns } = linked(whole, "on_malloc");
+    const named = insns
+      .map((insn, at) =>
+        insn.opcode === 0x18 ? `${printInsn(insns, at)} ${whole.maps[insn.imm]!.spec.name}` : "",
+      )
+      .filter((text) => text !== "");
+    expect([...new Set(named.map((text) => text.replace(/^r\d = map\[\d\]/, "")))].sort()).toEqual(
+      [" by_size", "[0]+0 .bss", "[0]+0 .rodata"].sort(),
+    );
+    expect(
+      verifyProgram(
+        { insns },
+        whole.maps.map(({ spec }) => spec),
+      ).kind,
+    ).toBe("accepted");
+  });
+
+  it("links each function that is called behind the program once, and calls it there", () => {
+    const { insns, functions } = linked(object(), "calls");
+    expect([...functions.values()]).toEqual(["calls", "twice", "triple"]);
+    const starts = new Map([...functions].map(([at, name]) => [at, name]));
+    const calls = insns.flatMap(({ opcode, src, imm }, at) =>
+      opcode === 0x85 && src === 1 ? [starts.get(at + 1 + imm)] : [],
+    );
+    expect(calls).toEqual(["twice", "twice", "triple", "triple"]);
+  });
+
+  it("knows the line of each instruction", () => {
+    const { lines, functions } = linked(object(), "calls");
+    const [triple] = [...functions].find(([, name]) => name === "triple")!;
+    expect(lines.get(triple)).toMatchObject({
+      file: expect.stringMatching(/maps\.bpf\.c$/),
+      text: expect.stringMatching(/triple|hidden \+= x/),
+    });
+  });
+});
+
+describe("refusing an object", () => {
+  const cases: readonly {
+    readonly name: string;
+    readonly source: string;
+    readonly flags?: string[];
+    readonly message: RegExp;
+  }[] = [
+    {
+      name: "maps without BTF",
+      source: `struct { __uint(type, 1); __uint(max_entries, 1); __type(key, u32); __type(value, u32); } m SEC(".maps");
+        SEC("uprobe") int f(void *ctx) { u32 k = 0; return bpf_map_delete_elem(&m, &k); }`,
+      flags: [],
+      message: /section \.maps cannot be read without BTF: compile with -g/,
+    },
+    {
+      name: "a kind of map that there is not",
+      source: `struct { __uint(type, BPF_MAP_TYPE_LPM_TRIE); __uint(max_entries, 1); __type(key, u64); __type(value, u32); } m SEC(".maps");`,
+      message: /map m: kind lpm_trie is not supported/,
+    },
+    {
+      name: "a map without entries",
+      source: `struct { __uint(type, BPF_MAP_TYPE_HASH); __type(key, u32); __type(value, u32); } m SEC(".maps");`,
+      message: /map m: max_entries is 0/,
+    },
+    {
+      name: "an array with a long key",
+      source: `struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u64); __type(value, u32); } m SEC(".maps");`,
+      message: /map m: the key of an array has 4 bytes, not 8/,
+    },
+    {
+      name: "old map definitions",
+      source: `int m SEC("maps") = 1;`,
+      message: /old map definitions are not supported/,
+    },
+  ];
+  it.each(cases)("$name", ({ source, flags, message }) => {
+    expect(readObject(readFileSync(compile(source, flags)))).toEqual({
+      kind: "bad",
+      message: expect.stringMatching(message),
+    });
+  });
+
+  it.each([
+    {
+      name: "a kernel's variable",
+      source: `extern const int bpf_prog_active __ksym;
+        SEC("uprobe") int f(void *ctx) { return (long)&bpf_prog_active; }`,
+      reason: /it refers to bpf_prog_active, which is not in the object/,
+    },
+    {
+      name: "a kernel's function",
+      source: `extern int bpf_task_release(int) __ksym; SEC("uprobe") int f(void *ctx) { return bpf_task_release(1); }`,
+      reason: /it refers to bpf_task_release, which is not in the object/,
+    },
+    {
+      name: "a kernel's type",
+      source: `struct task_struct { int pid; } __attribute__((preserve_access_index));
+        SEC("uprobe") int f(struct task_struct *t) { return t->pid; }`,
+      reason: /it depends on the kernel's type task_struct \(CO-RE\)/,
+    },
+  ])("refuses a program that needs $name", ({ source, reason }) => {
+    const { programs } = objectOf(compile(source));
+    expect(programs[0]!.code).toEqual({ kind: "refused", reason: expect.stringMatching(reason) });
+  });
+
+  it("a weak symbol that is not there is 0", () => {
+    const object = objectOf(
+      compile(
+        `extern const int nothing __ksym __weak; SEC("uprobe") int f(void *ctx) { return &nothing != 0; }`,
+      ),
+    );
+    expect(verifyProgram(linked(object, "f"), []).kind).toBe("accepted");
+  });
+
+  it.each([
+    { name: "nothing", bytes: new Uint8Array(0), message: "it is no ELF file" },
+    { name: "text", bytes: new Uint8Array(100).fill(65), message: "it is no ELF file" },
+    {
+      name: "another machine",
+      bytes: readFileSync(process.execPath),
+      message: /^it is for machine 62, not for BPF/,
+    },
+  ])("$name", ({ bytes, message }) => {
+    expect(readObject(bytes)).toEqual({
+      kind: "bad",
+      message: typeof message === "string" ? message : expect.stringMatching(message),
+    });
+  });
+
+  it("never throws, whatever the bytes are", () => {
+    const original = readFileSync(buildBpfFixture("maps"));
+    const random = new SeededRandom(7);
+    for (let round = 0; round < 400; round++) {
+      const bytes = Uint8Array.from(
+        original.subarray(0, round % 4 === 0 ? random.below(original.length) : undefined),
+      );
+      for (let i = 0; i <= random.below(8); i++) bytes[random.below(bytes.length)] = random.below(256);
+      const result = readObject(bytes);
+      if (result.kind === "bad") continue;
+      const maps = result.object.maps.map(({ spec }) => spec);
+      for (const { code } of result.object.programs) if (code.kind === "linked") verifyProgram(code, maps);
+    }
+  });
+});

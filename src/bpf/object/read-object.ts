@@ -1,0 +1,102 @@
+/**
+ * Reads what `clang -target bpf -O2 -g` writes for programs in the style of libbpf: maps and globals, programs with the
+ * functions that they call, where they belong, and the lines of the source. Everything is plain data; nothing is proved.
+ *
+ * Any bytes may come: what cannot be read is told in a sentence, and nothing is thrown.
+ *
+ * Not handled: the kernel's types, variables and functions (CO-RE, kconfig, ksyms, kfuncs), maps with initial values,
+ * old map definitions.
+ */
+import type { MapSpec } from "../program.ts";
+import { type AttachTarget, parseSectionName } from "./attach-target.ts";
+import { type Btf, parseBtf } from "./btf.ts";
+import { type BtfExt, parseBtfExt } from "./btf-ext.ts";
+import { type ElfObject, readElfObject, type Section } from "./elf-object.ts";
+import { findFunctions, type LinkedProgram, linkProgram } from "./link.ts";
+import { ObjectError } from "./object-error.ts";
+import { type ObjectMap, type PlacedMap, readMaps } from "./object-maps.ts";
+import { fitRing } from "./ring-size.ts";
+
+export interface ObjectProgram {
+  /** Name of its function. */
+  readonly name: string;
+  readonly section: string;
+  readonly attach: AttachTarget;
+  readonly code:
+    | ({ readonly kind: "linked" } & LinkedProgram)
+    /** It needs something that does not exist here. */
+    | { readonly kind: "refused"; readonly reason: string };
+}
+
+export interface BpfObject {
+  readonly license: string | undefined;
+  /** In the order of the indexes that programs name. */
+  readonly maps: readonly ObjectMap[];
+  readonly programs: readonly ObjectProgram[];
+  /** Undefined: compiled without -g. */
+  readonly btf: Btf | undefined;
+  /** What was read and has no effect. */
+  readonly notes: readonly string[];
+}
+
+export type ObjectResult =
+  | { readonly kind: "object"; readonly object: BpfObject }
+  | { readonly kind: "bad"; readonly message: string };
+
+export function readObject(bytes: Uint8Array): ObjectResult {
+  try {
+    return { kind: "object", object: read(bytes) };
+  } catch (error) {
+    if (!(error instanceof ObjectError)) throw error;
+    return { kind: "bad", message: error.message };
+  }
+}
+
+function read(bytes: Uint8Array): BpfObject {
+  const elf = readElfObject(bytes);
+  const btf = withSection(elf, ".BTF", (section) => parseBtf(section.data));
+  const ext: BtfExt | undefined =
+    btf && withSection(elf, ".BTF.ext", (section) => parseBtfExt(section.data, btf));
+  const notes: string[] = [];
+  const maps = readMaps(elf, btf, notes);
+  const programs = readPrograms(elf, maps, btf, ext);
+  const linked = programs.flatMap(({ code }) => (code.kind === "linked" ? [code.insns] : []));
+  return {
+    license: withSection(elf, "license", ({ data }) => (data.length > 0 ? data.string(0) : "")),
+    maps: maps.map((map, index) => ({ ...map, spec: fitSpec(map.spec, index, linked) })),
+    programs,
+    btf,
+    notes,
+  };
+}
+
+function fitSpec(spec: MapSpec, index: number, programs: readonly LinkedProgram["insns"][]): MapSpec {
+  return spec.kind === "ringbuf" ? fitRing(spec, index, programs) : spec;
+}
+
+function readPrograms(
+  elf: ElfObject,
+  maps: readonly PlacedMap[],
+  btf: Btf | undefined,
+  ext: BtfExt | undefined,
+): ObjectProgram[] {
+  const functions = findFunctions(elf);
+  return functions
+    .filter(({ section, isLocal }) => section.name !== ".text" && !isLocal)
+    .map((fn): ObjectProgram => {
+      const { name, section } = fn;
+      const attach = parseSectionName(section.name);
+      try {
+        const linked = linkProgram({ elf, maps, btf, ext }, functions, fn);
+        return { name, section: section.name, attach, code: { kind: "linked", ...linked } };
+      } catch (error) {
+        if (!(error instanceof ObjectError)) throw error;
+        return { name, section: section.name, attach, code: { kind: "refused", reason: error.message } };
+      }
+    });
+}
+
+function withSection<T>({ sections }: ElfObject, name: string, use: (section: Section) => T): T | undefined {
+  const section = sections.find((candidate) => candidate.name === name);
+  return section === undefined ? undefined : use(section);
+}
