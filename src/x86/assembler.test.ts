@@ -2,45 +2,12 @@
  * The assembler against objdump: each case is assembled, disassembled, and compared with what was meant. The
  * sweeps cover every register in every operand position, so that each hole in ModRM and SIB is met.
  */
-import { execFileSync } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import { disassemble } from "../../test/support/objdump.ts";
 import { Assembler, AssemblerError, invertCondition, type Mem } from "./assembler.ts";
 import { R8, R9, R12, R13, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, regNames } from "./registers.ts";
 
 const BASE = 0x7f0000400000n;
-
-/** Instruction texts, with spaces normalised; each with its length in bytes. */
-function disassemble(code: Uint8Array, base: bigint): { text: string; lenBytes: number }[] {
-  const folder = mkdtempSync(join(tmpdir(), "trapline-asm-"));
-  try {
-    const file = join(folder, "code.bin");
-    writeFileSync(file, code);
-    const out = execFileSync(
-      "objdump",
-      [
-        "-D",
-        "-b",
-        "binary",
-        "-m",
-        "i386:x86-64",
-        "-Mintel",
-        "--insn-width=16",
-        `--adjust-vma=0x${base.toString(16)}`,
-        file,
-      ],
-      { encoding: "utf8", maxBuffer: 64 << 20 },
-    );
-    return [...out.matchAll(/^\s*[0-9a-f]+:\t((?:[0-9a-f]{2} )+)\s*\t?(.*)$/gm)].map((match) => ({
-      text: match[2]!.replace(/\s+/g, " ").replace(/ #.*$/, "").trim(),
-      lenBytes: match[1]!.trim().split(" ").length,
-    }));
-  } finally {
-    rmSync(folder, { recursive: true });
-  }
-}
 
 function name(reg: number, size: number): string {
   const base = regNames[reg]!;
