@@ -14,14 +14,16 @@
 import type { AddrRange } from "../target.ts";
 import type { MemoryFile } from "./memory-file.ts";
 
-const SELECTORS_LOW = 0x0000_0033;
-const SELECTORS_HIGH = 0x002b_0000;
+/** As bytes, to be searched by compiled code: all threads stand while their stacks are looked through. */
+const SELECTORS = Buffer.from([0x33, 0, 0, 0, 0, 0, 0x2b, 0]);
 
 /** A stack this far from the end of its mapping is one of many in a heap (goroutines, coroutines). */
 const LARGEST_STACK_MAPPING = 64n << 20n;
 const STACK_SCAN_BYTES = 8 << 20;
 const HEAP_STACK_SCAN_BYTES = 256 << 10;
 const CHUNK_BYTES = 256 << 10;
+
+type ReadableMemory = Pick<MemoryFile, "readInto">;
 
 export interface SavedPosition {
   readonly ip: bigint;
@@ -35,7 +37,7 @@ const RIP_IN_FRAME_WORDS = 22;
 
 /** The saved positions in signal frames reachable from a thread's stack pointer, nested ones included. */
 export function findSavedPositions(
-  memory: MemoryFile,
+  memory: ReadableMemory,
   mappings: readonly AddrRange[],
   sp: bigint,
 ): SavedPosition[] {
@@ -66,7 +68,7 @@ function findMapping(mappings: readonly AddrRange[], at: bigint): AddrRange | un
   return mapping !== undefined && mapping.start <= at ? mapping : undefined;
 }
 
-function* scan(memory: MemoryFile, sp: bigint, mapping: AddrRange): Generator<SavedPosition> {
+function* scan(memory: ReadableMemory, sp: bigint, mapping: AddrRange): Generator<SavedPosition> {
   const limit =
     mapping.end - mapping.start > LARGEST_STACK_MAPPING ? HEAP_STACK_SCAN_BYTES : STACK_SCAN_BYTES;
   const from = (sp + 7n) & ~7n;
@@ -76,9 +78,13 @@ function* scan(memory: MemoryFile, sp: bigint, mapping: AddrRange): Generator<Sa
   for (let at = 0; at < lenBytes; at += CHUNK_BYTES - OVERLAP) {
     const bytes = new Uint8Array(Math.min(CHUNK_BYTES, lenBytes - at));
     const got = memory.readInto(from + BigInt(at), bytes);
+    const stack = Buffer.from(bytes.buffer, 0, got);
     const words = new Uint32Array(bytes.buffer, 0, got >>> 2);
-    for (let low = at === 0 ? 6 : OVERLAP / 4; low + 1 < words.length; low += 2) {
-      if (words[low] !== SELECTORS_LOW || words[low + 1] !== SELECTORS_HIGH) continue;
+    // The saved rsp and rip below the selectors must have been read too.
+    let found = stack.indexOf(SELECTORS, at === 0 ? 24 : OVERLAP);
+    for (; found >= 0; found = stack.indexOf(SELECTORS, found + 1)) {
+      if (found % 8 !== 0) continue;
+      const low = found / 4;
       const restorerAt = low - 4 - RIP_IN_FRAME_WORDS * 2;
       yield {
         ip: wordAt(words, low - 4),
