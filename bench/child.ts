@@ -9,6 +9,7 @@ const running = new Set<Child>();
 process.on("exit", () => {
   for (const child of running) child.kill("SIGKILL");
 });
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => process.exit(1));
 
 export interface Line {
   readonly text: string;
