@@ -149,46 +149,45 @@ export class Freeze {
       });
       if (this.#firstInterruptNs === 0n) this.#firstInterruptNs = process.hrtime.bigint();
       for (const tid of seized) ptrace.tryInterrupt(tid);
-      for (const tid of seized) {
-        const regs = this.#awaitStop(tid, deadline);
-        if (regs === undefined) this.#seized.delete(tid);
-        else this.threads.push({ tid, regs });
-      }
+      const [stuck] = this.#await(seized, deadline, () => false);
+      if (stuck !== undefined) throw new StopTimeoutError(this.pid, stuck, threadState(this.pid, stuck));
     }
   }
 
   /** Stops the first of the threads that can be stopped; more of them may come to stand. */
   #stopAny(tids: readonly number[]): void {
-    const interrupted: number[] = [];
-    tids.forEach((candidate, index) => {
-      if (this.threads.length > 0 || !this.#seize(candidate)) return;
+    let interrupted: number[] = [];
+    for (const [index, candidate] of tids.entries()) {
+      if (!this.#seize(candidate)) continue;
       if (this.#firstInterruptNs === 0n) this.#firstInterruptNs = process.hrtime.bigint();
       ptrace.tryInterrupt(candidate);
-      interrupted.push(candidate);
       const isLast = index === tids.length - 1;
       const deadline = Date.now() + (isLast ? STOP_TIMEOUT_MS : ONE_THREAD_TIMEOUT_MS);
-      let sleepUs = 0;
-      while (interrupted.length > 0 && Date.now() <= deadline) {
-        for (const tid of interrupted) {
-          const now = this.#takeStep(tid);
-          if (now === "running") continue;
-          if (now === "ended") {
-            interrupted.splice(interrupted.indexOf(tid), 1);
-            this.#seized.delete(tid);
-            break;
-          }
-          this.threads.push({ tid, regs: now });
-          return;
-        }
-        usleep(sleepUs);
-        sleepUs = Math.min(sleepUs + 10, 200);
-      }
-    });
-    if (this.threads.length > 0) return;
+      interrupted = this.#await([...interrupted, candidate], deadline, () => this.threads.length > 0);
+      if (this.threads.length > 0) return;
+    }
     const [stuck] = interrupted;
     if (stuck === undefined)
       throw new Error(`stop process ${this.pid}: it has no thread that can be stopped`);
     throw new StopTimeoutError(this.pid, stuck, threadState(this.pid, stuck));
+  }
+
+  /**
+   * Waits for interrupted threads until enough of them stand, all have ended, or the time is over, and returns those that
+   * still run. Asks all of them between two sleeps: on a busy machine each sleep may last for milliseconds.
+   */
+  #await(tids: readonly number[], deadline: number, isEnough: () => boolean): number[] {
+    let running = [...tids];
+    for (let sleepUs = 0; ; sleepUs = Math.min(sleepUs + 10, 200)) {
+      running = running.filter((tid) => {
+        const now = this.#takeStep(tid);
+        if (now === "ended") this.#seized.delete(tid);
+        else if (now !== "running") this.threads.push({ tid, regs: now });
+        return now === "running";
+      });
+      if (running.length === 0 || isEnough() || Date.now() > deadline) return running;
+      usleep(sleepUs);
+    }
   }
 
   #seize(tid: number): boolean {
@@ -203,19 +202,6 @@ export class Freeze {
     }
     this.#seized.add(tid);
     return true;
-  }
-
-  /** Waits until the thread stands in an event stop; undefined when it has ended. */
-  #awaitStop(tid: number, deadline: number): UserRegs | undefined {
-    let sleepUs = 0;
-    for (;;) {
-      const now = this.#takeStep(tid);
-      if (now === "ended") return undefined;
-      if (now !== "running") return now;
-      if (Date.now() > deadline) throw new StopTimeoutError(this.pid, tid, threadState(this.pid, tid));
-      usleep(sleepUs);
-      sleepUs = Math.min(sleepUs + 10, 200);
-    }
   }
 
   /** Takes an interrupted thread as far towards its event stop as it goes without waiting: its registers when it stands. */
