@@ -48,14 +48,14 @@ const edges: readonly bigint[] = [
 const immediates = [0, 1, -1, 2, 8, 31, 63, 0x7f, 0x80, 0xff, 0xffff, 1000, 0x7fffffff, -0x80000000, -7];
 
 /** Runs both ways on every pair of edge values, in r6 (context slot 0) and r7 (slot 8). */
-function expectSame(build: (b: InsnBuilder) => void, what: string): void {
+function expectSame(build: (b: InsnBuilder) => void, what: string, values = edges): void {
   const b = new InsnBuilder();
   b.ldx(8, r6, r1, 0).ldx(8, r7, r1, 8);
   build(b);
   const { insns } = b.exit().build();
   native.reset();
   const compiled = native.compile(insns);
-  for (const [i, left] of edges.entries()) {
+  for (const [i, left] of values.entries()) {
     for (const right of [
       edges[i]!,
       edges[(i + 7) % edges.length]!,
@@ -146,20 +146,24 @@ describe("arithmetic", () => {
     for (const op of ["div", "mod", "sdiv", "lsh"] as const) {
       for (const dst of all) {
         for (const src of all) {
-          expectSame((b) => {
-            // r6 and r7 hold the edges; spread them, then make every register different.
-            b.mov64(r0, r6)
-              .mov64(r2, r7)
-              .mov64(r3, r6)
-              .mov64(r4, r7)
-              .mov64(r5, r6)
-              .mov64(r8, r7)
-              .mov64(r9, r6);
-            b.mov64(r1, r7);
-            for (const [i, reg] of all.entries()) b.alu64("xor", reg, i * 5);
-            b.alu64(op, dst, src);
-            for (const reg of all.slice(1)) b.alu64("mul", r0, 31).alu64("add", r0, reg);
-          }, `${op} r${dst.reg}, r${src.reg}`);
+          expectSame(
+            (b) => {
+              // r6 and r7 hold the edges; spread them, then make every register different.
+              b.mov64(r0, r6)
+                .mov64(r2, r7)
+                .mov64(r3, r6)
+                .mov64(r4, r7)
+                .mov64(r5, r6)
+                .mov64(r8, r7)
+                .mov64(r9, r6);
+              b.mov64(r1, r7);
+              for (const [i, reg] of all.entries()) b.alu64("xor", reg, i * 5);
+              b.alu64(op, dst, src);
+              for (const reg of all.slice(1)) b.alu64("mul", r0, 31).alu64("add", r0, reg);
+            },
+            `${op} r${dst.reg}, r${src.reg}`,
+            [0n, 7n, 1n << 63n],
+          );
         }
       }
     }
