@@ -112,6 +112,23 @@ describe("reading the command line", () => {
       action: { verb: "bpf exec", options: { memory: "", interpret: false, unverified: true } },
     },
     {
+      name: "an object file to be run",
+      argv: ["run", "a.bpf.o", "-p", "7", "--attach", "f=libc:malloc", "--attach=g=libc:free", "-v"],
+      action: {
+        verb: "run",
+        options: {
+          path: "a.bpf.o",
+          pids: [7],
+          command: undefined,
+          attach: ["f=libc:malloc", "g=libc:free"],
+          mechanism: "auto",
+          quiet: false,
+          verbose: true,
+          maxActive: undefined,
+        },
+      },
+    },
+    {
       name: "an object file and a section",
       argv: ["bpf", "verify", "a.bpf.o", "uprobe/libc:malloc"],
       action: { verb: "bpf verify", options: { path: "a.bpf.o", section: "uprobe/libc:malloc" } },
@@ -191,6 +208,13 @@ describe("refusing a command line", () => {
         name: "detach with a bare number",
         argv: ["detach", "7"],
         what: "7: one word too many: the process is given with -p",
+      },
+      { name: "run alone", argv: ["run", "-p", "1"], what: "run: say which object file" },
+      { name: "run without a process", argv: ["run", "a.o"], what: "run: say in which process" },
+      {
+        name: "--attach with a script",
+        argv: ["a.bt", "--attach", "f=a:b"],
+        what: "--attach has no meaning with a program",
       },
       { name: "bpf verify alone", argv: ["bpf", "verify"], what: "bpf verify: say which object file" },
       { name: "bpf alone", argv: ["bpf"], what: "bpf: say what to do" },

@@ -14,6 +14,7 @@ import type {
   MechanismChoice,
   OutputFormat,
   ReportOptions,
+  RunObjectOptions,
   TraceOptions,
 } from "../session/index.ts";
 import { type Flag, type FlagName, flags, spell, type VerbName } from "./flags.ts";
@@ -38,6 +39,7 @@ export type Action =
   | { readonly verb: "ps"; readonly options: ReportOptions }
   | { readonly verb: "detach"; readonly options: DetachOptions }
   | { readonly verb: "doctor"; readonly options: ReportOptions }
+  | { readonly verb: "run"; readonly options: RunObjectOptions }
   | { readonly verb: "bpf verify"; readonly options: BpfVerifyOptions }
   | { readonly verb: "bpf disasm"; readonly options: BpfDisasmOptions }
   | { readonly verb: "bpf exec"; readonly options: Omit<BpfExecOptions, "bytecode"> };
@@ -109,6 +111,8 @@ function parseAction(words: Words): Action {
     case "doctor":
       refuseMore(rest, 1, `${verb} takes no words`);
       return { verb, options: { format } };
+    case "run":
+      return parseRun(words, { mechanism, pids });
     case "bpf verify":
       return { verb, options: parseObject(rest, verb) };
     case "bpf disasm":
@@ -160,6 +164,32 @@ function parseTrace(
   };
 }
 
+/** `run FILE.bpf.o`. */
+function parseRun(
+  { values, rest }: Words,
+  shared: Pick<RunObjectOptions, "mechanism" | "pids">,
+): Extract<Action, { verb: "run" }> {
+  const path = rest[1];
+  if (path === undefined)
+    throw new UsageError("run: say which object file", "for example: trapline run FILE.bpf.o -p PID");
+  refuseMore(rest, 2, "run takes one object file");
+  const command = parseCommand(values.get("command")?.[0]);
+  if (shared.pids.length === 0 && command === undefined)
+    throw new UsageError("run: say in which process", `for example: trapline run ${path} -p PID`);
+  return {
+    verb: "run",
+    options: {
+      ...shared,
+      path,
+      command,
+      attach: values.get("attach") ?? [],
+      quiet: values.has("quiet"),
+      verbose: values.has("verbose"),
+      maxActive: parseMaxActive(values.get("maxActive")?.[0]),
+    },
+  };
+}
+
 /** `bpf VERB FILE.o [SECTION]`. */
 function parseObject(rest: readonly string[], verb: string): BpfVerifyOptions {
   const path = rest[2];
@@ -175,6 +205,7 @@ function findVerb({ values, rest }: Words): VerbName {
   const first = rest[0];
   if (values.has("program")) return "trace";
   if (first === "explain" || first === "ps" || first === "detach" || first === "doctor") return first;
+  if (first === "run") return first;
   if (first === "bpf") return findBpfVerb(rest[1]);
   return "trace";
 }

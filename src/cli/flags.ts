@@ -10,6 +10,7 @@ export type VerbName =
   | "ps"
   | "detach"
   | "doctor"
+  | "run"
   | "bpf verify"
   | "bpf disasm"
   | "bpf exec";
@@ -38,6 +39,7 @@ export type FlagName =
   | "dryRun"
   | "mechanism"
   | "maxActive"
+  | "attach"
   | "jit"
   | "interpret"
   | "unverified"
@@ -45,7 +47,7 @@ export type FlagName =
   | "version";
 
 const reports: readonly VerbName[] = ["trace", "list", "explain", "ps", "detach", "doctor"];
-const everywhere: readonly VerbName[] = [...reports, "bpf verify", "bpf disasm", "bpf exec"];
+const everywhere: readonly VerbName[] = [...reports, "run", "bpf verify", "bpf disasm", "bpf exec"];
 
 const define = (
   name: FlagName,
@@ -67,17 +69,18 @@ const define = (
 // biome-ignore format: one line a flag
 export const flags: readonly Flag[] = [
   define("program", "-e", "PROGRAM", ["trace"], "run this program"),
-  define("pid", "-p", "PID", ["trace", "list", "explain", "detach"], "attach to this process; several times for several", true),
-  define("command", "-c", "COMMAND", ["trace"], "start this command and trace it from its first instruction"),
+  define("pid", "-p", "PID", ["trace", "run", "list", "explain", "detach"], "attach to this process; several times for several", true),
+  define("command", "-c", "COMMAND", ["trace", "run"], "start this command and trace it from its first instruction"),
   define("list", "-l", undefined, ["list"], "list the probes that match PATTERN"),
   define("format", "-f", "FORMAT", reports, "text (default) or json"),
   define("output", "-o", "FILE", everywhere, "write results to FILE"),
-  define("quiet", "-q", undefined, ["trace", "detach"], "print only what the program prints"),
-  define("verbose", "-v", undefined, ["trace"], "say what was done to which site, and why"),
+  define("quiet", "-q", undefined, ["trace", "run", "detach"], "print only what the program prints"),
+  define("verbose", "-v", undefined, ["trace", "run"], "say what was done to which site, and why"),
   define("debug", "-d", undefined, everywhere, "show bytecode and machine code; stacks of internal errors"),
   define("dryRun", "--dry-run", undefined, ["trace"], "compile, verify, plan and print; touch nothing"),
-  define("mechanism", "--mechanism", "KIND", ["trace", "explain"], "auto (default), jump or int3"),
-  define("maxActive", "--maxactive", "N", ["trace"], "calls of one function whose returns are awaited at once"),
+  define("mechanism", "--mechanism", "KIND", ["trace", "run", "explain"], "auto (default), jump or int3"),
+  define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),
+  define("attach", "--attach", "PROG=IMAGE:SYM", ["run"], "where a program of the object goes, instead of its section", true),
   define("jit", "--jit", undefined, ["bpf disasm"], "show the machine code beside the bytecode"),
   define("interpret", "--interpret", undefined, ["bpf exec"], "interpret the program instead of compiling it"),
   define("unverified", "--unverified", undefined, ["bpf exec"], "interpret even what the verifier refuses"),

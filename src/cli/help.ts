@@ -9,6 +9,7 @@ const synopsis = `USAGE
   trapline ps                     processes that carry probes
   trapline detach -p PID          restore what a dead tracer left behind
   trapline doctor                 what this machine allows
+  trapline run FILE.bpf.o -p PID  programs of an object file that clang has compiled
   trapline bpf verify FILE.o [SECTION]   prove the programs of an object file
   trapline bpf disasm FILE.o [SECTION]   show their bytecode, and with --jit the machine code
   trapline bpf exec [MEMORY_HEX]         run bytecode (hex on standard input) and print r0`;

@@ -37,6 +37,8 @@ async function run(
       return await session.detach(action.options, io);
     case "doctor":
       return await session.doctor(action.options, io);
+    case "run":
+      return await session.runObject(action.options, io);
     case "bpf verify":
       return await session.verifyObject(action.options, io);
     case "bpf disasm":

@@ -18,11 +18,13 @@ export type {
   MechanismChoice,
   OutputFormat,
   ReportOptions,
+  RunObjectOptions,
   SessionIo,
   SessionVerbs,
   TextSink,
   TraceOptions,
 } from "./options.ts";
 export { findTracedProcesses, listTracedProcesses, type TracedProcessReport } from "./processes.ts";
+export { runObject } from "./run-object.ts";
 export { SessionError } from "./session-error.ts";
 export { trace } from "./trace.ts";

@@ -68,6 +68,14 @@ export interface BpfExecOptions {
   readonly unverified: boolean;
 }
 
+export interface RunObjectOptions
+  extends Pick<TraceOptions, "pids" | "command" | "mechanism" | "quiet" | "verbose" | "maxActive"> {
+  /** An object file. */
+  readonly path: string;
+  /** `PROGRAM=IMAGE:SYMBOL`: goes before what the program's section says. */
+  readonly attach: readonly string[];
+}
+
 export interface BpfVerifyOptions {
   /** An object file. */
   readonly path: string;
@@ -109,6 +117,7 @@ export interface SessionVerbs {
   listProbes(options: ListOptions, io: SessionIo): Promise<number>;
   listTracedProcesses(options: ReportOptions, io: SessionIo): Promise<number>;
   doctor(options: ReportOptions, io: SessionIo): Promise<number>;
+  runObject(options: RunObjectOptions, io: SessionIo): Promise<number>;
   executeBpf(options: BpfExecOptions, io: SessionIo): Promise<number>;
   verifyObject(options: BpfVerifyOptions, io: SessionIo): Promise<number>;
   disassembleObject(options: BpfDisasmOptions, io: SessionIo): Promise<number>;

@@ -30,22 +30,27 @@ export function layoutSharedMaps(specs: readonly MapSpec[]): SharedMapsLayout {
 
 export class SharedMaps {
   readonly maps: readonly OpenedMap[];
-  /** Reader of the session's ring buffer, if it has one. */
-  readonly ring: RingConsumer | undefined;
+  /** Readers of ring buffers, by index of the map. */
+  readonly rings: ReadonlyMap<number, RingConsumer>;
   readonly #counters: BigInt64Array;
 
   constructor(specs: readonly MapSpec[], layout: SharedMapsLayout, buffer: ArrayBuffer) {
     const memory = sharedMemoryOf(buffer);
     this.#counters = new BigInt64Array(buffer, 0, COUNTER_BYTES / 8);
     this.maps = specs.map((spec, index) => openMap(spec, memory, layout.offsets[index]!));
-    const ring = specs.findIndex((spec) => spec.kind === "ringbuf");
-    if (ring >= 0) {
-      const ringLayout = layoutMap(specs[ring]!);
-      if (ringLayout.kind === "ringbuf")
-        this.ring = new RingConsumer(ringLayout, memory, layout.offsets[ring]!, {
-          nowMs: () => performance.now(),
-        });
-    }
+    const nowMs = () => performance.now();
+    this.rings = new Map(
+      specs.flatMap((spec, index) => {
+        const ring = layoutMap(spec);
+        if (ring.kind !== "ringbuf") return [];
+        return [[index, new RingConsumer(ring, memory, layout.offsets[index]!, { nowMs })]];
+      }),
+    );
+  }
+
+  /** Reader of the first ring buffer, if there is one. */
+  get ring(): RingConsumer | undefined {
+    return this.rings.values().next().value;
   }
 
   get missedReturns(): bigint {

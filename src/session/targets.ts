@@ -54,6 +54,9 @@ export interface LeftTarget {
   readonly mechanisms: ReadonlyMap<string, number>;
 }
 
+/** Calls of one function whose returns may be awaited at the same time, where nobody says how many. */
+export const DEFAULT_MAX_ACTIVE = 4096;
+
 /** Room in the journal for points of images that are loaded later. */
 const LATER_POINTS = 2048;
 

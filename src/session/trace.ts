@@ -15,15 +15,16 @@ import { Actions } from "./actions.ts";
 import { compileProgram } from "./compile.ts";
 import { printPlan } from "./dry-run.ts";
 import { Interrupts } from "./interrupts.ts";
+import { reportLeft, reportMissedReturns } from "./left-report.ts";
 import { LocalPrograms } from "./local-programs.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
+import { pause } from "./pause.ts";
 import type { AttachRequest } from "./probe-resolution.ts";
 import { Progress } from "./progress.ts";
 import { SessionError } from "./session-error.ts";
-import { type LeftTarget, Targets } from "./targets.ts";
+import { DEFAULT_MAX_ACTIVE, type LeftTarget, Targets } from "./targets.ts";
 import { VerboseReport } from "./verbose-report.ts";
 
-const DEFAULT_MAX_ACTIVE = 4096;
 /** How often records are read while there are any, and how seldom when there are none. */
 const POLL_MS = 5;
 const IDLE_POLL_MS = 25;
@@ -152,9 +153,9 @@ class TraceRun {
     local.run("end");
     actions.drain();
     actions.printMaps();
-    this.#reportMissed(maps.missedReturns);
+    reportMissedReturns(maps.missedReturns, io);
     await this.#endCommand();
-    return this.#checkLeft(left);
+    return reportLeft(left, io);
   }
 
   async #attach(): Promise<void> {
@@ -208,44 +209,4 @@ class TraceRun {
     if (!command.hasEnded) process.kill(command.pid, "SIGTERM");
     await command.reap();
   }
-
-  #reportMissed(missed: bigint): void {
-    if (missed > 0n)
-      this.#input.io.err.write(
-        `missed ${missed} returns: too many calls were active at once; allow more with --maxactive\n`,
-      );
-  }
-
-  #checkLeft(left: readonly LeftTarget[]): number {
-    const { io } = this.#input;
-    let code = 0;
-    for (const { pid, report } of left) {
-      if (report === undefined) continue;
-      for (const at of report.foreign) {
-        code = 1;
-        io.err.write(
-          `trapline: restore process ${pid}: 0x${at.toString(16)}: another tool has patched it; left alone\n`,
-        );
-      }
-      if (report.occupants.length > 0)
-        io.err.write(
-          `trapline: restore process ${pid}: the text is restored, but thread ${report.occupants[0]!.tid} is still in our code; ` +
-            `free it later with: trapline detach -p ${pid}\n`,
-        );
-    }
-    return code;
-  }
-}
-
-function pause(ms: number, stop: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    if (stop.aborted) return resolve();
-    const done = () => {
-      clearTimeout(timer);
-      stop.removeEventListener("abort", done);
-      resolve();
-    };
-    const timer = setTimeout(done, ms);
-    stop.addEventListener("abort", done);
-  });
 }

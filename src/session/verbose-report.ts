@@ -10,7 +10,7 @@ export class VerboseReport {
   readonly #isOn: boolean;
   readonly #io: SessionIo;
 
-  constructor(options: TraceOptions, io: SessionIo) {
+  constructor(options: Pick<TraceOptions, "verbose">, io: SessionIo) {
     this.#isOn = options.verbose;
     this.#io = io;
   }

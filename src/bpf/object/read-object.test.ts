@@ -21,9 +21,11 @@ function linked(object: BpfObject, name: string) {
   return program.code;
 }
 
-describe("an object of clang's", () => {
-  const object = () => objectOf(buildBpfFixture("maps"));
+const object = () => objectOf(buildBpfFixture("maps"));
 
+const mallocIn = (image: string) => ({ image, location: { kind: "symbol", symbol: "malloc", offset: 0n } });
+
+describe("an object of clang's", () => {
   it("has maps with the sizes of their types, and globals as arrays of one", () => {
     const maps = object().maps.map(({ spec, isReadOnly }) => ({ ...spec, isReadOnly }));
     expect(maps.toSorted((a, b) => a.name.localeCompare(b.name))).toEqual([
@@ -49,13 +51,9 @@ describe("an object of clang's", () => {
 
   it("has programs with the places of their sections", () => {
     const programs = object().programs.map(({ name, attach }) => ({ name, attach }));
-    const image = (path: string) => ({
-      image: path,
-      location: { kind: "symbol", symbol: "malloc", offset: 0n },
-    });
     expect(programs).toEqual([
-      { name: "on_malloc", attach: { kind: "uprobe", place: image("libc.so.6") } },
-      { name: "malloc_returns", attach: { kind: "uretprobe", place: image("/usr/lib/libc.so.6") } },
+      { name: "on_malloc", attach: { kind: "uprobe", place: mallocIn("libc.so.6") } },
+      { name: "malloc_returns", attach: { kind: "uretprobe", place: mallocIn("/usr/lib/libc.so.6") } },
       { name: "calls", attach: { kind: "uprobe", place: undefined } },
       { name: "bad_read", attach: { kind: "uprobe", place: undefined } },
       { name: "in_kernel", attach: { kind: "elsewhere", type: "kprobe" } },
