@@ -1,6 +1,6 @@
 /** Does what the command line says: gathers what a session needs, and calls it. */
 import { readFileSync } from "node:fs";
-import type { SessionIo, SessionVerbs, TraceOptions } from "../session/index.ts";
+import type { SessionIo, TraceOptions } from "../session/index.ts";
 import type { Action, ProgramSource } from "./arguments.ts";
 import { TerminalIo } from "./terminal-io.ts";
 import { UsageError } from "./usage-error.ts";
@@ -23,7 +23,7 @@ async function run(
   io: SessionIo,
 ): Promise<number> {
   // Loaded here, so that help and bad usage cost nothing.
-  const session: SessionVerbs = await import("../session/index.ts");
+  const { sessionVerbs: session } = await import("../session/verbs.ts");
   switch (action.verb) {
     case "trace":
       return await session.trace({ program: program!, ...action.options }, io);

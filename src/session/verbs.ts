@@ -1,0 +1,19 @@
+/**
+ * What the command line can ask for, each loaded when it is asked for: the time from the command to the first event is
+ * mostly the time that it takes to load code.
+ */
+import type { SessionVerbs } from "./options.ts";
+
+export const sessionVerbs: SessionVerbs = {
+  trace: async (options, io) => (await import("./trace.ts")).trace(options, io),
+  explain: async (options, io) => (await import("./explain.ts")).explain(options, io),
+  detach: async (options, io) => (await import("./detach.ts")).detach(options, io),
+  listProbes: async (options, io) => (await import("./listing.ts")).listProbes(options, io),
+  listTracedProcesses: async (options, io) =>
+    (await import("./processes.ts")).listTracedProcesses(options, io),
+  doctor: async (options, io) => (await import("./doctor.ts")).doctor(options, io),
+  runObject: async (options, io) => (await import("./run-object.ts")).runObject(options, io),
+  verifyObject: async (options, io) => (await import("./bpf-verify.ts")).verifyObject(options, io),
+  disassembleObject: async (options, io) => (await import("./bpf-disasm.ts")).disassembleObject(options, io),
+  executeBpf: async (options, io) => (await import("./bpf-exec.ts")).executeBpf(options, io),
+};
