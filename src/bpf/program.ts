@@ -17,6 +17,8 @@ export interface MapSpec {
   readonly valueBytes: number;
   /** Entries; for a ring buffer the number of records it can hold (rounded up to a power of two). */
   readonly maxEntries: number;
+  /** Programs read its values and never write them, as with BPF_F_RDONLY_PROG. */
+  readonly isReadOnly?: boolean;
 }
 
 /** Where an instruction comes from in the user's text; lines and columns count from 1. */

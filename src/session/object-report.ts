@@ -25,7 +25,7 @@ function printMap(object: BpfObject, map: ObjectMap, maps: SharedMaps, index: nu
   if (opened === undefined || !("entries" in opened)) return "";
   if (map.variables !== undefined) {
     const bytes = opened.kind === "array" ? opened.read(0) : undefined;
-    if (map.isReadOnly || bytes === undefined) return "";
+    if (map.spec.isReadOnly === true || bytes === undefined) return "";
     return map.variables
       .map(({ name, offset, sizeBytes, type }) => {
         const value = printBtfValue(btf, type, bytes.subarray(offset, offset + sizeBytes));

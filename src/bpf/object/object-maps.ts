@@ -24,8 +24,6 @@ export interface ObjectMap {
   readonly spec: MapSpec;
   /** What element 0 begins with; undefined: zeros. */
   readonly initial: Uint8Array | undefined;
-  /** Programs do not write it. */
-  readonly isReadOnly: boolean;
   /** BTF types of keys and values; undefined where only their sizes are known. */
   readonly keyType: number | undefined;
   readonly valueType: number | undefined;
@@ -74,9 +72,15 @@ function globalsOf(elf: ElfObject, section: Section, btf: Btf | undefined): Plac
     fail(`section ${name}: initial values that are addresses are not supported`);
   const symbols = elf.symbols.filter((symbol) => symbol.section === index && symbol.kind === "object");
   return {
-    spec: { name, kind: "array", keyBytes: 4, valueBytes: sizeBytes, maxEntries: 1 },
+    spec: {
+      name,
+      kind: "array",
+      keyBytes: 4,
+      valueBytes: sizeBytes,
+      maxEntries: 1,
+      isReadOnly: name.startsWith(".rodata"),
+    },
     initial: type === SHT_NOBITS ? undefined : data.bytes.slice(),
-    isReadOnly: name.startsWith(".rodata"),
     keyType: undefined,
     valueType: undefined,
     variables: symbols
@@ -135,12 +139,18 @@ function readDefinition(name: string, btf: Btf, notes: string[]): ObjectMap {
     return size;
   };
   const maxEntries = number("max_entries");
-  const spec: MapSpec = { name, kind, keyBytes: sizeOf("key"), valueBytes: sizeOf("value"), maxEntries };
+  const spec: MapSpec = {
+    name,
+    kind,
+    keyBytes: sizeOf("key"),
+    valueBytes: sizeOf("value"),
+    maxEntries,
+    isReadOnly: (flags & READ_ONLY_FLAG) !== 0,
+  };
   checkSpec(spec);
   return {
     spec,
     initial: undefined,
-    isReadOnly: (flags & READ_ONLY_FLAG) !== 0,
     keyType: types.get("key"),
     valueType: types.get("value"),
     variables: undefined,

@@ -27,7 +27,7 @@ const mallocIn = (image: string) => ({ image, location: { kind: "symbol", symbol
 
 describe("an object of clang's", () => {
   it("has maps with the sizes of their types, and globals as arrays of one", () => {
-    const maps = object().maps.map(({ spec, isReadOnly }) => ({ ...spec, isReadOnly }));
+    const maps = object().maps.map(({ spec }) => spec);
     expect(maps.toSorted((a, b) => a.name.localeCompare(b.name))).toEqual([
       { name: ".bss", kind: "array", keyBytes: 4, valueBytes: 8, maxEntries: 1, isReadOnly: false },
       { name: ".data", kind: "array", keyBytes: 4, valueBytes: 24, maxEntries: 1, isReadOnly: false },
@@ -168,6 +168,23 @@ describe("refusing an object", () => {
   ])("refuses a program that needs $name", ({ source, reason }) => {
     const { programs } = objectOf(compile(source));
     expect(programs[0]!.code).toEqual({ kind: "refused", reason: expect.stringMatching(reason) });
+  });
+
+  it("a program that writes a constant is rejected", () => {
+    const object = objectOf(
+      compile(
+        `const volatile int fixed = 1; SEC("uprobe") int f(void *ctx) { int *p = (int *)&fixed; asm volatile("" : "+r"(p)); *p = 2; return 0; }`,
+      ),
+    );
+    expect(
+      verifyProgram(
+        linked(object, "f"),
+        object.maps.map(({ spec }) => spec),
+      ),
+    ).toMatchObject({
+      kind: "rejected",
+      message: "write into map forbidden, value_size=4 off=0 size=4",
+    });
   });
 
   it("a weak symbol that is not there is 0", () => {

@@ -73,7 +73,10 @@ export function storeMemory(
   const pointer = getAccessible(step, base);
   if (pointer.to === "stack") storeStack(step, base, pointer, off, lenBytes, value);
   else if (pointer.to === "ctx") checkCtx(step, base, pointer, off, lenBytes, "write");
-  else checkRegion(base, pointer, off, lenBytes);
+  else {
+    checkWritable(step, pointer, off, lenBytes);
+    checkRegion(base, pointer, off, lenBytes);
+  }
 }
 
 /** An atomic instruction through register `base`; what it fetches. */
@@ -86,6 +89,7 @@ export function atomicMemory(step: Step, base: number, off: number, lenBytes: nu
     step.note.reads = step.note.writes = slotsBetween(low, high + lenBytes);
     clobberStack(step, low, high + lenBytes, false);
   } else {
+    checkWritable(step, pointer, off, lenBytes);
     checkRegion(base, pointer, off, lenBytes);
     checkAligned(pointer, off, lenBytes, pointer.to === "map-value" ? "value " : "");
   }
@@ -111,6 +115,7 @@ export function checkHelperMemory(
     reject(`R${reg} type=${typeName(value)} expected=${memoryKinds}`);
   }
   if (value.to !== "stack") {
+    if (mode === "fill") checkWritable(step, value, 0, lenBytes);
     checkRegion(reg, value, 0, lenBytes);
     return;
   }
@@ -164,6 +169,13 @@ function checkCtx(
   const isInside = off >= 0 && off + lenBytes <= CTX_BYTES && off % lenBytes === 0;
   if (mode !== "read" || !isInside) reject(`invalid bpf_context access off=${off} size=${lenBytes}`);
   step.machine.findings.ctxReads.add(off & ~7);
+}
+
+function checkWritable(step: Step, pointer: Pointer, off: number, lenBytes: number): void {
+  if (pointer.to !== "map-value" || step.machine.maps[pointer.map]?.isReadOnly !== true) return;
+  reject(
+    `write into map forbidden, value_size=${pointer.lenBytes} off=${pointer.off + off} size=${lenBytes}`,
+  );
 }
 
 /** Map values, records and sized memory. */

@@ -4,6 +4,8 @@ import {
   findHelper,
   HELPER_GET_ATTACH_COOKIE,
   HELPER_GET_FUNC_IP,
+  HELPER_MAP_DELETE_ELEM,
+  HELPER_MAP_UPDATE_ELEM,
   type HelperArg,
   type HelperSpec,
   MIN_ERRNO,
@@ -16,6 +18,9 @@ import { isFixed, pointerTo, typeName, uninit, type Value } from "./value.ts";
 
 /** Far more than a program can use; without a limit a loop that leaks would fill the memory of the verifier. */
 const MAX_REFERENCES = 64;
+
+/** Helpers that change what is in the map that they get. */
+const writers: ReadonlySet<number> = new Set([HELPER_MAP_UPDATE_ELEM, HELPER_MAP_DELETE_ELEM]);
 
 /** What the arguments of one call turned out to be. */
 interface Arguments {
@@ -58,6 +63,8 @@ function checkArgument(step: Step, helper: HelperSpec, arg: HelperArg, reg: numb
       if (!arg.kinds.includes(mapOf(step, found).kind)) {
         reject(`cannot pass map_type ${mapOf(step, found).kind} into func ${helper.name}#${helper.number}`);
       }
+      if (mapOf(step, found).isReadOnly === true && writers.has(helper.number))
+        reject("write into map forbidden");
       return;
     case "map-key":
       checkHelperMemory(step, reg, mapOf(step, found).keyBytes, "read", true);
