@@ -10,12 +10,15 @@
  * return EINTR after any stop (epoll_wait, semop, sigtimedwait and others, signal(7)) are made again here. Such a call starts
  * with its whole timeout again.
  *
+ * Where it may, the tracer runs as a real-time thread meanwhile: else each thread that it lets go can take the processor
+ * from it, while the others still stand.
+ *
  * Not handled: a thread that the kernel cannot interrupt (in vfork until the child execs, or in disk sleep) makes
  * the stop fail after a time limit; everything is resumed then. ptrace can let go only of a thread that stands, so such a
  * thread stays seized as a straggler, and is let go when it stops at last.
  */
 import { readdirSync, readFileSync } from "node:fs";
-import { SystemError, usleep } from "./libc.ts";
+import { SystemError, setRealTime, usleep } from "./libc.ts";
 import type { MemoryFile } from "./memory-file.ts";
 import * as ptrace from "./ptrace.ts";
 import type { UserRegs } from "./user-regs.ts";
@@ -56,6 +59,7 @@ export class Freeze {
   readonly #trapSites: ReadonlySet<bigint>;
   readonly #seized = new Set<number>();
   #firstInterruptNs = 0n;
+  #isUrgent = false;
 
   private constructor(pid: number, memory: MemoryFile, trapSites: ReadonlySet<bigint>) {
     this.pid = pid;
@@ -125,6 +129,8 @@ export class Freeze {
       if (!standing.has(tid) || !ptrace.tryDetach(tid, 0)) stragglers.set(tid, this);
     this.#seized.clear();
     const stoodNs = this.standingNs;
+    if (this.#isUrgent) setRealTime(false);
+    this.#isUrgent = false;
     if (stragglers.size > 0) releaseStragglers();
     return stoodNs;
   }
@@ -138,6 +144,7 @@ export class Freeze {
   }
 
   #stopAll(): void {
+    this.#isUrgent = setRealTime(true);
     const deadline = Date.now() + STOP_TIMEOUT_MS;
     const known = new Set<number>();
     for (;;) {
@@ -156,6 +163,7 @@ export class Freeze {
 
   /** Stops the first of the threads that can be stopped; more of them may come to stand. */
   #stopAny(tids: readonly number[]): void {
+    this.#isUrgent = setRealTime(true);
     let interrupted: number[] = [];
     for (const [index, candidate] of tids.entries()) {
       if (!this.#seize(candidate)) continue;

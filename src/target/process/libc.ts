@@ -54,6 +54,27 @@ export const waitpidRaw = lib.func("int waitpid(int pid, void *status, int optio
   options: number,
 ) => number;
 
+const schedGetScheduler = lib.func("int sched_getscheduler(int pid)") as (pid: number) => number;
+const schedSetScheduler = lib.func("int sched_setscheduler(int pid, int policy, void *param)") as (
+  pid: number,
+  policy: number,
+  param: Uint8Array,
+) => number;
+
+/**
+ * Lets the calling thread run before all ordinary threads of the machine, or makes it an ordinary one again (sched(7)).
+ * Returns whether that was done: it needs CAP_SYS_NICE, and is not done to a thread with a policy of its own.
+ */
+export function setRealTime(on: boolean): boolean {
+  const SCHED_OTHER = 0;
+  const SCHED_FIFO = 1;
+  const [from, to] = on ? [SCHED_OTHER, SCHED_FIFO] : [SCHED_FIFO, SCHED_OTHER];
+  if (schedGetScheduler(0) !== from) return false;
+  // struct sched_param: the priority, 1 is the lowest of the real-time ones.
+  const param = new Uint8Array(Int32Array.of(on ? 1 : 0).buffer);
+  return schedSetScheduler(0, to, param) === 0;
+}
+
 export const usleep = lib.func("int usleep(unsigned int usec)") as (usec: number) => number;
 export const killRaw = lib.func("int kill(int pid, int sig)") as (pid: number, sig: number) => number;
 

@@ -6,6 +6,7 @@ import { expect, test } from "vitest";
 import { buildFixture } from "../../../test/support/fixtures.ts";
 import { UnmanagedChild } from "../../../test/support/unmanaged-child.ts";
 import type { RemoteCall, Transaction } from "../target.ts";
+import { setRealTime } from "./libc.ts";
 import { TracedProcess } from "./traced-process.ts";
 
 const nothing: Transaction = {
@@ -71,6 +72,33 @@ test("a thread that cannot be interrupted is passed over, and goes on when it ca
     kind: "committed",
     threads: 2,
   });
+  traced.close();
+});
+
+/** Field 41 of proc(5)'s stat: 0 for an ordinary thread, 1 for SCHED_FIFO. */
+function ownPolicy(): number {
+  const stat = readFileSync("/proc/thread-self/stat", "latin1");
+  return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[38]);
+}
+
+test("the tracer runs before other threads while a process stands, and only then", async () => {
+  // Root in a container may lack the capability.
+  const isAllowed = setRealTime(true) && setRealTime(false);
+  using child = await UnmanagedChild.start([buildFixture("blocked")]);
+  const traced = TracedProcess.open(child.pid);
+  const seen: number[] = [];
+  const report = traced.commit({
+    ...nothing,
+    get sites() {
+      seen.push(ownPolicy());
+      return [];
+    },
+  });
+  expect(report.kind).toBe("committed");
+  expect(new Set(seen)).toEqual(new Set([isAllowed ? 1 : 0]));
+  expect(ownPolicy()).toBe(0);
+  traced.call([getpid]);
+  expect(ownPolicy()).toBe(0);
   traced.close();
 });
 
