@@ -18,6 +18,7 @@ import {
 } from "../bpf/object/index.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import { Tracer } from "../target/process/tracer.ts";
+import { endCommand } from "./command-end.ts";
 import { Interrupts } from "./interrupts.ts";
 import { reportLeft, reportMissedReturns } from "./left-report.ts";
 import { annotateLog, lineAt, loadObject, refusalOf } from "./object-file.ts";
@@ -189,7 +190,7 @@ class ObjectRun {
     io.out.write(printMaps(object, targets.maps));
     this.#reportLost();
     reportMissedReturns(targets.maps.missedReturns, io);
-    await this.#endCommand();
+    await endCommand(this.#command);
     return reportLeft(left, io);
   }
 
@@ -237,13 +238,5 @@ class ObjectRun {
     for (const [index, { dropped }] of targets.maps.rings)
       if (dropped > 0n)
         io.err.write(`lost ${dropped} records: ring buffer ${object.maps[index]!.spec.name} was full\n`);
-  }
-
-  /** A command of ours does not outlive the run. */
-  async #endCommand(): Promise<void> {
-    const command = this.#command;
-    if (command === undefined) return;
-    if (!command.hasEnded) process.kill(command.pid, "SIGTERM");
-    await command.reap();
   }
 }

@@ -12,6 +12,7 @@ import type { AttachPoint, Script, UserAttachPoint } from "../lang/index.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import { Tracer } from "../target/process/tracer.ts";
 import { Actions } from "./actions.ts";
+import { endCommand } from "./command-end.ts";
 import { compileProgram } from "./compile.ts";
 import { printPlan } from "./dry-run.ts";
 import { Interrupts } from "./interrupts.ts";
@@ -154,7 +155,7 @@ class TraceRun {
     actions.drain();
     actions.printMaps();
     reportMissedReturns(maps.missedReturns, io);
-    await this.#endCommand();
+    await endCommand(this.#command);
     return reportLeft(left, io);
   }
 
@@ -200,13 +201,5 @@ class TraceRun {
       }
     }
     local.stopIntervals();
-  }
-
-  /** A command of ours does not outlive the trace, as with bpftrace. */
-  async #endCommand(): Promise<void> {
-    const command = this.#command;
-    if (command === undefined) return;
-    if (!command.hasEnded) process.kill(command.pid, "SIGTERM");
-    await command.reap();
   }
 }

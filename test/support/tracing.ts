@@ -21,12 +21,12 @@ export interface TracingResult {
   map(name: string): unknown;
 }
 
-/** Printed again and again by `withSign` once the probes are armed: intervals start after that. */
+/** Printed by `withSign` once the probes are armed: intervals start after that. */
 const ARMED = '{"type": "printf", "data": "armed\\n"}';
 
 /** A program that also says when its probes are armed. */
 export function withSign(program: string): string {
-  return `${program} interval:ms:5 { printf("armed\\n"); }`;
+  return `${program} interval:ms:5 /!@armed/ { @armed = 1; printf("armed\\n"); } END { clear(@armed); }`;
 }
 
 export class Tracing implements AsyncDisposable {

@@ -43,6 +43,8 @@ export class StopTimeoutError extends Error {
 }
 
 const STOP_TIMEOUT_MS = 2000;
+/** A thread that could run and does not, because the machine is busy with others, will stop: it gets more time. */
+const RUNNABLE_TIMEOUT_MS = 15_000;
 /** A borrowed thread that does not stop within this time may be one that cannot: another one is interrupted too. */
 const ONE_THREAD_TIMEOUT_MS = 200;
 /** Of so many threads the state is asked, to find one that runs: that takes a while for each. */
@@ -156,7 +158,7 @@ export class Freeze {
       });
       if (this.#firstInterruptNs === 0n) this.#firstInterruptNs = process.hrtime.bigint();
       for (const tid of seized) ptrace.tryInterrupt(tid);
-      const [stuck] = this.#await(seized, deadline, () => false);
+      const [stuck] = this.#awaitRunnable(this.#await(seized, deadline, () => false));
       if (stuck !== undefined) throw new StopTimeoutError(this.pid, stuck, threadState(this.pid, stuck));
     }
   }
@@ -196,6 +198,19 @@ export class Freeze {
       if (running.length === 0 || isEnough() || Date.now() > deadline) return running;
       usleep(sleepUs);
     }
+  }
+
+  /** Waits on for threads that only lack a processor; returns those that still run when one of them cannot be interrupted. */
+  #awaitRunnable(tids: readonly number[]): number[] {
+    let running = [...tids];
+    const deadline = Date.now() + RUNNABLE_TIMEOUT_MS;
+    while (
+      running.length > 0 &&
+      Date.now() < deadline &&
+      running.every((tid) => threadState(this.pid, tid) === "R")
+    )
+      running = this.#await(running, Date.now() + STOP_TIMEOUT_MS, () => false);
+    return running;
   }
 
   #seize(tid: number): boolean {
