@@ -61,6 +61,7 @@ export function findTracedProcesses(): ProcessScan {
     const pid = Number(name);
     try {
       for (const mapping of findJournalMappings(pid)) {
+        if (!hasBegun(pid, mapping)) continue;
         const found = readReport(pid, mapping);
         if (found instanceof JournalError)
           damaged.push({ pid, comm: readStat(pid).comm, why: found.message });
@@ -75,9 +76,23 @@ export function findTracedProcesses(): ProcessScan {
   return { traced, damaged, unreadable };
 }
 
-/** What each session, living or dead, has done to one process. Throws `JournalError` for a journal that is damaged. */
+/**
+ * What each session, living or dead, has done to one process. A session that has mapped its memory and written nothing to
+ * it yet has done nothing. Throws `JournalError` for a journal that is damaged.
+ */
 export function findJournals(pid: number): JournalContents[] {
-  return findJournalMappings(pid).map((mapping) => readJournal(pid, mapping));
+  return findJournalMappings(pid)
+    .filter((mapping) => hasBegun(pid, mapping))
+    .map((mapping) => readJournal(pid, mapping));
+}
+
+function hasBegun(pid: number, mapping: AddrRange): boolean {
+  const memory = MemoryFile.open(pid, "r");
+  try {
+    return memory.read(mapping.start, 8).some((byte) => byte !== 0);
+  } finally {
+    memory.close();
+  }
 }
 
 function readJournal(pid: number, mapping: AddrRange): JournalContents {

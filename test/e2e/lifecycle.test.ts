@@ -180,7 +180,8 @@ it("ps names the tracer while it lives and when it has died", async () => {
 it("the end of the reader of its output ends a session cleanly", async () => {
   using target = await start();
   const before = readProcessState(target.pid);
-  await using tracing = await Tracing.armed(["-p", `${target.pid}`], program);
+  const talkative = `${program} interval:ms:10 { printf("still here\\n"); }`;
+  await using tracing = await Tracing.armed(["-p", `${target.pid}`], talkative);
   tracing.closeOutput();
   await tracing.ended();
   expectUnchanged(target.pid, before);
