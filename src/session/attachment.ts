@@ -78,7 +78,6 @@ export class Attachment {
   readonly gateWordsAt: bigint;
   readonly #pidCacheAt: bigint;
   #lacksTid: boolean;
-  #trapsReady = false;
   #trapTable: { readonly table: TrapTable; readonly at: bigint } | undefined;
 
   private constructor(
@@ -311,7 +310,6 @@ export class Attachment {
     const [result] = await this.target.call([setTrapAction(encodeSignalAction(handler.action))]);
     if (result !== 0n)
       throw new Error(`install the trap handler in process ${this.target.pid}: error ${result}`);
-    this.#trapsReady = true;
     this.#trapTable = { table, at: handler.at + BigInt(handler.tableOffset) };
   }
 
@@ -319,7 +317,7 @@ export class Attachment {
 
   /** What SIGTRAP did before this session: asked once. */
   async #previousTrapAction(): Promise<Uint8Array> {
-    if (this.#previousAction !== undefined && this.#trapsReady) return this.#previousAction;
+    if (this.#previousAction !== undefined && this.#trapTable !== undefined) return this.#previousAction;
     const scratch = this.#journalMemory.start + BigInt(JOURNAL_SCRATCH);
     await this.target.call([askTrapAction(scratch)]);
     this.#previousAction = await this.target.read(scratch, 32);

@@ -18,7 +18,8 @@ import {
   writeDescriptorMessage,
 } from "./libc.ts";
 import { MemoryFile } from "./memory-file.ts";
-import { readMaps } from "./proc-fs.ts";
+import { hasSignal, readMaps, readStatus } from "./proc-fs.ts";
+import * as ptrace from "./ptrace.ts";
 
 const SYS_CLOSE = 3;
 const SYS_RECVMSG = 47;
@@ -307,7 +308,7 @@ export class TracedProcess {
   }
 
   #usesSeccomp(): boolean {
-    return !/^Seccomp:\s+0$/m.test(readFileSync(`/proc/${this.pid}/status`, "latin1"));
+    return readStatus(this.pid).seccomp !== "none";
   }
 
   /** The zero bytes behind the vDSO's code. */
@@ -329,8 +330,6 @@ function namespaceTid(pid: number, tid: number): number {
   return Number(ids[ids.length - 1] ?? tid);
 }
 
-const SIGTRAP_BIT = 1n << 4n;
-
 /** How long a thread may block SIGTRAP before it counts: glibc blocks all signals while it starts or forks something. */
 const BLOCKED_FOR_MS = 100;
 
@@ -351,12 +350,10 @@ export function findTrapObstacle(
 }
 
 function blocksTraps(pid: number, tid: number): boolean {
-  let status: string;
   try {
-    status = readFileSync(`/proc/${pid}/task/${tid}/status`, "latin1");
+    return hasSignal(readStatus(pid, tid).signals.blocked, ptrace.SIGTRAP);
   } catch {
+    // It has ended.
     return false;
   }
-  const blocked = /^SigBlk:\s+(\S+)/m.exec(status)?.[1] ?? "0";
-  return (BigInt(`0x${blocked}`) & SIGTRAP_BIT) !== 0n;
 }
