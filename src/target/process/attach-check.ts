@@ -2,6 +2,7 @@
  * Whether a process can be attached to at all, found out before it is touched, with a reason that says what to do.
  */
 import { closeSync, openSync, readFileSync, readSync } from "node:fs";
+import { type ProcStat, type ProcStatus, readStat, readStatus } from "./proc-fs.ts";
 
 export type AttachRefusal =
   | { readonly kind: "no-such-process" }
@@ -68,26 +69,22 @@ export function checkAttachable(pid: number): void {
     throw new AttachError(pid, reason);
   };
   if (pid === process.pid) refuse({ kind: "ourselves" });
-  const status = readProc(pid, "status");
-  const stat = readProc(pid, "stat");
-  if (status === undefined || stat === undefined) throw new AttachError(pid, { kind: "no-such-process" });
-  const field = (name: string) => new RegExp(`^${name}:\\s+(\\S+)`, "m").exec(status)?.[1] ?? "";
-  const tgid = Number(field("Tgid"));
-  if (tgid !== pid) refuse({ kind: "is-thread", pid: tgid });
-  // The fields of stat behind the command name, which may contain anything: flags is field 9.
-  const flags = Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[6]);
-  if ((flags & PF_KTHREAD) !== 0) refuse({ kind: "kernel-thread" });
-  if (field("State") === "Z" && field("Threads") === "1") refuse({ kind: "zombie" });
-  if (field("State") === "X") refuse({ kind: "no-such-process" });
-  const tracer = Number(field("TracerPid"));
+  const found = readIdentity(pid);
+  if (found === undefined) throw new AttachError(pid, { kind: "no-such-process" });
+  const { status, stat } = found;
+  if (status.tgid !== pid) refuse({ kind: "is-thread", pid: status.tgid });
+  if ((stat.flags & PF_KTHREAD) !== 0) refuse({ kind: "kernel-thread" });
+  if (status.state === "Z" && status.threads === 1) refuse({ kind: "zombie" });
+  if (status.state === "X") refuse({ kind: "no-such-process" });
+  const tracer = status.tracerPid;
   if (tracer !== 0)
     refuse({ kind: "already-traced", tracer, tracerName: readProc(tracer, "comm")?.trim() ?? "unknown" });
   const header = readExeHeader(pid);
   if (header === undefined) {
-    if (readProc(pid, "status") === undefined) refuse({ kind: "no-such-process" });
+    if (readIdentity(pid) === undefined) refuse({ kind: "no-such-process" });
     refuse({
       kind: "not-permitted",
-      uid: Number(field("Uid")),
+      uid: status.uids[0] ?? -1,
       ownUid: process.getuid?.() ?? -1,
       ptraceScope: Number(readSysctl("kernel/yama/ptrace_scope") ?? "0"),
     });
@@ -96,6 +93,15 @@ export function checkAttachable(pid: number): void {
   if (header[4] !== ELFCLASS64) refuse({ kind: "not-x86-64", what: "a 32-bit program" });
   if ((header[18]! | (header[19]! << 8)) !== EM_X86_64)
     refuse({ kind: "not-x86-64", what: "a program for another machine" });
+}
+
+/** What the kernel says of a process; undefined when it is gone. */
+function readIdentity(pid: number): { readonly status: ProcStatus; readonly stat: ProcStat } | undefined {
+  try {
+    return { status: readStatus(pid), stat: readStat(pid) };
+  } catch {
+    return undefined;
+  }
 }
 
 function readProc(pid: number, name: string): string | undefined {
