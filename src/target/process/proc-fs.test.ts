@@ -63,7 +63,6 @@ describe("maps", () => {
     for (let i = 1; i < maps.length; i++) expect(maps[i]!.start >= maps[i - 1]!.end).toBe(true);
     expect(maps.some((m) => m.path.endsWith("libc.so.6") && m.perms === "r-xp")).toBe(true);
     expect(maps.some((m) => m.path === "[stack]")).toBe(true);
-    expect(maps.length).toBe(readMaps(process.pid).length);
   });
 
   it("leaves out what has not the form of a line", () => {
