@@ -19,9 +19,21 @@ export type HelperArg =
   | { readonly kind: "map-key" }
   /** Initialised memory of the map's value size. */
   | { readonly kind: "map-value" }
-  /** Memory that the helper fills; need not be initialised, is afterwards. */
-  | { readonly kind: "memory-out" }
-  /** Bytes of the memory argument before it, at least 1 unless `zero` is allowed. */
+  /** Memory of the map's value size that the helper fills. */
+  | { readonly kind: "map-value-out" }
+  /** Memory that the helper fills; need not be initialised, is afterwards. With `orNull` 0 may stand for none. */
+  | { readonly kind: "memory-out"; readonly orNull?: boolean }
+  /** Initialised memory that the helper reads. */
+  | { readonly kind: "memory-in"; readonly orNull?: boolean }
+  /** An aligned 64-bit integer that the helper writes. */
+  | { readonly kind: "u64-out" }
+  /** A NUL-terminated string in a read-only map whose contents are known. */
+  | { readonly kind: "const-string" }
+  /** The address of a function of the program, which the helper calls: see `callbackOf`. */
+  | { readonly kind: "callback" }
+  /** What is handed on to the callback: an address in the stack, or 0. */
+  | { readonly kind: "callback-context" }
+  /** Bytes of the memory argument before it, at least 1 unless `zero` is allowed. 0 if that memory is null. */
   | { readonly kind: "size"; readonly zero: boolean }
   /** A constant: the size of the record that is returned. */
   | { readonly kind: "record-size" }
@@ -49,19 +61,50 @@ export interface HelperSpec {
 export const HELPER_MAP_LOOKUP_ELEM = 1;
 export const HELPER_MAP_UPDATE_ELEM = 2;
 export const HELPER_MAP_DELETE_ELEM = 3;
+export const HELPER_PROBE_READ = 4;
 export const HELPER_KTIME_GET_NS = 5;
+export const HELPER_TRACE_PRINTK = 6;
 export const HELPER_GET_PRANDOM_U32 = 7;
 export const HELPER_GET_SMP_PROCESSOR_ID = 8;
+export const HELPER_TAIL_CALL = 12;
 export const HELPER_GET_CURRENT_PID_TGID = 14;
 export const HELPER_GET_CURRENT_UID_GID = 15;
 export const HELPER_GET_CURRENT_COMM = 16;
+export const HELPER_PERF_EVENT_OUTPUT = 25;
+export const HELPER_GET_STACKID = 27;
+export const HELPER_GET_NUMA_NODE_ID = 42;
+export const HELPER_PROBE_READ_STR = 45;
+export const HELPER_OVERRIDE_RETURN = 58;
+export const HELPER_GET_STACK = 67;
+export const HELPER_MAP_PUSH_ELEM = 87;
+export const HELPER_MAP_POP_ELEM = 88;
+export const HELPER_MAP_PEEK_ELEM = 89;
+export const HELPER_STRTOL = 105;
+export const HELPER_STRTOUL = 106;
 export const HELPER_PROBE_READ_USER = 112;
+export const HELPER_PROBE_READ_KERNEL = 113;
 export const HELPER_PROBE_READ_USER_STR = 114;
+export const HELPER_PROBE_READ_KERNEL_STR = 115;
+export const HELPER_JIFFIES64 = 118;
+export const HELPER_KTIME_GET_BOOT_NS = 125;
+export const HELPER_RINGBUF_OUTPUT = 130;
 export const HELPER_RINGBUF_RESERVE = 131;
 export const HELPER_RINGBUF_SUBMIT = 132;
 export const HELPER_RINGBUF_DISCARD = 133;
+export const HELPER_RINGBUF_QUERY = 134;
+export const HELPER_KTIME_GET_COARSE_NS = 160;
+export const HELPER_FOR_EACH_MAP_ELEM = 164;
+export const HELPER_SNPRINTF = 165;
 export const HELPER_GET_FUNC_IP = 173;
 export const HELPER_GET_ATTACH_COOKIE = 174;
+export const HELPER_TRACE_VPRINTK = 177;
+export const HELPER_LOOP = 181;
+export const HELPER_STRNCMP = 182;
+export const HELPER_GET_FUNC_ARG = 183;
+export const HELPER_GET_FUNC_RET = 184;
+export const HELPER_GET_FUNC_ARG_CNT = 185;
+export const HELPER_MAP_LOOKUP_PERCPU_ELEM = 195;
+export const HELPER_KTIME_GET_TAI_NS = 208;
 
 /** The processor number comes from 12 bits of TSC_AUX or of a segment limit. */
 export const MAX_CPU = 4095;
@@ -108,13 +151,37 @@ const kernelNames: readonly string[] = `
   .trim()
   .split(/\s+/);
 
+const keyedKinds: readonly MapKind[] = [
+  "array",
+  "hash",
+  "lru_hash",
+  "percpu_array",
+  "percpu_hash",
+  "lru_percpu_hash",
+];
+
 const anything: HelperArg = { kind: "anything" };
 const ctx: HelperArg = { kind: "ctx" };
-const lookupMap: HelperArg = { kind: "map", kinds: ["array", "hash"] };
+const lookupMap: HelperArg = { kind: "map", kinds: [...keyedKinds, "array_of_maps", "hash_of_maps"] };
+const keyedMap: HelperArg = { kind: "map", kinds: keyedKinds };
+const perCpuMap: HelperArg = { kind: "map", kinds: ["percpu_array", "percpu_hash", "lru_percpu_hash"] };
+const pushMap: HelperArg = { kind: "map", kinds: ["queue", "stack", "bloom_filter"] };
+const popMap: HelperArg = { kind: "map", kinds: ["queue", "stack"] };
 const ringMap: HelperArg = { kind: "map", kinds: ["ringbuf"] };
+const perfMap: HelperArg = { kind: "map", kinds: ["perf_event_array"] };
+const stackMap: HelperArg = { kind: "map", kinds: ["stack_trace"] };
+const progMap: HelperArg = { kind: "map", kinds: ["prog_array"] };
 const mapKey: HelperArg = { kind: "map-key" };
 const mapValue: HelperArg = { kind: "map-value" };
+const mapValueOut: HelperArg = { kind: "map-value-out" };
 const memoryOut: HelperArg = { kind: "memory-out" };
+const memoryOutOrNull: HelperArg = { kind: "memory-out", orNull: true };
+const memoryIn: HelperArg = { kind: "memory-in" };
+const memoryInOrNull: HelperArg = { kind: "memory-in", orNull: true };
+const u64Out: HelperArg = { kind: "u64-out" };
+const constString: HelperArg = { kind: "const-string" };
+const callback: HelperArg = { kind: "callback" };
+const callbackContext: HelperArg = { kind: "callback-context" };
 const size: HelperArg = { kind: "size", zero: false };
 const sizeOrZero: HelperArg = { kind: "size", zero: true };
 const recordSize: HelperArg = { kind: "record-size" };
@@ -123,6 +190,8 @@ const u64: HelperReturn = { kind: "integer" };
 const u32: HelperReturn = { kind: "integer", min: 0n, max: 0xffffffffn };
 const cpu: HelperReturn = { kind: "integer", min: 0n, max: BigInt(MAX_CPU) };
 const status: HelperReturn = { kind: "integer", min: BigInt(MIN_ERRNO), max: 0n };
+const count: HelperReturn = { kind: "integer", min: BigInt(MIN_ERRNO), max: 0x7fffffffn };
+const comparison: HelperReturn = { kind: "integer", min: -255n, max: 255n };
 const length: HelperReturn = { kind: "length-or-error" };
 const nothing: HelperReturn = { kind: "void" };
 const valueOrNull: HelperReturn = { kind: "map-value-or-null" };
@@ -130,22 +199,72 @@ const recordOrNull: HelperReturn = { kind: "record-or-null" };
 
 const specs: readonly HelperSpec[] = [
   spec(HELPER_MAP_LOOKUP_ELEM, [lookupMap, mapKey], valueOrNull),
-  spec(HELPER_MAP_UPDATE_ELEM, [lookupMap, mapKey, mapValue, anything], status),
-  spec(HELPER_MAP_DELETE_ELEM, [lookupMap, mapKey], status),
+  spec(HELPER_MAP_UPDATE_ELEM, [keyedMap, mapKey, mapValue, anything], status),
+  spec(HELPER_MAP_DELETE_ELEM, [keyedMap, mapKey], status),
+  spec(HELPER_PROBE_READ, [memoryOut, sizeOrZero, anything], status),
   spec(HELPER_KTIME_GET_NS, [], u64),
+  spec(HELPER_TRACE_PRINTK, [memoryIn, size, anything, anything, anything], count),
   spec(HELPER_GET_PRANDOM_U32, [], u32),
   spec(HELPER_GET_SMP_PROCESSOR_ID, [], cpu),
+  // It returns only if there is no program to go to.
+  spec(HELPER_TAIL_CALL, [ctx, progMap, anything], nothing),
   spec(HELPER_GET_CURRENT_PID_TGID, [], u64),
   spec(HELPER_GET_CURRENT_UID_GID, [], u64),
   spec(HELPER_GET_CURRENT_COMM, [memoryOut, size], status),
+  spec(HELPER_PERF_EVENT_OUTPUT, [ctx, perfMap, anything, memoryIn, sizeOrZero], status),
+  spec(HELPER_GET_STACKID, [ctx, stackMap, anything], count),
+  spec(HELPER_GET_NUMA_NODE_ID, [], u32),
+  spec(HELPER_PROBE_READ_STR, [memoryOut, sizeOrZero, anything], length),
+  spec(HELPER_OVERRIDE_RETURN, [ctx, anything], status),
+  spec(HELPER_GET_STACK, [ctx, memoryOut, sizeOrZero, anything], length),
+  spec(HELPER_MAP_PUSH_ELEM, [pushMap, mapValue, anything], status),
+  spec(HELPER_MAP_POP_ELEM, [popMap, mapValueOut], status),
+  spec(HELPER_MAP_PEEK_ELEM, [pushMap, mapValueOut], status),
+  spec(HELPER_STRTOL, [memoryIn, size, anything, u64Out], count),
+  spec(HELPER_STRTOUL, [memoryIn, size, anything, u64Out], count),
   spec(HELPER_PROBE_READ_USER, [memoryOut, sizeOrZero, anything], status),
+  spec(HELPER_PROBE_READ_KERNEL, [memoryOut, sizeOrZero, anything], status),
   spec(HELPER_PROBE_READ_USER_STR, [memoryOut, sizeOrZero, anything], length),
+  spec(HELPER_PROBE_READ_KERNEL_STR, [memoryOut, sizeOrZero, anything], length),
+  spec(HELPER_JIFFIES64, [], u64),
+  spec(HELPER_KTIME_GET_BOOT_NS, [], u64),
+  spec(HELPER_RINGBUF_OUTPUT, [ringMap, memoryIn, sizeOrZero, anything], status),
   spec(HELPER_RINGBUF_RESERVE, [ringMap, recordSize, anything], recordOrNull),
   spec(HELPER_RINGBUF_SUBMIT, [record, anything], nothing),
   spec(HELPER_RINGBUF_DISCARD, [record, anything], nothing),
+  spec(HELPER_RINGBUF_QUERY, [ringMap, anything], u64),
+  spec(HELPER_KTIME_GET_COARSE_NS, [], u64),
+  spec(HELPER_FOR_EACH_MAP_ELEM, [keyedMap, callback, callbackContext, anything], count),
+  spec(HELPER_SNPRINTF, [memoryOutOrNull, sizeOrZero, constString, memoryInOrNull, sizeOrZero], count),
   spec(HELPER_GET_FUNC_IP, [ctx], u64),
   spec(HELPER_GET_ATTACH_COOKIE, [ctx], u64),
+  spec(HELPER_TRACE_VPRINTK, [memoryIn, size, memoryInOrNull, sizeOrZero], count),
+  spec(HELPER_LOOP, [anything, callback, callbackContext, anything], count),
+  spec(HELPER_STRNCMP, [memoryIn, size, constString], comparison),
+  spec(HELPER_GET_FUNC_ARG, [ctx, anything, u64Out], status),
+  spec(HELPER_GET_FUNC_RET, [ctx, u64Out], status),
+  spec(HELPER_GET_FUNC_ARG_CNT, [ctx], u64),
+  spec(HELPER_MAP_LOOKUP_PERCPU_ELEM, [perCpuMap, mapKey, anything], valueOrNull),
+  spec(HELPER_KTIME_GET_TAI_NS, [], u64),
 ];
+
+/** Helpers that the kernel has for traced functions and that a process must not have, with the reason. */
+const refusals: ReadonlyMap<number, string> = new Map([
+  [36, "a probe does not write what it observes"],
+  [93, "a thread may stop or die inside the lock, and all others would wait for it; use atomic instructions"],
+  [94, "a thread may stop or die inside the lock, and all others would wait for it; use atomic instructions"],
+  [109, "a probe sends no signals to what it observes"],
+  [117, "a probe sends no signals to what it observes"],
+  [169, "nothing in a process runs timers for programs"],
+  [170, "nothing in a process runs timers for programs"],
+  [171, "nothing in a process runs timers for programs"],
+  [172, "nothing in a process runs timers for programs"],
+]);
+
+/** Why a helper of the kernel is not to be had, where there is more to say than that it is not. */
+export function findRefusal(number: number): string | undefined {
+  return refusals.get(number);
+}
 
 const specByNumber: ReadonlyMap<number, HelperSpec> = new Map(specs.map((s) => [s.number, s]));
 

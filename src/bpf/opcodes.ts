@@ -86,11 +86,21 @@ export const PSEUDO_NONE = 0;
 export const PSEUDO_MAP_FD = 1;
 /** `ldimm64` by its `src`: the address of element 0 of map `imm`, plus the second slot's `imm`. */
 export const PSEUDO_MAP_VALUE = 2;
+/** `ldimm64` by its `src`: the address of a variable of the platform, of which there are none. */
+export const PSEUDO_VARIABLE = 3;
+/** `ldimm64` by its `src`: the function of the program that starts at the next slot plus `imm`; for callbacks. */
+export const PSEUDO_FUNCTION = 4;
+/** `ldimm64` by its `src`: as PSEUDO_MAP_FD. */
+export const PSEUDO_MAP_INDEX = 5;
+/** `ldimm64` by its `src`: as PSEUDO_MAP_VALUE. */
+export const PSEUDO_MAP_INDEX_VALUE = 6;
 
 /** `call` by its `src`: a helper with the number `imm`. */
 export const CALL_HELPER = 0;
 /** `call` by its `src`: a program-local function. */
 export const CALL_LOCAL = 1;
+/** `call` by its `src`: a function of the platform, of which there are none. */
+export const CALL_PLATFORM = 2;
 
 /** `ldimm64`, which takes two slots. */
 export const OP_LDIMM64 = CLASS_LD | SIZE_DW | MODE_IMM;

@@ -43,7 +43,8 @@ import {
   sizeBytesOf,
 } from "../opcodes.ts";
 import { atomicAt } from "./atomic.ts";
-import { callHelper, type HelperWorld } from "./helper-calls.ts";
+import { callHelper } from "./helper-calls.ts";
+import type { HelperWorld } from "./helper-world.ts";
 import type { HelperHost, MapAccess } from "./host.ts";
 import { InterpreterMaps } from "./map-regions.ts";
 import { AddressSpace, loadAt, MemoryFault, newBlock, storeAt } from "./memory.ts";

@@ -16,36 +16,17 @@
  */
 import type { Assembler, Label } from "../../x86/assembler.ts";
 import type { RegSet } from "../../x86/registers.ts";
-import {
-  findHelperName,
-  HELPER_GET_CURRENT_COMM,
-  HELPER_GET_CURRENT_PID_TGID,
-  HELPER_GET_CURRENT_UID_GID,
-  HELPER_GET_PRANDOM_U32,
-  HELPER_KTIME_GET_NS,
-  HELPER_MAP_DELETE_ELEM,
-  HELPER_MAP_LOOKUP_ELEM,
-  HELPER_MAP_UPDATE_ELEM,
-  HELPER_PROBE_READ_USER,
-  HELPER_PROBE_READ_USER_STR,
-  HELPER_RINGBUF_RESERVE,
-} from "../helpers.ts";
-import { layoutMap } from "../maps/index.ts";
 import type { Bundle, ProgramSpec, Proof } from "../program.ts";
 import { assignRegs } from "./allocate.ts";
-import { arrayUpdate } from "./array-routines.ts";
 import { foldOperations } from "./fold.ts";
-import { hashDelete, hashLookup, hashUpdate } from "./hash-routines.ts";
-import { JitError } from "./jit-error.ts";
+import { type HelperCall, routineFor } from "./helper-routines.ts";
 import type { LinkEnv } from "./link-env.ts";
 import { type OpList, removeDead } from "./liveness.ts";
 import { lowerInsn } from "./lower.ts";
 import { isNear } from "./memory-moves.ts";
 import { ProgramEmitter } from "./program-emitter.ts";
-import { ringReserve } from "./ring-routines.ts";
-import { type Routine, RoutineSet } from "./routine.ts";
-import { currentComm, fillPidCache, ktimeGetNs, pidTgid, prandomU32, uidGid } from "./task-routines.ts";
-import { probeReadUser, probeReadUserStr } from "./user-read-routines.ts";
+import { RoutineSet } from "./routine.ts";
+import { fillPidCache } from "./task-routines.ts";
 import { knownValues } from "./values.ts";
 
 export interface CompiledProgram {
@@ -102,7 +83,8 @@ export class JitUnit {
       proof,
       env: this.#env,
       isNear: (address: bigint) => isNear(this.#asm, address),
-      routineFor: (helper: number, mapIndex: number | undefined) => this.#routineFor(helper, mapIndex),
+      routineFor: (call: HelperCall) =>
+        routineFor({ routines: this.#routines, env: this.#env, bundle: this.#bundle }, call),
     };
     const list: OpList = {
       ops: insns.map((_, slot) => {
@@ -131,46 +113,5 @@ export class JitUnit {
   /** Emits the routines that programs call; more programs may follow, and then another `finish`. */
   finish(): void {
     this.#routines.emitPending();
-  }
-
-  #routineFor(helper: number, mapIndex: number | undefined): Routine {
-    const routines = this.#routines;
-    switch (helper) {
-      case HELPER_KTIME_GET_NS:
-        return ktimeGetNs(routines, this.#env);
-      case HELPER_GET_PRANDOM_U32:
-        return prandomU32(routines);
-      case HELPER_GET_CURRENT_PID_TGID:
-        return pidTgid(routines, this.#env);
-      case HELPER_GET_CURRENT_UID_GID:
-        return uidGid(routines);
-      case HELPER_GET_CURRENT_COMM:
-        return currentComm(routines);
-      case HELPER_PROBE_READ_USER:
-        return probeReadUser(routines, this.#env);
-      case HELPER_PROBE_READ_USER_STR:
-        return probeReadUserStr(routines, this.#env);
-      default:
-        return this.#mapRoutine(helper, mapIndex);
-    }
-  }
-
-  #mapRoutine(helper: number, mapIndex: number | undefined): Routine {
-    const name = findHelperName(helper) ?? `helper ${helper}`;
-    const spec = mapIndex === undefined ? undefined : this.#bundle.maps[mapIndex];
-    if (mapIndex === undefined || spec === undefined)
-      throw new JitError(`compile call of ${name}: no routine, or the proof names no map`);
-    const layout = layoutMap(spec);
-    const common = { routines: this.#routines, mapIndex, spec, mapAddr: this.#env.mapAddr(mapIndex) };
-    if (layout.kind === "hash") {
-      if (helper === HELPER_MAP_LOOKUP_ELEM) return hashLookup({ ...common, layout });
-      if (helper === HELPER_MAP_UPDATE_ELEM) return hashUpdate({ ...common, layout });
-      if (helper === HELPER_MAP_DELETE_ELEM) return hashDelete({ ...common, layout });
-    }
-    if (layout.kind === "array" && helper === HELPER_MAP_UPDATE_ELEM)
-      return arrayUpdate({ ...common, layout });
-    if (layout.kind === "ringbuf" && helper === HELPER_RINGBUF_RESERVE)
-      return ringReserve({ ...common, layout });
-    throw new JitError(`compile call of ${name}: map ${spec.name} is of kind ${spec.kind}`);
   }
 }

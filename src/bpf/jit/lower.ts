@@ -67,6 +67,7 @@ import {
   sizeBytesOf,
 } from "../opcodes.ts";
 import type { Bundle, Proof } from "../program.ts";
+import type { HelperCall } from "./helper-routines.ts";
 import { JitError } from "./jit-error.ts";
 import type { LinkEnv } from "./link-env.ts";
 import type { AtomicKind, Op, OpMem, Source } from "./operations.ts";
@@ -80,7 +81,7 @@ export interface LowerContext {
   readonly env: LinkEnv;
   /** Whether code can address this place relative to itself. */
   isNear(address: bigint): boolean;
-  routineFor(helper: number, mapIndex: number | undefined): Routine;
+  routineFor(call: HelperCall): Routine;
 }
 
 /** The struct pt_regs slots that two helpers read. */
@@ -324,5 +325,11 @@ function lowerCall(context: LowerContext, insn: Insn, slot: number, before: Valu
     }
     default:
   }
-  return { kind: "call", routine: context.routineFor(insn.imm, mapIndex) };
+  const call = {
+    helper: insn.imm,
+    mapIndex,
+    outerMapIndex: proof.outerMapAtCall.get(slot),
+    text: proof.stringAtCall.get(slot),
+  };
+  return { kind: "call", routine: context.routineFor(call) };
 }

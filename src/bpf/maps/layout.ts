@@ -140,7 +140,7 @@ export function layoutMap(spec: MapSpec): MapLayout {
       };
     }
     default:
-      return spec.kind satisfies never;
+      throw new RangeError(`lay out map ${spec.name}: kind ${spec.kind} has no layout`);
   }
 }
 

@@ -10,7 +10,14 @@
  * Invariant: every function stands in a program once, however often it is called.
  */
 import { decodeInsns, INSN_BYTES, type Insn } from "../insn.ts";
-import { CALL_LOCAL, OP_CALL, OP_LDIMM64, PSEUDO_MAP_FD, PSEUDO_MAP_VALUE } from "../opcodes.ts";
+import {
+  CALL_LOCAL,
+  OP_CALL,
+  OP_LDIMM64,
+  PSEUDO_FUNCTION,
+  PSEUDO_MAP_FD,
+  PSEUDO_MAP_VALUE,
+} from "../opcodes.ts";
 import type { Btf } from "./btf.ts";
 import type { BtfExt, CoreRelocation, SourceLine } from "./btf-ext.ts";
 import type { ElfObject, ObjectSymbol, Relocation, Section } from "./elf-object.ts";
@@ -19,7 +26,6 @@ import type { PlacedMap } from "./object-maps.ts";
 
 const R_BPF_64_64 = 1;
 const R_BPF_64_32 = 10;
-const PSEUDO_FUNCTION = 4;
 const MAX_LINKED_SLOTS = 1_000_000;
 /** The context has the same layout in every kernel; what programs read of it was compiled in. */
 const PT_REGS_BYTES = 168;

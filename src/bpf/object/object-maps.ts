@@ -6,6 +6,7 @@
  *
  * `__uint(n, x)` is a pointer to an array of x elements, `__type(n, t)` a pointer to t.
  */
+import { findMapKindName } from "../map-kinds.ts";
 import type { MapKind, MapSpec } from "../program.ts";
 import type { Btf, BtfMember } from "./btf.ts";
 import { type ElfObject, type ObjectSymbol, type Section, SHT_NOBITS } from "./elf-object.ts";
@@ -38,13 +39,7 @@ export interface PlacedMap extends ObjectMap {
   readonly symbol: ObjectSymbol | undefined;
 }
 
-/** enum bpf_map_type, in order of its numbers. */
-const kernelKinds =
-  "unspec hash array prog_array perf_event_array percpu_hash percpu_array stack_trace cgroup_array lru_hash lru_percpu_hash lpm_trie array_of_maps hash_of_maps devmap sockmap cpumap xskmap sockhash cgroup_storage reuseport_sockarray percpu_cgroup_storage queue stack sk_storage devmap_hash struct_ops ringbuf inode_storage task_storage bloom_filter user_ringbuf cgrp_storage arena".split(
-    " ",
-  );
-
-const supportedKinds: Readonly<Record<MapKind, true>> = { array: true, hash: true, ringbuf: true };
+const supportedKinds: Readonly<Partial<Record<MapKind, true>>> = { array: true, hash: true, ringbuf: true };
 
 /** Attributes that change how the kernel keeps a map, and nothing that a program can see. */
 const ignoredFlags = 1 /* BPF_F_NO_PREALLOC */ | 4 /* BPF_F_NUMA_NODE */ | 0x400; /* BPF_F_MMAPABLE */
@@ -124,7 +119,7 @@ function readDefinition(name: string, btf: Btf, notes: string[]): ObjectMap {
     else numbers.set(member.name, numberOf(btf, name, member));
   }
   const number = (member: string) => numbers.get(member) ?? 0;
-  const kernelKind = kernelKinds[number("type")] ?? `${number("type")}`;
+  const kernelKind = findMapKindName(number("type")) ?? `${number("type")}`;
   if (!Object.hasOwn(supportedKinds, kernelKind)) fail(`map ${name}: kind ${kernelKind} is not supported`);
   const kind = kernelKind as MapKind;
   if (number("pinning") !== 0)

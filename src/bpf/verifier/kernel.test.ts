@@ -9,6 +9,7 @@ import * as fc from "fast-check";
 import koffi from "koffi";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { encodeInsns, type Insn } from "../insn.ts";
+import { mapKindNumber } from "../map-kinds.ts";
 import { OP_LDIMM64, PSEUDO_MAP_FD, PSEUDO_MAP_VALUE } from "../opcodes.ts";
 import type { MapSpec } from "../program.ts";
 import { randomProgram, randomProgramMaps } from "../random-program.ts";
@@ -20,7 +21,6 @@ const SYS_BPF = 321;
 const BPF_MAP_CREATE = 0;
 const BPF_PROG_LOAD = 5;
 const BPF_PROG_TYPE_KPROBE = 2;
-const mapTypes = { hash: 1, array: 2, ringbuf: 27 } as const;
 const ATTR_BYTES = 144;
 const LOG_BYTES = 1 << 20;
 
@@ -42,7 +42,7 @@ function bpf(command: number, fill: (attr: DataView) => void): number {
 
 function createMap({ kind, keyBytes, valueBytes, maxEntries }: MapSpec): number {
   return bpf(BPF_MAP_CREATE, (attr) => {
-    attr.setUint32(0, mapTypes[kind], true);
+    attr.setUint32(0, mapKindNumber(kind), true);
     attr.setUint32(4, keyBytes, true);
     attr.setUint32(8, kind === "ringbuf" ? 0 : valueBytes, true);
     // A direct value needs an array of one; a ring buffer is measured in pages.

@@ -9,6 +9,10 @@ export interface Findings {
   readonly ctxReads: Set<number>;
   readonly helpers: Set<number>;
   readonly mapAtCall: Map<number, number>;
+  readonly outerMapAtCall: Map<number, number>;
+  readonly stringAtCall: Map<number, Uint8Array>;
+  readonly callbackAtCall: Map<number, number>;
+  readonly recordBytes: Map<number, number>;
 }
 
 export class Machine {
@@ -19,6 +23,10 @@ export class Machine {
     ctxReads: new Set(),
     helpers: new Set(),
     mapAtCall: new Map(),
+    outerMapAtCall: new Map(),
+    stringAtCall: new Map(),
+    callbackAtCall: new Map(),
+    recordBytes: new Map(),
   };
   #lastId = 0;
 

@@ -71,5 +71,6 @@ export function verifyProgram(
   explorer.reached.forEach((reached, at) => {
     if (!reached) deadInsns.add(at);
   });
-  return { kind: "accepted", proof: { ...findings, deadInsns, visited: explorer.visited } };
+  const subprograms = [{ start: 0, end: insns.length, stackBytes: findings.stackBytes, isCallback: false }];
+  return { kind: "accepted", proof: { ...findings, subprograms, deadInsns, visited: explorer.visited } };
 }

@@ -1,0 +1,19 @@
+/** The kinds of map that the kernel has, and their numbers (enum bpf_map_type of include/uapi/linux/bpf.h). */
+const kernelKinds: readonly string[] = `
+  unspec hash array prog_array perf_event_array percpu_hash percpu_array stack_trace cgroup_array lru_hash
+  lru_percpu_hash lpm_trie array_of_maps hash_of_maps devmap sockmap cpumap xskmap sockhash cgroup_storage
+  reuseport_sockarray percpu_cgroup_storage queue stack sk_storage devmap_hash struct_ops ringbuf inode_storage
+  task_storage bloom_filter user_ringbuf cgrp_storage arena
+`
+  .trim()
+  .split(/\s+/);
+
+/** The kernel's name of a number, without BPF_MAP_TYPE_, in lower case. */
+export function findMapKindName(number: number): string | undefined {
+  return kernelKinds[number];
+}
+
+/** The number of a kind by its kernel name. */
+export function mapKindNumber(kind: string): number {
+  return kernelKinds.indexOf(kind);
+}
