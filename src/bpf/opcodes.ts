@@ -109,6 +109,8 @@ export const OP_JA = CLASS_JMP | JMP_JA;
 /** `gotol`: a 32-bit offset in `imm`. */
 export const OP_JA32 = CLASS_JMP32 | JMP_JA;
 export const OP_CALL = CLASS_JMP | JMP_CALL;
+/** A call through a register, which compilers emit for function pointers; no platform has it. */
+export const OP_CALLX = CLASS_JMP | JMP_CALL | SRC_X;
 export const OP_EXIT = CLASS_JMP | JMP_EXIT;
 
 /** The instruction class of an opcode. */

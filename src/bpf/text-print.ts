@@ -3,7 +3,9 @@
  *
  *     r1 = *(u64 *)(r2 +8)      if r1 s> 5 goto +3      lock *(u64 *)(r0 +0) += r1      call bpf_map_lookup_elem#1
  *
- * `w` registers are the low halves. `ldimm64` ends in `ll` or names a map by its index: `map[0]`, `map[0][0]+16`.
+ * `w` registers are the low halves. `ldimm64` ends in `ll` or names what it loads: a map or a value in it by the index
+ * of the map (`map[0]`, `map[0][0]+16`; `map[idx:0]` where the source says index and not descriptor), a function of the
+ * program (`subprog[+3]`, counted from the next slot), a variable of the platform (`var[7]`).
  * Everything can be printed: a slot that is no instruction, or that has something in a reserved field, becomes
  * `.8byte 0x...`, so that text and slots convert both ways without loss.
  */
@@ -20,6 +22,7 @@ import {
   ATOMIC_XCHG,
   CALL_HELPER,
   CALL_LOCAL,
+  CALL_PLATFORM,
   CLASS_ALU,
   CLASS_ALU64,
   CLASS_JMP,
@@ -37,14 +40,19 @@ import {
   MODE_MEMSX,
   modeOf,
   OP_CALL,
+  OP_CALLX,
   OP_EXIT,
   OP_JA,
   OP_JA32,
   OP_LDIMM64,
   opOf,
+  PSEUDO_FUNCTION,
   PSEUDO_MAP_FD,
+  PSEUDO_MAP_INDEX,
+  PSEUDO_MAP_INDEX_VALUE,
   PSEUDO_MAP_VALUE,
   PSEUDO_NONE,
+  PSEUDO_VARIABLE,
   SIZE_DW,
   sizeBytesOf,
 } from "./opcodes.ts";
@@ -81,6 +89,8 @@ function rawSlot(insn: Insn): string {
 function wide(low: Insn, high: Insn): string | undefined {
   if (low.opcode !== OP_LDIMM64 || low.off !== 0 || !isReg(low.dst)) return undefined;
   if (high.opcode !== 0 || high.dst !== 0 || high.src !== 0 || high.off !== 0) return undefined;
+  // Indexes are written without a sign.
+  if (low.imm < 0 && low.src !== PSEUDO_NONE && low.src !== PSEUDO_FUNCTION) return undefined;
   switch (low.src) {
     case PSEUDO_NONE:
       return `r${low.dst} = 0x${imm64Of(low, high).toString(16)} ll`;
@@ -88,6 +98,14 @@ function wide(low: Insn, high: Insn): string | undefined {
       return high.imm === 0 ? `r${low.dst} = map[${low.imm}]` : undefined;
     case PSEUDO_MAP_VALUE:
       return `r${low.dst} = map[${low.imm}][0]${signed(high.imm)}`;
+    case PSEUDO_MAP_INDEX:
+      return high.imm === 0 ? `r${low.dst} = map[idx:${low.imm}]` : undefined;
+    case PSEUDO_MAP_INDEX_VALUE:
+      return `r${low.dst} = map[idx:${low.imm}][0]${signed(high.imm)}`;
+    case PSEUDO_FUNCTION:
+      return high.imm === 0 ? `r${low.dst} = subprog[${signed(low.imm)}]` : undefined;
+    case PSEUDO_VARIABLE:
+      return high.imm === 0 ? `r${low.dst} = var[${low.imm}]` : undefined;
     default:
       return undefined;
   }
@@ -160,7 +178,10 @@ function jump(insn: Insn): string | undefined {
       if (dst !== 0 || off !== 0) return undefined;
       if (src === CALL_HELPER)
         return imm >= 0 ? `call ${findHelperName(imm) ?? "unknown"}#${imm}` : undefined;
+      if (src === CALL_PLATFORM) return imm >= 0 ? `call kernel-function#${imm}` : undefined;
       return src === CALL_LOCAL ? `call pc${signed(imm)}` : undefined;
+    case OP_CALLX:
+      return src === 0 && off === 0 && imm === 0 ? `callx r${dst}` : undefined;
     default: {
       const symbol = jumpSymbols.nameOf.get(opOf(insn.opcode));
       const bySrc = isSrcReg(insn.opcode);
