@@ -30,6 +30,7 @@ import {
   ATOMIC_OR,
   ATOMIC_XCHG,
   ATOMIC_XOR,
+  CALL_LOCAL,
   CLASS_ALU,
   CLASS_ALU64,
   CLASS_JMP,
@@ -56,6 +57,7 @@ import {
   OP_JA,
   OP_JA32,
   OP_LDIMM64,
+  PSEUDO_FUNCTION,
   PSEUDO_MAP_FD,
   PSEUDO_MAP_VALUE,
   SIZE_B,
@@ -149,7 +151,7 @@ const atomicOps = {
 /** Atomic operations; the `fetch_` forms and `xchg` leave the old value in `src`, `cmpxchg` in r0. */
 export type AtomicName = keyof typeof atomicOps;
 
-/** A place in a program that jumps can name; made by `InsnBuilder.label`. */
+/** A place in a program that jumps and calls can name; made by `InsnBuilder.label`. */
 export interface Label {
   readonly name: string;
 }
@@ -259,9 +261,24 @@ export class InsnBuilder {
     return this.#add([slot(OP_JA, 0, 0, 0, 0)], target);
   }
 
+  /** `goto` in its 32-bit form, however near the target is. */
+  gotol(target: Label): this {
+    return this.#add([slot(OP_JA32, 0, 0, 0, 0)], target);
+  }
+
   /** Calls the helper with this number: arguments in r1 to r5, result in r0. */
   call(helper: number): this {
     return this.#add([slot(OP_CALL, 0, 0, 0, helper)]);
+  }
+
+  /** Calls the function of the program that begins at `target`. */
+  callLocal(target: Label): this {
+    return this.#add([slot(OP_CALL, 0, CALL_LOCAL, 0, 0)], target);
+  }
+
+  /** The function of the program that begins at `target`, as the callback argument of a helper. */
+  ldFunction(dst: BpfReg, target: Label): this {
+    return this.#add([slot(OP_LDIMM64, dst.reg, PSEUDO_FUNCTION, 0, 0), slot(0, 0, 0, 0, 0)], target);
   }
 
   exit(): this {
@@ -351,7 +368,7 @@ export class InsnBuilder {
       if (!piece || !dead.delete(piece)) continue;
       const { opcode } = piece.slots.at(-1)!;
       if (piece.target) work.push(this.#indexOf(piece.target));
-      if (opcode !== OP_EXIT && opcode !== OP_JA) work.push(at + 1);
+      if (opcode !== OP_EXIT && opcode !== OP_JA && opcode !== OP_JA32) work.push(at + 1);
     }
     return dead;
   }
@@ -375,6 +392,7 @@ export class InsnBuilder {
   }
 
   #reaches(starts: readonly number[], index: number): boolean {
+    if (hasWideTarget(this.#pieces[index]!)) return true;
     const off = starts[this.#indexOf(this.#pieces[index]!.target!)]! - starts[index]! - 1;
     return off >= -0x8000 && off <= 0x7fff;
   }
@@ -390,7 +408,9 @@ export class InsnBuilder {
         insns.push(...piece.slots);
       } else {
         const target = starts[this.#indexOf(piece.target)]!;
-        if (!far.has(piece)) {
+        if (hasWideTarget(piece)) {
+          insns.push({ ...first, imm: target - start - 1 }, ...piece.slots.slice(1));
+        } else if (!far.has(piece)) {
           insns.push({ ...first, off: target - start - 1 });
         } else if (first.opcode === OP_JA) {
           insns.push(slot(OP_JA32, 0, 0, 0, target - start - 1));
@@ -422,6 +442,11 @@ export class InsnBuilder {
     });
     return this;
   }
+}
+
+/** Whether the distance to the target is in `imm`. */
+function hasWideTarget({ slots: [first] }: Piece): boolean {
+  return first!.opcode === OP_JA32 || first!.opcode === OP_CALL || first!.opcode === OP_LDIMM64;
 }
 
 function operandSlot(cls: number, op: number, dst: BpfReg, src: Operand, off: number): Insn {

@@ -22,6 +22,19 @@ export interface LookupMapAccess {
   lookup(key: Uint8Array): number | undefined;
   update(key: Uint8Array, value: Uint8Array, flags: bigint): number;
   delete(key: Uint8Array): number;
+  /**
+   * The elements that are there, for bpf_for_each_map_elem: each key, and the offset of its value as `lookup` gives it.
+   * The map may change meanwhile.
+   */
+  entries?(): Iterable<{ readonly key: Uint8Array; readonly offset: number }>;
+}
+
+/** A program array as a program sees it. */
+export interface ProgramMapAccess {
+  readonly spec: MapSpec;
+  readonly memory: SharedWords;
+  /** Index of the program in slot `index`; undefined: there is none. */
+  programAt(index: number): number | undefined;
 }
 
 /** A ring buffer as a program sees it. */
@@ -36,7 +49,7 @@ export interface RingMapAccess {
   discard(offset: number, flags: bigint): void;
 }
 
-export type MapAccess = LookupMapAccess | RingMapAccess;
+export type MapAccess = LookupMapAccess | RingMapAccess | ProgramMapAccess;
 
 /** The world that helpers ask about. Addresses and 64-bit values are unsigned. */
 export interface HelperHost {

@@ -1,3 +1,10 @@
 /** Reference execution of eBPF programs. */
-export type { HelperHost, LookupMapAccess, MapAccess, RingMapAccess, SharedWords } from "./host.ts";
+export type {
+  HelperHost,
+  LookupMapAccess,
+  MapAccess,
+  ProgramMapAccess,
+  RingMapAccess,
+  SharedWords,
+} from "./host.ts";
 export { type InterpreterInput, type InterpreterResult, interpret } from "./interpreter.ts";

@@ -6,10 +6,12 @@
  * harm. Semantics are RFC 9669's. With `checkInitialised` it also faults on what a verified program never does:
  * reading a register or a stack byte that was not written, or returning while a record is still reserved.
  *
- * Not handled: calls of local functions, tail calls.
+ * Functions of the program run on a call stack of at most 8 frames (call-stack.ts); helpers that call a function back
+ * are in callback-calls.ts. A tail call goes on in another program in the same frame, and that program's exit
+ * returns to where the function that it replaced was called from, as in the kernel.
  */
-import { evalAlu32, evalAlu64, evalJump32, evalJump64, s64, swapBytes, u64 } from "../alu.ts";
-import { findHelper } from "../helpers.ts";
+import { evalAlu32, evalAlu64, evalJump32, evalJump64, swapBytes, u64 } from "../alu.ts";
+import { findHelper, HELPER_TAIL_CALL } from "../helpers.ts";
 import { type Insn, imm64Of, jumpTarget } from "../insn.ts";
 import {
   ALU_END,
@@ -17,6 +19,7 @@ import {
   ATOMIC_CMPXCHG,
   ATOMIC_FETCH,
   CALL_HELPER,
+  CALL_LOCAL,
   CLASS_ALU,
   CLASS_ALU64,
   CLASS_JMP,
@@ -28,35 +31,48 @@ import {
   classOf,
   isAtomicOp,
   isSrcReg,
-  JMP_CALL,
-  JMP_EXIT,
-  JMP_JA,
+  JMP_JSLE,
   MODE_ATOMIC,
   MODE_MEM,
   MODE_MEMSX,
   modeOf,
+  OP_CALL,
+  OP_EXIT,
+  OP_JA,
+  OP_JA32,
   OP_LDIMM64,
   opOf,
+  PSEUDO_FUNCTION,
   PSEUDO_MAP_FD,
+  PSEUDO_MAP_INDEX,
+  PSEUDO_MAP_INDEX_VALUE,
   PSEUDO_MAP_VALUE,
   PSEUDO_NONE,
   sizeBytesOf,
 } from "../opcodes.ts";
 import { atomicAt } from "./atomic.ts";
+import { CallStack } from "./call-stack.ts";
+import { callBackHelper } from "./callback-calls.ts";
 import { callHelper } from "./helper-calls.ts";
 import type { HelperWorld } from "./helper-world.ts";
 import type { HelperHost, MapAccess } from "./host.ts";
 import { InterpreterMaps } from "./map-regions.ts";
 import { AddressSpace, loadAt, MemoryFault, newBlock, storeAt } from "./memory.ts";
 
-const STACK_BYTES = 512;
-const STACK_BASE = 0x7000_0000_0000n;
 const ENTRY_BASE = 0x7100_0000_0000n;
+/** A function of the program as a callback: an address where nothing lies, plus its slot. */
+const FUNCTION_BASE = 0x7200_0000_0000n;
 const FRAME_POINTER = 10;
+/** Bits of r1 to r5. */
+const ARGUMENTS = 0b111110;
+/** A tail call that would be one more does nothing. */
+const MAX_TAIL_CALLS = 33;
 const DEFAULT_MAX_STEPS = 16_000_000;
 
 export interface InterpreterInput {
   readonly insns: readonly Insn[];
+  /** What the slots of program arrays name, by index; none unless given. */
+  readonly programs?: readonly { readonly insns: readonly Insn[] }[];
   /** Maps by the index that `ldimm64` names. */
   readonly maps: readonly MapAccess[];
   readonly host: HelperHost;
@@ -69,8 +85,10 @@ export interface InterpreterInput {
   /** Steps before the run is given up. */
   readonly maxSteps?: number;
   readonly checkInitialised?: boolean;
-  /** Told the index of each instruction and r0 to r10 before it. */
-  readonly trace?: (at: number, regs: readonly bigint[]) => void;
+  /** Whether `checkInitialised` lets a program read stack bytes that it never wrote; they are 0. "refuse" unless told. */
+  readonly uninitStack?: "refuse" | "allow";
+  /** Told the index of each instruction, r0 to r10 before it, and how many functions are running. */
+  readonly trace?: (at: number, regs: readonly bigint[], depth: number) => void;
 }
 
 export type InterpreterResult =
@@ -94,32 +112,31 @@ export function interpret(input: InterpreterInput): InterpreterResult {
 class Run {
   pc = 0;
   steps = 0;
-  readonly #insns: readonly Insn[];
+  #insns: readonly Insn[];
+  readonly #programs: readonly { readonly insns: readonly Insn[] }[];
   readonly #maxSteps: number;
   readonly #trace: InterpreterInput["trace"];
   readonly #regs: bigint[] = Array.from({ length: 11 }, () => 0n);
   readonly #space = new AddressSpace();
+  readonly #stack: CallStack;
   readonly #maps: InterpreterMaps;
   readonly #world: HelperWorld;
   readonly #entry;
   readonly #entryLen: number;
+  #tailCalls = 0;
   /** Bit n: register n was written. Undefined: not checked. */
   #written: number | undefined;
-  readonly #stackWritten = new Uint8Array(STACK_BYTES);
 
   constructor(input: InterpreterInput) {
     this.#insns = input.insns;
+    this.#programs = input.programs ?? [];
     this.#trace = input.trace;
     this.#maxSteps = input.maxSteps ?? DEFAULT_MAX_STEPS;
     this.#maps = new InterpreterMaps(input.maps, this.#space);
-    this.#space.add({
-      name: "stack",
-      base: STACK_BASE,
-      lenBytes: STACK_BYTES,
-      writable: true,
-      block: newBlock(STACK_BYTES),
-      offset: 0,
-    });
+    this.#stack = new CallStack(
+      this.#space,
+      input.checkInitialised === true && input.uninitStack !== "allow",
+    );
     const { bytes, kind } = input.entry;
     this.#entryLen = bytes.length;
     this.#entry = newBlock(bytes.length);
@@ -134,15 +151,13 @@ class Run {
     });
     this.#regs[1] = ENTRY_BASE;
     if (kind === "memory") this.#regs[2] = BigInt(bytes.length);
-    this.#regs[FRAME_POINTER] = STACK_BASE + BigInt(STACK_BYTES);
-    if (input.checkInitialised)
-      this.#written = (1 << 1) | (1 << FRAME_POINTER) | (kind === "memory" ? 1 << 2 : 0);
+    if (input.checkInitialised) this.#written = (1 << 1) | (kind === "memory" ? 1 << 2 : 0);
     this.#world = {
       host: input.host,
       maps: this.#maps,
       space: this.#space,
-      noteWritten: (addr, lenBytes) => this.#noteStackWrite(addr, lenBytes),
-      noteRead: (addr, lenBytes) => this.#checkStackRead(addr, lenBytes),
+      noteWritten: (addr, lenBytes) => this.#stack.noteWritten(addr, lenBytes),
+      noteRead: (addr, lenBytes) => this.#stack.checkRead(addr, lenBytes),
     };
   }
 
@@ -151,18 +166,38 @@ class Run {
   }
 
   toExit(): bigint {
+    this.#function(0);
+    if (this.#written !== undefined && this.#maps.openRecords > 0) {
+      throw new MemoryFault(`exit with ${this.#maps.openRecords} records still reserved`);
+    }
+    return this.#get(0);
+  }
+
+  /** Runs the function at `slot` on a frame of its own; r1 to r5 are its arguments, r0 its result. */
+  #function(slot: number): void {
+    const callerRegs = this.#regs.slice(6);
+    const [callerWritten, callerInsns, callerPc] = [this.#written, this.#insns, this.pc];
+    this.#regs[FRAME_POINTER] = this.#stack.enter();
+    if (this.#written !== undefined) this.#written = (this.#written & ARGUMENTS) | (1 << FRAME_POINTER);
+    this.pc = slot;
+    this.#untilExit();
+    this.#stack.leave();
+    // The place of a fault is left as it is: only a function that returns comes here.
+    this.#insns = callerInsns;
+    this.pc = callerPc;
+    for (const [i, value] of callerRegs.entries()) this.#regs[6 + i] = value;
+    if (this.#written !== undefined && callerWritten !== undefined)
+      this.#written = (callerWritten & ~(ARGUMENTS | 1)) | (this.#written & 1);
+  }
+
+  #untilExit(): void {
     for (;;) {
       const insn = this.#insns[this.pc];
       if (!insn) throw new MemoryFault(`execution left the program at instruction ${this.pc}`);
       if (++this.steps > this.#maxSteps) throw new MemoryFault(`no exit within ${this.#maxSteps} steps`);
-      this.#trace?.(this.pc, this.#regs);
+      this.#trace?.(this.pc, this.#regs, this.#stack.depth);
       const next = this.#step(insn);
-      if (next === undefined) {
-        if (this.#written !== undefined && this.#maps.openRecords > 0) {
-          throw new MemoryFault(`exit with ${this.#maps.openRecords} records still reserved`);
-        }
-        return this.#get(0);
-      }
+      if (next === undefined) return;
       this.pc = next;
     }
   }
@@ -212,29 +247,69 @@ class Run {
   }
 
   #jump(insn: Insn, next: number): number | undefined {
-    const op = opOf(insn.opcode);
-    const is64 = classOf(insn.opcode) === CLASS_JMP;
-    if (op === JMP_JA) return jumpTarget(insn, this.pc) ?? this.#fail(insn);
-    if (op === JMP_EXIT && is64) return undefined;
-    if (op === JMP_CALL && is64) {
-      this.#call(insn);
-      return next;
+    switch (insn.opcode) {
+      case OP_EXIT:
+        return undefined;
+      case OP_CALL:
+        return this.#call(insn, next);
+      case OP_JA:
+      case OP_JA32:
+        return jumpTarget(insn, this.pc);
+      default:
     }
+    const op = opOf(insn.opcode);
     const target = jumpTarget(insn, this.pc);
-    if (target === undefined || op > 0xd0) throw this.#unknown(insn);
+    if (target === undefined || op > JMP_JSLE) throw this.#unknown(insn);
     const src = isSrcReg(insn.opcode) ? this.#get(insn.src) : u64(BigInt(insn.imm));
+    const is64 = classOf(insn.opcode) === CLASS_JMP;
     const holds = (is64 ? evalJump64 : evalJump32)(op, this.#get(insn.dst), src);
     return holds ? target : next;
   }
 
-  #call(insn: Insn): void {
+  /** Returns the index of the next instruction. */
+  #call(insn: Insn, next: number): number {
+    if (insn.src === CALL_LOCAL) {
+      this.#function(next + insn.imm);
+      return next;
+    }
     if (insn.src !== CALL_HELPER)
-      throw new MemoryFault(`call with source ${insn.src}: only helpers can be called`);
+      throw new MemoryFault(`call with source ${insn.src}: only helpers and functions can be called`);
     const argCount = findHelper(insn.imm)?.args.length ?? 0;
     const args = Array.from({ length: argCount }, (_, i) => this.#get(i + 1));
-    const result = callHelper(this.#world, insn.imm, args);
-    if (this.#written !== undefined) this.#written &= ~0b111110;
+    if (insn.imm === HELPER_TAIL_CALL && this.#tailCall(args)) return 0;
+    const result =
+      insn.imm === HELPER_TAIL_CALL
+        ? 0n
+        : (callBackHelper(this.#world, insn.imm, args, (fn, values) => this.#callBack(fn, values)) ??
+          callHelper(this.#world, insn.imm, args));
+    if (this.#written !== undefined) this.#written &= ~ARGUMENTS;
     this.#set(0, result);
+    return next;
+  }
+
+  /** Calls a function of the program for a helper; returns its r0. */
+  #callBack(fn: bigint, args: readonly bigint[]): bigint {
+    const slot = fn - FUNCTION_BASE;
+    if (slot < 0n || slot >= BigInt(this.#insns.length))
+      throw new MemoryFault(`callback at 0x${fn.toString(16)}, which is no function`);
+    for (const [i, value] of args.entries()) this.#regs[1 + i] = value;
+    if (this.#written !== undefined)
+      this.#written = (this.#written & ~ARGUMENTS) | (((1 << args.length) - 1) << 1);
+    this.#function(Number(slot));
+    return this.#get(0);
+  }
+
+  /** Goes on in another program, on an empty frame; false: there is none. */
+  #tailCall([ctx = 0n, map = 0n, index = 0n]: readonly bigint[]): boolean {
+    const program = this.#programs[this.#maps.programAt(map, Number(BigInt.asUintN(32, index))) ?? -1];
+    if (program === undefined || this.#tailCalls >= MAX_TAIL_CALLS) return false;
+    this.#tailCalls++;
+    this.#insns = program.insns;
+    this.#stack.leave();
+    this.#regs[FRAME_POINTER] = this.#stack.enter();
+    this.#regs[1] = ctx;
+    if (this.#written !== undefined) this.#written = (1 << 1) | (1 << FRAME_POINTER);
+    return true;
   }
 
   #loadImm64(insn: Insn): void {
@@ -244,10 +319,15 @@ class Run {
       case PSEUDO_NONE:
         this.#set(insn.dst, imm64Of(insn, high));
         return;
+      case PSEUDO_FUNCTION:
+        this.#set(insn.dst, FUNCTION_BASE + BigInt(this.pc + 1 + insn.imm));
+        return;
       case PSEUDO_MAP_FD:
+      case PSEUDO_MAP_INDEX:
         this.#set(insn.dst, this.#maps.handleOf(insn.imm));
         return;
       case PSEUDO_MAP_VALUE:
+      case PSEUDO_MAP_INDEX_VALUE:
         this.#set(insn.dst, this.#maps.addressInFirstValue(insn.imm, high.imm));
         return;
       default:
@@ -261,7 +341,7 @@ class Run {
     if (mode !== MODE_MEM && (mode !== MODE_MEMSX || lenBytes === 8)) throw this.#unknown(insn);
     const addr = u64(this.#get(insn.src) + BigInt(insn.off));
     const { region, at } = this.#space.getSpot(addr, lenBytes, false);
-    this.#checkStackRead(addr, lenBytes);
+    this.#stack.checkRead(addr, lenBytes);
     const value = loadAt(region.block, at, lenBytes);
     return mode === MODE_MEMSX ? u64(BigInt.asIntN(lenBytes * 8, value)) : value;
   }
@@ -271,7 +351,7 @@ class Run {
     const lenBytes = sizeBytesOf(insn.opcode);
     const addr = u64(this.#get(insn.dst) + BigInt(insn.off));
     const { region, at } = this.#space.getSpot(addr, lenBytes, true);
-    this.#noteStackWrite(addr, lenBytes);
+    this.#stack.noteWritten(addr, lenBytes);
     storeAt(region.block, at, lenBytes, u64(value));
   }
 
@@ -283,7 +363,7 @@ class Run {
     if (addr % BigInt(lenBytes) !== 0n) {
       throw new MemoryFault(`atomic access of ${lenBytes} bytes at 0x${addr.toString(16)}: not aligned`);
     }
-    this.#checkStackRead(addr, lenBytes);
+    this.#stack.checkRead(addr, lenBytes);
     const isCmpxchg = insn.imm === ATOMIC_CMPXCHG;
     const expected = isCmpxchg ? this.#get(0) : 0n;
     const old = atomicAt(region.block, at, lenBytes, insn.imm, this.#get(insn.src), expected);
@@ -306,27 +386,7 @@ class Run {
     if (this.#written !== undefined) this.#written |= 1 << reg;
   }
 
-  #noteStackWrite(addr: bigint, lenBytes: number): void {
-    const at = s64(addr - STACK_BASE);
-    if (at >= 0n && at < STACK_BYTES) this.#stackWritten.fill(1, Number(at), Number(at) + lenBytes);
-  }
-
-  #checkStackRead(addr: bigint, lenBytes: number): void {
-    if (this.#written === undefined) return;
-    const at = Number(s64(addr - STACK_BASE));
-    if (at < 0 || at >= STACK_BYTES) return;
-    if (this.#stackWritten.subarray(at, at + lenBytes).includes(0)) {
-      throw new MemoryFault(
-        `read of ${lenBytes} stack bytes at fp${at - STACK_BYTES}, not all written before`,
-      );
-    }
-  }
-
   #unknown(insn: Insn): MemoryFault {
     return new MemoryFault(`unknown instruction ${JSON.stringify(insn)}`);
-  }
-
-  #fail(insn: Insn): never {
-    throw this.#unknown(insn);
   }
 }

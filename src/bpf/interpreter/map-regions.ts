@@ -37,6 +37,14 @@ export class InterpreterMaps {
     return map;
   }
 
+  /** Index of the program in a slot of a program array. */
+  programAt(handle: bigint, index: number): number | undefined {
+    const map = this.#get(handle);
+    if (!("programAt" in map))
+      throw new MemoryFault(`tail call through map ${map.spec.name} of kind ${map.spec.kind}`);
+    return map.programAt(index);
+  }
+
   /** The address of the value at `offset` in the storage of the map, 0 for undefined. */
   addressOfValue(handle: bigint, offset: number | undefined): bigint {
     if (offset === undefined) return 0n;

@@ -64,6 +64,11 @@ export class AddressSpace {
     this.#regions.splice(index, 0, region);
   }
 
+  /** Whether a region begins here. */
+  has(base: bigint): boolean {
+    return this.#regions[this.#after(base) - 1]?.base === base;
+  }
+
   remove(base: bigint): void {
     const index = this.#after(base) - 1;
     if (this.#regions[index]?.base === base) this.#regions.splice(index, 1);

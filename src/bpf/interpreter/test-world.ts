@@ -1,5 +1,5 @@
 /** A small world for tests of programs: maps in plain memory, a host with fixed answers. No concurrency. */
-import type { HelperHost, LookupMapAccess, RingMapAccess, SharedWords } from "./host.ts";
+import type { HelperHost, LookupMapAccess, ProgramMapAccess, RingMapAccess, SharedWords } from "./host.ts";
 
 function words(lenBytes: number): SharedWords {
   const buffer = new ArrayBuffer(Math.ceil(lenBytes / 8) * 8);
@@ -29,6 +29,22 @@ export function fakeArray(maxEntries: number, valueBytes: number): LookupMapAcce
       return 0;
     },
     delete: () => -22,
+    *entries() {
+      for (let index = 0; index < maxEntries; index++) {
+        const key = new Uint8Array(4);
+        new DataView(key.buffer).setUint32(0, index, true);
+        yield { key, offset: index * stride(valueBytes) };
+      }
+    },
+  };
+}
+
+/** A program array with these slots: indexes of programs. */
+export function fakePrograms(slots: readonly (number | undefined)[]): ProgramMapAccess {
+  return {
+    spec: { name: "programs", kind: "prog_array", keyBytes: 4, valueBytes: 4, maxEntries: slots.length },
+    memory: words(slots.length * 8),
+    programAt: (index) => slots[index],
   };
 }
 
@@ -54,6 +70,9 @@ export function fakeHash(maxEntries: number, keyBytes: number, valueBytes: numbe
       slots.delete(key.join(","));
       free.push(at);
       return 0;
+    },
+    *entries() {
+      for (const [key, offset] of slots) yield { key: Uint8Array.from(key.split(","), Number), offset };
     },
   };
 }
