@@ -61,8 +61,6 @@ export function describeCommitRefusal(refusal: CommitRefusal): string {
       );
     case "sigtrap-blocked":
       return `thread ${refusal.tid} blocks SIGTRAP: an int3 would kill the process; probe a place that can take a jump`;
-    case "sigtrap-ignored":
-      return "the process ignores SIGTRAP: an int3 would kill it; probe a place that can take a jump";
     case "target-gone":
       return "the process has ended";
     default:

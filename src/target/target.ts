@@ -116,5 +116,4 @@ export type CommitRefusal =
       readonly found: Uint8Array;
     }
   | { readonly kind: "sigtrap-blocked"; readonly tid: number }
-  | { readonly kind: "sigtrap-ignored" }
   | { readonly kind: "target-gone" };

@@ -336,10 +336,7 @@ const BLOCKED_FOR_MS = 100;
 /** Why an `int3` would kill the process: a thread that blocks SIGTRAP dies of it whatever handler there is. */
 export function findTrapObstacle(
   pid: number,
-):
-  | { readonly kind: "sigtrap-blocked"; readonly tid: number }
-  | { readonly kind: "sigtrap-ignored" }
-  | undefined {
+): { readonly kind: "sigtrap-blocked"; readonly tid: number } | undefined {
   const deadline = performance.now() + BLOCKED_FOR_MS;
   for (const tid of Freeze.listThreads(pid))
     while (blocksTraps(pid, tid)) {
