@@ -71,6 +71,9 @@ export class TestRun {
     }
     this.host = {
       ktimeGetNs: () => this.nowNs,
+      clockNs: () => this.nowNs,
+      jiffies: () => this.nowNs / 4_000_000n,
+      numaNode: () => 0,
       prandomU32: () => 0xdead_beef,
       cpu: () => this.cpu,
       pidTgid: () => (1234n << 32n) | 5678n,

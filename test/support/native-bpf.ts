@@ -241,6 +241,9 @@ export class NativeBpf implements Disposable {
 
 const quietHost: HelperHost = {
   ktimeGetNs: () => 0n,
+  clockNs: () => 0n,
+  jiffies: () => 0n,
+  numaNode: () => 0,
   prandomU32: () => 0,
   cpu: () => 0,
   pidTgid: () => 0n,

@@ -7,30 +7,58 @@ import {
   HELPER_GET_CURRENT_COMM,
   HELPER_GET_CURRENT_PID_TGID,
   HELPER_GET_CURRENT_UID_GID,
+  HELPER_GET_FUNC_ARG,
+  HELPER_GET_FUNC_ARG_CNT,
   HELPER_GET_FUNC_IP,
+  HELPER_GET_FUNC_RET,
+  HELPER_GET_NUMA_NODE_ID,
   HELPER_GET_PRANDOM_U32,
   HELPER_GET_SMP_PROCESSOR_ID,
+  HELPER_JIFFIES64,
+  HELPER_KTIME_GET_BOOT_NS,
+  HELPER_KTIME_GET_COARSE_NS,
   HELPER_KTIME_GET_NS,
+  HELPER_KTIME_GET_TAI_NS,
+  HELPER_PROBE_READ,
+  HELPER_PROBE_READ_KERNEL,
+  HELPER_PROBE_READ_KERNEL_STR,
+  HELPER_PROBE_READ_STR,
   HELPER_PROBE_READ_USER,
   HELPER_PROBE_READ_USER_STR,
+  HELPER_STRNCMP,
+  HELPER_STRTOL,
+  HELPER_STRTOUL,
   MAX_CPU,
 } from "../helpers.ts";
-import { bytesAt, type HelperWorld } from "./helper-world.ts";
-import type { HelperHost } from "./host.ts";
+import { readNumber } from "../text-number.ts";
+import { bytesAt, copyIn, type HelperWorld, textAt } from "./helper-world.ts";
 import { callMapHelper } from "./map-calls.ts";
-import { loadAt, MemoryFault } from "./memory.ts";
+import { loadAt, MemoryFault, storeAt } from "./memory.ts";
+import { readMemory, readString } from "./memory-reads.ts";
 
-const EFAULT = 14;
-/** No access to user memory crosses a page, so that what lies before a hole can be read. */
-const PAGE_BYTES = 4096n;
+const EINVAL = -22n;
+const EFAULT = -14n;
+/** Slots of the context with the integer arguments of a function, in order, and with its result. */
+const ctxArguments = [112n, 104n, 96n, 88n, 72n, 64n];
+const CTX_RESULT = 80n;
 
 /** Calls helper `number` with the registers r1 to r5; returns r0. Throws MemoryFault on a bad argument. */
 export function callHelper(world: HelperWorld, number: number, args: readonly bigint[]): bigint {
   const { host } = world;
-  const [a1 = 0n, a2 = 0n, a3 = 0n] = args;
+  const [a1 = 0n, a2 = 0n, a3 = 0n, a4 = 0n] = args;
   switch (number) {
     case HELPER_KTIME_GET_NS:
       return u64(host.ktimeGetNs());
+    case HELPER_KTIME_GET_BOOT_NS:
+      return u64(host.clockNs("boot"));
+    case HELPER_KTIME_GET_COARSE_NS:
+      return u64(host.clockNs("coarse"));
+    case HELPER_KTIME_GET_TAI_NS:
+      return u64(host.clockNs("tai"));
+    case HELPER_JIFFIES64:
+      return u64(host.jiffies());
+    case HELPER_GET_NUMA_NODE_ID:
+      return BigInt(host.numaNode());
     case HELPER_GET_PRANDOM_U32:
       return BigInt(host.prandomU32() >>> 0);
     case HELPER_GET_SMP_PROCESSOR_ID:
@@ -45,14 +73,37 @@ export function callHelper(world: HelperWorld, number: number, args: readonly bi
       if (into.length > 0) into.set(host.comm().subarray(0, into.length - 1));
       return 0n;
     }
-    case HELPER_PROBE_READ_USER: {
+    case HELPER_PROBE_READ:
+    case HELPER_PROBE_READ_USER:
+    case HELPER_PROBE_READ_KERNEL: {
       const into = bytesAt(world, a1, a2);
-      if (readUser(host, a3, into)) return 0n;
+      if (readMemory(world, a3, into)) return 0n;
       into.fill(0);
-      return u64(BigInt(-EFAULT));
+      return u64(EFAULT);
     }
+    case HELPER_PROBE_READ_STR:
     case HELPER_PROBE_READ_USER_STR:
-      return u64(BigInt(readUserString(host, a3, bytesAt(world, a1, a2))));
+    case HELPER_PROBE_READ_KERNEL_STR:
+      return u64(BigInt(readString(world, a3, bytesAt(world, a1, a2))));
+    case HELPER_STRNCMP:
+      return u64(BigInt(compareText(copyIn(world, a1, Number(a2)), textAt(world, a3))));
+    case HELPER_STRTOL:
+    case HELPER_STRTOUL: {
+      storeU64(world, a4, 0n);
+      const read = readNumber(copyIn(world, a1, Number(a2)), a3, number === HELPER_STRTOL);
+      storeU64(world, a4, read.value);
+      return u64(BigInt(read.result));
+    }
+    case HELPER_GET_FUNC_ARG: {
+      const slot = a2 < BigInt(ctxArguments.length) ? ctxArguments[Number(a2)] : undefined;
+      storeU64(world, a3, slot === undefined ? 0n : loadCtx(world, a1 + slot));
+      return slot === undefined ? u64(EINVAL) : 0n;
+    }
+    case HELPER_GET_FUNC_RET:
+      storeU64(world, a2, loadCtx(world, a1 + CTX_RESULT));
+      return 0n;
+    case HELPER_GET_FUNC_ARG_CNT:
+      return BigInt(ctxArguments.length);
     case HELPER_GET_FUNC_IP:
       return loadCtx(world, a1 + BigInt(CTX_IP));
     case HELPER_GET_ATTACH_COOKIE:
@@ -70,37 +121,19 @@ function loadCtx(world: HelperWorld, addr: bigint): bigint {
   return loadAt(region.block, at, 8);
 }
 
-function readUser(host: HelperHost, addr: bigint, into: Uint8Array): boolean {
-  for (let done = 0; done < into.length; ) {
-    const from = u64(addr + BigInt(done));
-    const part = into.subarray(done, done + bytesToPageEnd(from, into.length - done));
-    if (!host.readUser(from, part)) return false;
-    done += part.length;
-  }
-  return true;
+/** An aligned 64-bit number that a helper gives back through a pointer. */
+function storeU64(world: HelperWorld, addr: bigint, value: bigint): void {
+  const { region, at } = world.space.getSpot(addr, 8, true);
+  world.noteWritten(addr, 8);
+  storeAt(region.block, at, 8, u64(value));
 }
 
-/** Length with the NUL, or -EFAULT and a zeroed destination. A string that is too long is cut. */
-function readUserString(host: HelperHost, addr: bigint, into: Uint8Array): number {
-  for (let done = 0; done < into.length; ) {
-    const from = u64(addr + BigInt(done));
-    const part = new Uint8Array(bytesToPageEnd(from, into.length - done));
-    if (!host.readUser(from, part)) {
-      into.fill(0);
-      return -EFAULT;
-    }
-    const nul = part.indexOf(0);
-    if (nul >= 0) {
-      into.set(part.subarray(0, nul + 1), done);
-      return done + nul + 1;
-    }
-    into.set(part, done);
-    done += part.length;
+/** -1, 0 or 1: all of `text` up to a NUL, beside `known`, which comes without its NUL. */
+function compareText(text: Uint8Array, known: Uint8Array): number {
+  for (const [i, byte] of text.entries()) {
+    const other = known[i] ?? 0;
+    if (byte !== other) return byte < other ? -1 : 1;
+    if (byte === 0) return 0;
   }
-  if (into.length > 0) into[into.length - 1] = 0;
-  return into.length;
-}
-
-function bytesToPageEnd(addr: bigint, atMost: number): number {
-  return Math.min(Number(PAGE_BYTES - (addr % PAGE_BYTES)), atMost);
+  return 0;
 }

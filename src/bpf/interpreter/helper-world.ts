@@ -30,3 +30,12 @@ export function copyIn(world: HelperWorld, addr: bigint, lenBytes: number): Uint
   world.noteRead(addr, lenBytes);
   return region.block.bytes.slice(at, at + lenBytes);
 }
+
+/** The constant string at an address, without its NUL. */
+export function textAt(world: HelperWorld, addr: bigint): Uint8Array {
+  const bytes = world.space.findBytes(addr, Number.MAX_SAFE_INTEGER);
+  const end = bytes?.indexOf(0) ?? -1;
+  if (bytes === undefined || end < 0)
+    throw new MemoryFault(`text at 0x${addr.toString(16)}: no NUL in the memory that holds it`);
+  return bytes.slice(0, end);
+}

@@ -55,6 +55,12 @@ export type MapAccess = LookupMapAccess | RingMapAccess | ProgramMapAccess;
 export interface HelperHost {
   /** Nanoseconds of CLOCK_MONOTONIC. */
   ktimeGetNs(): bigint;
+  /** Nanoseconds of CLOCK_BOOTTIME, CLOCK_MONOTONIC_COARSE or CLOCK_TAI. */
+  clockNs(clock: "boot" | "coarse" | "tai"): bigint;
+  /** The kernel's count of timer ticks. */
+  jiffies(): bigint;
+  /** The memory node of the processor. */
+  numaNode(): number;
   /** 0 to 2^32-1. */
   prandomU32(): number;
   /** 0 to 4095. */

@@ -96,6 +96,15 @@ export class AddressSpace {
     return { region, at: region.offset + Number(addr - region.base) };
   }
 
+  /** The bytes of a region from `addr` on, `atMost` of them; undefined: no region holds that address. */
+  findBytes(addr: bigint, atMost: number): Uint8Array | undefined {
+    const region = this.#regions[this.#after(addr) - 1];
+    if (region === undefined || !holds(region, addr, 1)) return undefined;
+    const from = Number(addr - region.base);
+    const to = Math.min(region.lenBytes, from + atMost);
+    return region.block.bytes.subarray(region.offset + from, region.offset + to);
+  }
+
   /** Index of the first region with a base above `addr`. */
   #after(addr: bigint): number {
     let low = 0;

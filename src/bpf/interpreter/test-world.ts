@@ -104,6 +104,9 @@ export function fakeRing(
 export function fakeHost(user: ReadonlyMap<bigint, Uint8Array> = new Map()): HelperHost {
   return {
     ktimeGetNs: () => 123n,
+    clockNs: (clock) => ({ boot: 124n, coarse: 125n, tai: 126n })[clock],
+    jiffies: () => 127n,
+    numaNode: () => 1,
     prandomU32: () => 0xffff_ffff,
     cpu: () => 3,
     pidTgid: () => 0x1_0000_0002n,

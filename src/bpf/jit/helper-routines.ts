@@ -4,43 +4,54 @@ import {
   HELPER_GET_CURRENT_COMM,
   HELPER_GET_CURRENT_PID_TGID,
   HELPER_GET_CURRENT_UID_GID,
+  HELPER_GET_FUNC_ARG,
+  HELPER_GET_FUNC_ARG_CNT,
+  HELPER_GET_FUNC_RET,
+  HELPER_GET_NUMA_NODE_ID,
   HELPER_GET_PRANDOM_U32,
+  HELPER_JIFFIES64,
+  HELPER_KTIME_GET_BOOT_NS,
+  HELPER_KTIME_GET_COARSE_NS,
   HELPER_KTIME_GET_NS,
+  HELPER_KTIME_GET_TAI_NS,
+  HELPER_PROBE_READ,
+  HELPER_PROBE_READ_KERNEL,
+  HELPER_PROBE_READ_KERNEL_STR,
+  HELPER_PROBE_READ_STR,
   HELPER_PROBE_READ_USER,
   HELPER_PROBE_READ_USER_STR,
+  HELPER_STRNCMP,
+  HELPER_STRTOL,
+  HELPER_STRTOUL,
 } from "../helpers.ts";
-import type { Bundle } from "../program.ts";
+import { clockNs, jiffies, numaNodeId } from "./clock-routines.ts";
+import { funcArg, funcArgCount, funcRet } from "./function-routines.ts";
+import type { HelperCall, RoutineContext } from "./helper-call.ts";
 import { JitError } from "./jit-error.ts";
-import type { LinkEnv } from "./link-env.ts";
 import { mapRoutineFor } from "./map-routines.ts";
-import type { Routine, RoutineSet } from "./routine.ts";
-import { currentComm, ktimeGetNs, pidTgid, prandomU32, uidGid } from "./task-routines.ts";
+import type { Routine } from "./routine.ts";
+import { currentComm, pidTgid, prandomU32, uidGid } from "./task-routines.ts";
+import { stringToNumber, strncmp } from "./text-routines.ts";
 import { probeReadUser, probeReadUserStr } from "./user-read-routines.ts";
 
-/** One call of a helper, and what the proof says about its arguments. */
-export interface HelperCall {
-  readonly helper: number;
-  /** Index of the map that is passed. */
-  readonly mapIndex: number | undefined;
-  /** The map of maps that the passed inner map comes from; its address is in the first argument's register. */
-  readonly outerMapIndex: number | undefined;
-  /** Bytes of the constant string that is passed, without its NUL. */
-  readonly text: Uint8Array | undefined;
-}
-
-/** What routines are made for. */
-export interface RoutineContext {
-  readonly routines: RoutineSet;
-  readonly env: LinkEnv;
-  readonly bundle: Bundle;
-}
+export type { HelperCall, RoutineContext };
 
 /** Throws JitError if there is none. */
 export function routineFor(context: RoutineContext, call: HelperCall): Routine {
   const { routines, env } = context;
   switch (call.helper) {
     case HELPER_KTIME_GET_NS:
-      return ktimeGetNs(routines, env);
+      return clockNs(routines, env, "monotonic");
+    case HELPER_KTIME_GET_BOOT_NS:
+      return clockNs(routines, env, "boot");
+    case HELPER_KTIME_GET_COARSE_NS:
+      return clockNs(routines, env, "coarse");
+    case HELPER_KTIME_GET_TAI_NS:
+      return clockNs(routines, env, "tai");
+    case HELPER_JIFFIES64:
+      return jiffies(routines, env);
+    case HELPER_GET_NUMA_NODE_ID:
+      return numaNodeId(routines, env);
     case HELPER_GET_PRANDOM_U32:
       return prandomU32(routines);
     case HELPER_GET_CURRENT_PID_TGID:
@@ -49,10 +60,27 @@ export function routineFor(context: RoutineContext, call: HelperCall): Routine {
       return uidGid(routines);
     case HELPER_GET_CURRENT_COMM:
       return currentComm(routines);
+    // There is one address space: what is the kernel's cannot be read.
+    case HELPER_PROBE_READ:
     case HELPER_PROBE_READ_USER:
+    case HELPER_PROBE_READ_KERNEL:
       return probeReadUser(routines, env);
+    case HELPER_PROBE_READ_STR:
     case HELPER_PROBE_READ_USER_STR:
+    case HELPER_PROBE_READ_KERNEL_STR:
       return probeReadUserStr(routines, env);
+    case HELPER_STRNCMP:
+      return strncmp(routines, textOf(call));
+    case HELPER_STRTOL:
+      return stringToNumber(routines, true);
+    case HELPER_STRTOUL:
+      return stringToNumber(routines, false);
+    case HELPER_GET_FUNC_ARG:
+      return funcArg(routines);
+    case HELPER_GET_FUNC_RET:
+      return funcRet(routines);
+    case HELPER_GET_FUNC_ARG_CNT:
+      return funcArgCount(routines);
     default: {
       const routine = mapRoutineFor(context, call);
       if (routine !== undefined) return routine;
@@ -63,4 +91,10 @@ export function routineFor(context: RoutineContext, call: HelperCall): Routine {
       );
     }
   }
+}
+
+function textOf(call: HelperCall): Uint8Array {
+  if (call.text === undefined)
+    throw new JitError(`compile call of ${findHelperName(call.helper)}: its text is not known`);
+  return call.text;
 }

@@ -8,7 +8,7 @@ import {
 import { layoutMap } from "../maps/index.ts";
 import { arrayUpdate } from "./array-routines.ts";
 import { hashDelete, hashLookup, hashUpdate } from "./hash-routines.ts";
-import type { HelperCall, RoutineContext } from "./helper-routines.ts";
+import type { HelperCall, RoutineContext } from "./helper-call.ts";
 import { ringReserve } from "./ring-routines.ts";
 import type { Routine } from "./routine.ts";
 

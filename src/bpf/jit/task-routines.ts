@@ -1,9 +1,9 @@
 /**
- * Who runs, and when: process and thread ids, user ids, the thread's name, the clock, random numbers.
+ * Who runs: process and thread ids, user ids, the thread's name; and random numbers.
  *
  * System calls change rax, rcx and r11 and keep every other register (psABI, section A.2.1).
  */
-import { R8, R9, R10, R11, RAX, RBP, RCX, RDI, RDX, RSI, RSP, regSet } from "../../x86/registers.ts";
+import { R8, R9, R11, RAX, RCX, RDI, RDX, RSI, RSP, regSet } from "../../x86/registers.ts";
 import type { LinkEnv } from "./link-env.ts";
 import { emitAddress, emitFrame, emitZeroBytes } from "./memory-moves.ts";
 import type { Routine, RoutineSet } from "./routine.ts";
@@ -13,15 +13,9 @@ const SYS_GETUID = 102;
 const SYS_GETGID = 104;
 const SYS_PRCTL = 157;
 const SYS_GETTID = 186;
-const SYS_CLOCK_GETTIME = 228;
 const PR_GET_NAME = 16;
-const CLOCK_MONOTONIC = 1;
-const NS_PER_SECOND = 1_000_000_000;
 /** Size of a thread's name with its NUL. */
 const COMM_BYTES = 16;
-/** What the vDSO may use of the stack; its clock_gettime uses less than a quarter of it. */
-const VDSO_STACK_BYTES = 1024;
-const VDSO_CLOBBERS = regSet(RAX, RCX, RDX, RSI, RDI, R8, R9, R10, R11);
 
 /** Both cached process ids, where they are not known yet. Changes only flags. */
 export function fillPidCache(routines: RoutineSet, env: LinkEnv): Routine {
@@ -145,42 +139,6 @@ export function currentComm(routines: RoutineSet): Routine {
         a.zero(RAX);
         leave();
       }),
-  }));
-}
-
-/** rax = nanoseconds of the monotonic clock. */
-export function ktimeGetNs(routines: RoutineSet, env: LinkEnv): Routine {
-  return routines.get("ktime", () => ({
-    args: [],
-    clobbers: env.clockGettime === undefined ? regSet(RAX, RCX, RSI, RDI, R11) : VDSO_CLOBBERS,
-    stackBytes: env.clockGettime === undefined ? 16 : VDSO_STACK_BYTES,
-    emit: (a) => {
-      if (env.clockGettime === undefined) a.subImm(RSP, 16);
-      else {
-        // A C function wants rsp to be a multiple of 16.
-        a.push(RBP);
-        a.mov(RBP, RSP);
-        a.subImm(RSP, 16);
-        a.andImm(RSP, -16);
-      }
-      a.movImm(RDI, CLOCK_MONOTONIC);
-      a.mov(RSI, RSP);
-      if (env.clockGettime === undefined) {
-        a.movImm(RAX, SYS_CLOCK_GETTIME);
-        a.syscall();
-      } else {
-        a.movImm(RAX, env.clockGettime);
-        a.callTo(RAX);
-      }
-      a.imulImm(RAX, { base: RSP }, NS_PER_SECOND);
-      a.add(RAX, { base: RSP, disp: 8 });
-      if (env.clockGettime === undefined) a.addImm(RSP, 16);
-      else {
-        a.mov(RSP, RBP);
-        a.pop(RBP);
-      }
-      a.ret();
-    },
   }));
 }
 
