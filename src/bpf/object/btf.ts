@@ -45,8 +45,12 @@ export type BtfType =
   | { readonly kind: "float"; readonly name: string; readonly sizeBytes: number }
   | { readonly kind: "function"; readonly name: string }
   | { readonly kind: "variable"; readonly name: string; readonly type: number }
-  /** Forward declarations, prototypes, sections, tags. */
+  /** A section of variables, by their type ids. */
+  | { readonly kind: "section"; readonly name: string; readonly variables: readonly number[] }
+  /** Forward declarations, prototypes, tags. */
   | { readonly kind: "other"; readonly name: string };
+
+export type BtfVariable = Extract<BtfType, { readonly kind: "variable" }>;
 
 export class Btf {
   readonly types: readonly BtfType[];
@@ -88,10 +92,23 @@ export class Btf {
     }
   }
 
-  findVariable(name: string): { readonly type: number } | undefined {
-    return this.types.find((type) => type.kind === "variable" && type.name === name) as
-      | { readonly type: number }
-      | undefined;
+  findVariable(name: string): BtfVariable | undefined {
+    return this.types.find((type): type is BtfVariable => type.kind === "variable" && type.name === name);
+  }
+
+  /** The variables that a section holds or, for those of the kernel's, that are looked for there. */
+  variablesIn(section: string): readonly BtfVariable[] {
+    return this.types
+      .flatMap((type) => (type.kind === "section" && type.name === section ? type.variables : []))
+      .map((id) => this.#type(id))
+      .filter((type): type is BtfVariable => type.kind === "variable");
+  }
+
+  /** The name of a type as C has it, without `struct`; empty if it has none. */
+  nameOf(id: number, depth = 0): string {
+    const type = this.#type(id);
+    if ("name" in type && type.name !== "") return type.name;
+    return type.kind === "alias" && depth < 32 ? this.nameOf(type.of, depth + 1) : "";
   }
 
   #type(id: number): BtfType {
@@ -181,7 +198,10 @@ function parseType(
     case 14:
       return { type: { kind: "variable", name, type: sizeOrType }, lenBytes: 16 };
     case 15:
-      return { type: { kind: "other", name }, lenBytes: 12 + count * 12 };
+      return {
+        type: { kind: "section", name, variables: each(12, (variable) => data.u32(variable)) },
+        lenBytes: 12 + count * 12,
+      };
     case 16:
       return { type: { kind: "float", name, sizeBytes: sizeOrType }, lenBytes: 12 };
     case 7:

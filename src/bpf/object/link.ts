@@ -11,27 +11,36 @@
  */
 import { decodeInsns, INSN_BYTES, type Insn } from "../insn.ts";
 import {
+  ALU_MOV,
+  CALL_HELPER,
   CALL_LOCAL,
+  CLASS_ALU,
+  CLASS_ALU64,
+  classOf,
+  isSrcReg,
   OP_CALL,
   OP_LDIMM64,
+  opOf,
   PSEUDO_FUNCTION,
   PSEUDO_MAP_FD,
   PSEUDO_MAP_VALUE,
 } from "../opcodes.ts";
 import type { Btf } from "./btf.ts";
 import type { BtfExt, CoreRelocation, SourceLine } from "./btf-ext.ts";
+import { resolveCore } from "./core-types.ts";
 import type { ElfObject, ObjectSymbol, Relocation, Section } from "./elf-object.ts";
 import { fail } from "./object-error.ts";
-import type { PlacedMap } from "./object-maps.ts";
+import { findDeclared, type PlacedMap } from "./object-maps.ts";
 
 const R_BPF_64_64 = 1;
 const R_BPF_64_32 = 10;
 const MAX_LINKED_SLOTS = 1_000_000;
 /** The context has the same layout in every kernel; what programs read of it was compiled in. */
 const PT_REGS_BYTES = 168;
-/** enum bpf_core_relo_kind: the last of those about fields, and the id in the object's own BTF. */
-const CORE_LAST_FIELD_KIND = 5;
-const CORE_TYPE_ID_LOCAL = 6;
+/**
+ * What libbpf calls where there is no such function: the verifier refuses it by its number, if a path leads there.
+ */
+const POISONED_CALL = 0xbad2310;
 
 export interface LinkInput {
   readonly elf: ElfObject;
@@ -139,7 +148,8 @@ class Link {
   #relocate({ fn, at }: Placed): void {
     const { elf, ext } = this.#input;
     for (const core of ext?.core.get(fn.section.name) ?? [])
-      if (core.offset >= fn.start && core.offset < fn.end) this.#checkCore(core);
+      if (core.offset >= fn.start && core.offset < fn.end)
+        this.#relocateCore(core, at + (core.offset - fn.start) / INSN_BYTES);
     const relocations = new Map<number, Relocation>();
     for (const relocation of elf.relocations.get(fn.section.index) ?? [])
       if (relocation.offset >= fn.start && relocation.offset < fn.end)
@@ -167,6 +177,12 @@ class Link {
     const high = this.#insns[slot + 1];
     if (high === undefined) fail(`instruction ${slot}: the second half of ldimm64 is missing`);
     if (symbol.section === 0) {
+      const declared = findDeclared(this.#input.maps, symbol.name);
+      if (declared !== undefined) {
+        const low = { ...insn, src: PSEUDO_MAP_VALUE, imm: declared.map };
+        this.#set(slot, low, { ...high, imm: declared.offset + insn.imm });
+        return;
+      }
       if (!symbol.isWeak) this.#undefined(symbol);
       this.#set(slot, { ...insn, src: 0, imm: 0 }, { ...high, imm: 0 });
       return;
@@ -198,7 +214,11 @@ class Link {
   ): void {
     if (relocation !== undefined && relocation.type !== R_BPF_64_32) this.#unknown(relocation, slot);
     const symbol = relocation?.symbol;
-    if (symbol?.section === 0) this.#undefined(symbol);
+    if (symbol?.section === 0) {
+      if (!symbol.isWeak) this.#undefined(symbol);
+      this.#insns[slot] = { ...insn, src: CALL_HELPER, imm: POISONED_CALL };
+      return;
+    }
     const section = symbol?.section ?? fn.section.index;
     // With a relocation imm counts from the symbol, without from the call, and both from the slot behind.
     const target = (symbol?.value ?? offset) + (insn.imm + 1) * INSN_BYTES;
@@ -218,24 +238,34 @@ class Link {
     this.#insns[slot + 1] = high;
   }
 
-  #undefined(symbol: ObjectSymbol): never {
-    fail(`it refers to ${symbol.name}, which is not in the object: what the kernel has a process has not`);
+  #undefined({ name }: ObjectSymbol): never {
+    const { btf } = this.#input;
+    const isIn = (section: string) => btf?.variablesIn(section).some((variable) => variable.name === name);
+    if (isIn(".kconfig"))
+      fail(`it asks for ${name} (__kconfig), which is of the kernel's configuration and version`);
+    if (isIn(".ksyms")) fail(`it refers to ${name} (__ksym), a variable of the kernel's`);
+    fail(`it refers to ${name}, which is not in the object: what the kernel has a process has not`);
   }
 
   #unknown({ type, symbol }: Relocation, slot: number): never {
     fail(`instruction ${slot}: a relocation of type ${type} to ${symbol.name} is not supported there`);
   }
 
-  #checkCore({ type: id, kind }: CoreRelocation): void {
+  #relocateCore(relocation: CoreRelocation, slot: number): void {
     const { btf } = this.#input;
-    if (btf === undefined || kind === CORE_TYPE_ID_LOCAL) return;
-    const type = btf.resolve(id);
-    const name = "name" in type ? type.name : type.kind;
-    if (type.kind === "struct" && name === "pt_regs" && kind <= CORE_LAST_FIELD_KIND) {
-      if (type.sizeBytes !== PT_REGS_BYTES)
-        fail("its struct pt_regs is not that of x86-64 (-D__TARGET_ARCH_x86)");
-      return;
-    }
-    fail(`it depends on the kernel's type ${name} (CO-RE), which a process does not have`);
+    if (btf === undefined) return;
+    const value = resolveCore(btf, relocation, PT_REGS_BYTES);
+    if (value === undefined) return;
+    const insn = this.#insns[slot];
+    const high = this.#insns[slot + 1];
+    if (insn?.opcode === OP_LDIMM64 && high !== undefined)
+      this.#set(slot, { ...insn, imm: value }, { ...high, imm: 0 });
+    else if (insn !== undefined && isImmediateMove(insn)) this.#insns[slot] = { ...insn, imm: value };
+    else fail(`instruction ${slot}: it takes no value of a type (CO-RE)`);
   }
+}
+
+function isImmediateMove({ opcode }: Insn): boolean {
+  const cls = classOf(opcode);
+  return (cls === CLASS_ALU || cls === CLASS_ALU64) && opOf(opcode) === ALU_MOV && !isSrcReg(opcode);
 }

@@ -2,6 +2,9 @@ import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { buildBpfFixture, buildBpfObject, PRELUDE } from "../../../test/support/bpf-objects.ts";
 import { SeededRandom } from "../../../test/support/seeded-random.ts";
+import { type InterpreterInput, interpret } from "../interpreter/interpreter.ts";
+import { fakeHost } from "../interpreter/test-world.ts";
+import { layoutMap, openMap, sharedMemoryOf } from "../maps/index.ts";
 import { printInsn } from "../text.ts";
 import { verifyProgram } from "../verifier/index.ts";
 import { type BpfObject, readObject } from "./index.ts";
@@ -31,7 +34,15 @@ describe("an object of clang's", () => {
     expect(maps.toSorted((a, b) => a.name.localeCompare(b.name))).toEqual([
       { name: ".bss", kind: "array", keyBytes: 4, valueBytes: 8, maxEntries: 1, isReadOnly: false },
       { name: ".data", kind: "array", keyBytes: 4, valueBytes: 24, maxEntries: 1, isReadOnly: false },
-      { name: ".rodata", kind: "array", keyBytes: 4, valueBytes: 4, maxEntries: 1, isReadOnly: true },
+      {
+        name: ".rodata",
+        kind: "array",
+        keyBytes: 4,
+        valueBytes: 4,
+        maxEntries: 1,
+        isReadOnly: true,
+        contents: Uint8Array.of(7, 0, 0, 0),
+      },
       { name: "by_size", kind: "hash", keyBytes: 8, valueBytes: 16, maxEntries: 1024, isReadOnly: false },
       // 65536 bytes of records of 16 bytes and their headers of 8.
       { name: "events", kind: "ringbuf", keyBytes: 0, valueBytes: 16, maxEntries: 2730, isReadOnly: false },
@@ -56,7 +67,14 @@ describe("an object of clang's", () => {
       { name: "malloc_returns", attach: { kind: "uretprobe", place: mallocIn("/usr/lib/libc.so.6") } },
       { name: "calls", attach: { kind: "uprobe", place: undefined } },
       { name: "bad_read", attach: { kind: "uprobe", place: undefined } },
-      { name: "in_kernel", attach: { kind: "elsewhere", type: "kprobe" } },
+      {
+        name: "in_kernel",
+        attach: {
+          kind: "elsewhere",
+          type: "kprobe",
+          reason: expect.stringContaining("kprobe programs belong to the kernel"),
+        },
+      },
     ]);
   });
 
@@ -64,6 +82,81 @@ describe("an object of clang's", () => {
     const { license, notes } = object();
     expect(license).toBe("Dual BSD/GPL");
     expect(notes).toEqual(["map by_size: pinning is ignored: maps live as long as the session"]);
+  });
+
+  it("has every kind of map, with what they begin with", () => {
+    const { maps, programs, notes } = objectOf(buildBpfFixture("map-kinds"));
+    const indexOf = (name: string) => maps.findIndex(({ spec }) => spec.name === name);
+    expect(notes).toEqual([]);
+    const shown = maps.map(({ spec: { name, kind, keyBytes, valueBytes, maxEntries } }) =>
+      [name, kind, keyBytes, valueBytes, maxEntries].join(" "),
+    );
+    expect(new Set(shown)).toEqual(
+      new Set([
+        "recent lru_hash 8 8 16",
+        "on_each percpu_array 4 8 4",
+        "by_cpu percpu_hash 4 16 32",
+        "recent_by_cpu lru_percpu_hash 4 8 64",
+        "sent perf_event_array 4 0 1",
+        "stacks stack_trace 4 1016 128",
+        "waiting queue 0 8 10",
+        "undone stack 0 4 11",
+        "seen bloom_filter 0 8 1000",
+        "steps prog_array 4 4 3",
+        "first array 4 8 4",
+        "second array 4 8 4",
+        "both array_of_maps 4 4 3",
+        "named hash_of_maps 8 4 7",
+        "constants array 4 4 2",
+        "records ringbuf 0 16 341",
+        ".kconfig array 4 16 1",
+      ]),
+    );
+    const map = (name: string) => maps[indexOf(name)]!;
+    expect(map("seen").spec.hashFunctions).toBe(3);
+    expect(map("both").spec.inner).toMatchObject({
+      kind: "array",
+      keyBytes: 4,
+      valueBytes: 8,
+      maxEntries: 4,
+    });
+    expect(map("named").spec.inner).toMatchObject({
+      kind: "hash",
+      keyBytes: 8,
+      valueBytes: 8,
+      maxEntries: 8,
+    });
+    expect(map("both").slots).toEqual([
+      { index: 0, target: { kind: "map", map: indexOf("second") } },
+      { index: 2, target: { kind: "map", map: indexOf("first") } },
+    ]);
+    expect(map("steps").slots).toEqual([{ index: 1, target: { kind: "program", name: "last_step" } }]);
+    expect(map("constants").spec.isReadOnly).toBe(true);
+    expect(map("first").spec.isWriteOnly).toBe(undefined);
+    expect(programs.map(({ name, isAutoloaded }) => ({ name, isAutoloaded }))).toEqual([
+      { name: "last_step", isAutoloaded: true },
+      { name: "asks", isAutoloaded: true },
+      { name: "on_demand", isAutoloaded: false },
+    ]);
+  });
+
+  it("answers what libbpf answers itself, and what exists here", () => {
+    const { maps, programs } = objectOf(buildBpfFixture("map-kinds"));
+    const code = programs.find(({ name }) => name === "asks")!.code;
+    if (code.kind !== "linked") throw new Error(code.reason);
+    const opened = maps.map(({ spec, initial }) => {
+      if (spec.name !== ".kconfig") return undefined;
+      const map = openMap(spec, sharedMemoryOf(new ArrayBuffer(layoutMap(spec).totalBytes)), 0);
+      if (map.kind === "array") map.update(new Uint8Array(4), initial!, 0n);
+      return map;
+    });
+    const result = interpret({
+      insns: code.insns,
+      maps: opened as InterpreterInput["maps"],
+      host: fakeHost(),
+      entry: { kind: "context", bytes: new Uint8Array(168) },
+    });
+    expect(result).toMatchObject({ kind: "returned", value: 1n });
   });
 
   it("names maps by index and globals by offset", () => {
@@ -124,6 +217,78 @@ describe("refusing an object", () => {
       source: `struct { __uint(type, BPF_MAP_TYPE_LPM_TRIE); __uint(max_entries, 1); __type(key, u64); __type(value, u32); } m SEC(".maps");`,
       message: /map m: kind lpm_trie is not supported/,
     },
+    ...Object.entries({
+      "an attribute that there is not": [
+        "__uint(type, BPF_MAP_TYPE_HASH); __uint(max_size, 1);",
+        "there is no attribute max_size",
+      ],
+      "a map without a type": ["__uint(max_entries, 1);", "it does not say of which type it is"],
+      "a hash without a key": [
+        "__uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 1); __type(value, u32);",
+        "it has no key",
+      ],
+      "a key of another size": [
+        "__uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 1); __type(key, u32); __uint(key_size, 8); __type(value, u32);",
+        "its key has 4 bytes, and key_size says 8",
+      ],
+      "a queue with a key": [
+        "__uint(type, BPF_MAP_TYPE_QUEUE); __uint(max_entries, 1); __type(key, u32); __type(value, u32);",
+        "a map of kind queue has no key",
+      ],
+      "a ring of an odd size": [
+        "__uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 5000);",
+        "max_entries 5000 is no power of two of at least 4096 bytes",
+      ],
+      "a ring with a value's size": [
+        "__uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 4096); __uint(value_size, 8);",
+        "a ring buffer has no value_size; its records are as large as programs send them",
+      ],
+      "a stack trace of too many frames": [
+        "__uint(type, BPF_MAP_TYPE_STACK_TRACE); __uint(max_entries, 1); __uint(key_size, 4); __uint(value_size, 1024);",
+        "the value of a stack trace has 8 bytes for each of at most 127 frames, not 1024",
+      ],
+      "a map of maps that does not say of which": [
+        "__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS); __uint(max_entries, 1); __type(key, u32);",
+        "it does not say what its inner maps are: __array(values, ...)",
+      ],
+      "too many hash functions": [
+        "__uint(type, BPF_MAP_TYPE_BLOOM_FILTER); __uint(max_entries, 9); __type(value, u32); __uint(map_extra, 16);",
+        "map_extra 16: a bloom filter has at most 15 hash functions",
+      ],
+      "map_extra of another kind": [
+        "__uint(type, BPF_MAP_TYPE_STACK); __uint(max_entries, 9); __type(value, u32); __uint(map_extra, 1);",
+        "map_extra has no meaning for a map of kind stack",
+      ],
+      "a flag of other kinds": [
+        "__uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, u32); __uint(map_flags, BPF_F_NO_PREALLOC);",
+        "BPF_F_NO_PREALLOC has no meaning for a map of kind array",
+      ],
+      "flags that exclude each other": [
+        "__uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, u32); __uint(map_flags, BPF_F_RDONLY_PROG | BPF_F_WRONLY_PROG);",
+        "BPF_F_RDONLY_PROG and BPF_F_WRONLY_PROG exclude each other",
+      ],
+      "a flag that there is not": [
+        "__uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 1); __type(key, u32); __type(value, u32); __uint(map_flags, 1 << 20);",
+        "map_flags 0x100000 are not supported",
+      ],
+    }).map(([name, [members, message]]) => ({
+      name,
+      source: `struct { ${members} } m SEC(".maps");`,
+      message: new RegExp(`map m: ${message!.replaceAll(/[()|.*]/g, "\\$&")}$`),
+    })),
+    {
+      name: "globals that begin with addresses",
+      source: `const char *names[2] = {"a", "b"}; SEC("uprobe") int f(void *ctx) { return (long)names[bpf_get_prandom_u32() & 1]; }`,
+      message:
+        /^section \.data: names begins with an address \(of \.rodata\.str1\.1\), which globals cannot hold/,
+    },
+    {
+      name: "an inner map of another size",
+      source: `struct inner { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 4); __type(key, u32); __type(value, u64); };
+        struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 5); __type(key, u32); __type(value, u64); } five SEC(".maps");
+        struct { __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS); __uint(max_entries, 1); __type(key, u32); __array(values, struct inner); } m SEC(".maps") = { .values = { (void *)&five } };`,
+      message: /^map m: its value five is not like its inner maps: maxEntries is 5, not 4$/,
+    },
     {
       name: "a map without entries",
       source: `struct { __uint(type, BPF_MAP_TYPE_HASH); __type(key, u32); __type(value, u32); } m SEC(".maps");`,
@@ -152,7 +317,7 @@ describe("refusing an object", () => {
       name: "a kernel's variable",
       source: `extern const int bpf_prog_active __ksym;
         SEC("uprobe") int f(void *ctx) { return (long)&bpf_prog_active; }`,
-      reason: /it refers to bpf_prog_active, which is not in the object/,
+      reason: /it refers to bpf_prog_active \(__ksym\), a variable of the kernel's/,
     },
     {
       name: "a kernel's function",
@@ -168,6 +333,42 @@ describe("refusing an object", () => {
   ])("refuses a program that needs $name", ({ source, reason }) => {
     const { programs } = objectOf(compile(source));
     expect(programs[0]!.code).toEqual({ kind: "refused", reason: expect.stringMatching(reason) });
+  });
+
+  it.each([
+    {
+      name: "configuration",
+      source: `extern int CONFIG_HZ __kconfig; SEC("uprobe") int f(void *ctx) { return CONFIG_HZ; }`,
+      reason: /it asks for CONFIG_HZ \(__kconfig\), which is of the kernel's configuration/,
+    },
+    {
+      name: "value of an enum",
+      source: `#include <bpf/bpf_core_read.h>
+        enum pid_type { PIDTYPE_PID }; SEC("uprobe") int f(void *ctx) { return bpf_core_enum_value(enum pid_type, PIDTYPE_PID); }`,
+      reason: /it asks for PIDTYPE_PID of the kernel's enum pid_type \(CO-RE\)/,
+    },
+    {
+      name: "type through BPF_CORE_READ",
+      source: `#include <bpf/bpf_core_read.h>
+        struct task_struct { int pid; } __attribute__((preserve_access_index));
+        SEC("uprobe") int f(struct task_struct *t) { return BPF_CORE_READ(t, pid); }`,
+      reason: /it depends on the kernel's type task_struct \(CO-RE\)/,
+    },
+  ])("refuses a program that needs the kernel's $name", ({ source, reason }) => {
+    expect(objectOf(compile(source)).programs[0]!.code).toEqual({
+      kind: "refused",
+      reason: expect.stringMatching(reason),
+    });
+  });
+
+  it("refuses static programs", () => {
+    const object = objectOf(
+      compile(`__attribute__((used)) SEC("uprobe") static int f(void *ctx) { return 0; }`),
+    );
+    expect(object.programs[0]).toMatchObject({
+      name: "f",
+      code: { kind: "refused", reason: "it is static, and programs have to be global" },
+    });
   });
 
   it("a program that writes a constant is rejected", () => {

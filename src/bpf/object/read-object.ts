@@ -13,7 +13,7 @@ import { type Btf, parseBtf } from "./btf.ts";
 import { type BtfExt, parseBtfExt } from "./btf-ext.ts";
 import { type ElfObject, readElfObject, type Section } from "./elf-object.ts";
 import { findFunctions, type LinkedProgram, linkProgram } from "./link.ts";
-import { ObjectError } from "./object-error.ts";
+import { fail, ObjectError } from "./object-error.ts";
 import { type ObjectMap, type PlacedMap, readMaps } from "./object-maps.ts";
 import { fitRing } from "./ring-size.ts";
 
@@ -21,6 +21,8 @@ export interface ObjectProgram {
   /** Name of its function. */
   readonly name: string;
   readonly section: string;
+  /** False: its section begins with `?`, so nobody needs it who does not ask for it. */
+  readonly isAutoloaded: boolean;
   readonly attach: AttachTarget;
   readonly code:
     | ({ readonly kind: "linked" } & LinkedProgram)
@@ -63,15 +65,21 @@ function read(bytes: Uint8Array): BpfObject {
   const linked = programs.flatMap(({ code }) => (code.kind === "linked" ? [code.insns] : []));
   return {
     license: withSection(elf, "license", ({ data }) => (data.length > 0 ? data.string(0) : "")),
-    maps: maps.map((map, index) => ({ ...map, spec: fitSpec(map.spec, index, linked) })),
+    maps: maps.map((map, index) => ({ ...map, spec: fitSpec(map, index, linked) })),
     programs,
     btf,
     notes,
   };
 }
 
-function fitSpec(spec: MapSpec, index: number, programs: readonly LinkedProgram["insns"][]): MapSpec {
-  return spec.kind === "ringbuf" ? fitRing(spec, index, programs) : spec;
+function fitSpec(
+  { spec, ringBytes }: ObjectMap,
+  index: number,
+  programs: readonly LinkedProgram["insns"][],
+): MapSpec {
+  return spec.kind === "ringbuf" && ringBytes !== undefined
+    ? fitRing({ ...spec, maxEntries: ringBytes }, index, programs)
+    : spec;
 }
 
 function readPrograms(
@@ -82,16 +90,21 @@ function readPrograms(
 ): ObjectProgram[] {
   const functions = findFunctions(elf);
   return functions
-    .filter(({ section, isLocal }) => section.name !== ".text" && !isLocal)
+    .filter(({ section }) => section.name !== ".text")
     .map((fn): ObjectProgram => {
-      const { name, section } = fn;
-      const attach = parseSectionName(section.name);
+      const program = {
+        name: fn.name,
+        section: fn.section.name,
+        isAutoloaded: !fn.section.name.startsWith("?"),
+        attach: parseSectionName(fn.section.name),
+      };
       try {
+        if (fn.isLocal) fail("it is static, and programs have to be global");
         const linked = linkProgram({ elf, maps, btf, ext }, functions, fn);
-        return { name, section: section.name, attach, code: { kind: "linked", ...linked } };
+        return { ...program, code: { kind: "linked", ...linked } };
       } catch (error) {
         if (!(error instanceof ObjectError)) throw error;
-        return { name, section: section.name, attach, code: { kind: "refused", reason: error.message } };
+        return { ...program, code: { kind: "refused", reason: error.message } };
       }
     });
 }
