@@ -208,7 +208,7 @@ export class NativeBpf implements Disposable {
       const dirty = untouched.findIndex((byte) => byte !== STACK_PATTERN);
       throw new Error(`used ${FRAME_AT - dirty} bytes of stack, declared ${program.stackBytes}`);
     }
-    if (Buffer.compare(bytes.subarray(FRAME_AT + 8, FRAME_AT + 8 + PT_REGS_BYTES), ctx) !== 0)
+    if (Buffer.compare(bytes.subarray(FRAME_AT + 8, FRAME_AT + 8 + ctx.length), ctx) !== 0)
       throw new Error("the context was changed");
     return after.regs[RAX]!;
   }

@@ -14,6 +14,7 @@ import {
   HELPER_GET_NUMA_NODE_ID,
   HELPER_GET_PRANDOM_U32,
   HELPER_GET_SMP_PROCESSOR_ID,
+  HELPER_GET_STACK,
   HELPER_JIFFIES64,
   HELPER_KTIME_GET_BOOT_NS,
   HELPER_KTIME_GET_COARSE_NS,
@@ -35,6 +36,7 @@ import { bytesAt, copyIn, type HelperWorld, textAt } from "./helper-world.ts";
 import { callMapHelper } from "./map-calls.ts";
 import { loadAt, MemoryFault, storeAt } from "./memory.ts";
 import { readMemory, readString } from "./memory-reads.ts";
+import { getStack } from "./stack-walk.ts";
 
 const EINVAL = -22n;
 const EFAULT = -14n;
@@ -94,6 +96,8 @@ export function callHelper(world: HelperWorld, number: number, args: readonly bi
       storeU64(world, a4, read.value);
       return u64(BigInt(read.result));
     }
+    case HELPER_GET_STACK:
+      return u64(BigInt(getStack(world, a1, bytesAt(world, a2, a3), a4)));
     case HELPER_GET_FUNC_ARG: {
       const slot = a2 < BigInt(ctxArguments.length) ? ctxArguments[Number(a2)] : undefined;
       storeU64(world, a3, slot === undefined ? 0n : loadCtx(world, a1 + slot));

@@ -9,6 +9,7 @@ import {
   HELPER_GET_FUNC_RET,
   HELPER_GET_NUMA_NODE_ID,
   HELPER_GET_PRANDOM_U32,
+  HELPER_GET_STACK,
   HELPER_JIFFIES64,
   HELPER_KTIME_GET_BOOT_NS,
   HELPER_KTIME_GET_COARSE_NS,
@@ -30,6 +31,7 @@ import type { HelperCall, RoutineContext } from "./helper-call.ts";
 import { JitError } from "./jit-error.ts";
 import { mapRoutineFor } from "./map-routines.ts";
 import type { Routine } from "./routine.ts";
+import { getStack } from "./stack-walk-routines.ts";
 import { currentComm, pidTgid, prandomU32, uidGid } from "./task-routines.ts";
 import { stringToNumber, strncmp } from "./text-routines.ts";
 import { probeReadUser, probeReadUserStr } from "./user-read-routines.ts";
@@ -75,6 +77,8 @@ export function routineFor(context: RoutineContext, call: HelperCall): Routine {
       return stringToNumber(routines, true);
     case HELPER_STRTOUL:
       return stringToNumber(routines, false);
+    case HELPER_GET_STACK:
+      return getStack(routines, env);
     case HELPER_GET_FUNC_ARG:
       return funcArg(routines);
     case HELPER_GET_FUNC_RET:

@@ -11,12 +11,13 @@ import { fillPidCache } from "./task-routines.ts";
 
 const SYS_PROCESS_VM_READV = 310;
 const EFAULT = -14;
-const PAGE_BYTES = 4096;
+export const PAGE_BYTES = 4096;
 /** Bytes of a string that are read at once: most strings are short, and the copy lies on the stack. */
 const STRING_PART_BYTES = 256;
 /** The two iovec structures, local and remote, at the bottom of the frame. */
 const IOVEC_BYTES = 32;
-const CLOBBERS = regSet(RAX, RCX, RDX, RDI, RSI, R8, R9, R10, R11);
+/** What a read with `emitReadv` may change. */
+export const READ_CLOBBERS = regSet(RAX, RCX, RDX, RDI, RSI, R8, R9, R10, R11);
 
 /** rdi = memory, rsi = bytes, rdx = source; rax = 0, or -EFAULT and the memory is zeroed. */
 export function probeReadUser(routines: RoutineSet, env: LinkEnv): Routine {
@@ -24,7 +25,7 @@ export function probeReadUser(routines: RoutineSet, env: LinkEnv): Routine {
     const fill = fillPidCache(routines, env);
     return {
       args: [1, 2, 3],
-      clobbers: CLOBBERS,
+      clobbers: READ_CLOBBERS,
       stackBytes: IOVEC_BYTES,
       calls: [fill],
       emit: (a) =>
@@ -67,7 +68,7 @@ export function probeReadUserStr(routines: RoutineSet, env: LinkEnv): Routine {
     const frameBytes = part + STRING_PART_BYTES;
     return {
       args: [1, 2, 3],
-      clobbers: CLOBBERS,
+      clobbers: READ_CLOBBERS,
       stackBytes: frameBytes,
       calls: [fill],
       emit: (a) =>
@@ -151,8 +152,8 @@ export function probeReadUserStr(routines: RoutineSet, env: LinkEnv): Routine {
 /** A variable in the frame. */
 const local = (disp: number) => ({ base: RSP, disp });
 
-/** process_vm_readv with the iovec structures at rsp; rax = bytes read. */
-function emitReadv(a: Assembler, env: LinkEnv, fill: Routine): void {
+/** process_vm_readv with the iovec structures at rsp, one local and `remotes` others; rax = bytes read. */
+export function emitReadv(a: Assembler, env: LinkEnv, fill: Routine, remotes = 1): void {
   const [retry, known] = [a.here("readv"), a.label("pid known")];
   emitAddress(a, RAX, env.pidCache);
   a.mov(RDI, { base: RAX, disp: 4 }, 32);
@@ -164,7 +165,7 @@ function emitReadv(a: Assembler, env: LinkEnv, fill: Routine): void {
   a.mov(RSI, RSP);
   a.movImm(RDX, 1);
   a.lea(R10, { base: RSP, disp: 16 });
-  a.movImm(R8, 1);
+  a.movImm(R8, remotes);
   a.zero(R9);
   a.movImm(RAX, SYS_PROCESS_VM_READV);
   a.syscall();

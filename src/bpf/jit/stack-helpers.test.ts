@@ -1,0 +1,170 @@
+/** Walks over made-up stacks: compiled code and interpreter against the chain that was laid. */
+import koffi from "koffi";
+import { afterAll, describe, expect, it } from "vitest";
+import { HelperCases } from "../../../test/support/helper-case.ts";
+import { contextOf } from "../../../test/support/native-bpf.ts";
+import { nativeMemory } from "../../../test/support/native-code.ts";
+import { CTX_SITE } from "../context.ts";
+import { HELPER_GET_STACK } from "../helpers.ts";
+
+const PAGE = 4096;
+const PAGES = 4;
+const IP = 0x40_1000n;
+const libc = koffi.load("libc.so.6");
+const munmap = libc.func("int munmap(intptr_t addr, size_t len)");
+
+const cases = new HelperCases();
+/** A stack of its own, with a hole behind it. */
+const stack = nativeMemory((PAGES + 1) * PAGE);
+munmap(stack.at + BigInt(PAGES * PAGE), PAGE);
+afterAll(() => {
+  cases[Symbol.dispose]();
+  stack[Symbol.dispose]();
+});
+
+/** Writes frames at these offsets, the address of frame i being 0x500000 + i; the last one's saved rbp is `end`. */
+function lay(offsets: readonly number[], end = 0n): void {
+  new Uint8Array(koffi.view(stack.at, PAGES * PAGE)).fill(0);
+  offsets.forEach((offset, i) => {
+    const next = offsets[i + 1];
+    if (offset + 8 <= PAGES * PAGE)
+      stack.view.setBigUint64(offset, next === undefined ? end : stack.at + BigInt(next), true);
+    if (offset + 16 <= PAGES * PAGE) stack.view.setBigUint64(offset + 8, 0x50_0000n + BigInt(i), true);
+  });
+}
+
+const readMade = (addr: bigint, into: Uint8Array) => {
+  const at = addr - stack.at;
+  if (at < 0n || at + BigInt(into.length) > BigInt(PAGES * PAGE)) return false;
+  into.set(new Uint8Array(koffi.view(stack.at, PAGES * PAGE)).subarray(Number(at), Number(at) + into.length));
+  return true;
+};
+
+interface Walk {
+  readonly fp: bigint;
+  readonly sp?: bigint;
+  readonly size?: number;
+  readonly flags?: bigint;
+  readonly isEntry?: boolean;
+  readonly readUser?: typeof readMade;
+}
+
+function walk({
+  fp,
+  sp = stack.at,
+  size = 256,
+  flags = 1n << 8n,
+  isEntry = false,
+  readUser = readMade,
+}: Walk) {
+  const slots = new Map([
+    [32, fp],
+    [128, IP],
+    [152, sp],
+  ]);
+  const ctx = new Uint8Array(CTX_SITE + 8);
+  ctx.set(contextOf((offset) => slots.get(offset) ?? 0n));
+  ctx[CTX_SITE] = isEntry ? 1 : 0;
+  const { result, memory } = cases.run({
+    helper: HELPER_GET_STACK,
+    args: ["ctx", { memory: 0 }, size, flags],
+    ctx,
+    host: { readUser },
+  });
+  const view = new DataView(memory.buffer);
+  const filled = Array.from({ length: size / 8 }, (_, i) => view.getBigUint64(8 * i, true));
+  expect(memory[size]).toBe(0xee);
+  const count = result < 0n ? 0 : Number(result) / 8;
+  expect(filled.slice(count).every((frame) => frame === 0n)).toBe(true);
+  return { result, frames: filled.slice(0, count) };
+}
+
+const spaced = (count: number, step: number, from = 64) =>
+  Array.from({ length: count }, (_, i) => from + i * step);
+const addresses = (count: number) => [IP, ...Array.from({ length: count }, (_, i) => 0x50_0000n + BigInt(i))];
+
+describe("get_stack", () => {
+  it("of the thread that the program runs on: loaded up to the end of its page, read behind it", () => {
+    const { at, bytes } = cases.native.machine.stack;
+    // The context lies 8 KiB and a little above the beginning; its page ends at the next multiple of 4 KiB.
+    const first = 9 * 1024;
+    const toPageEnd = PAGE - Number((at + BigInt(first)) % BigInt(PAGE));
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    const offsets = [0, 64, toPageEnd - 16, toPageEnd + 32, toPageEnd + 3000].map((offset) => first + offset);
+    offsets.forEach((offset, i) => {
+      const next = offsets[i + 1];
+      view.setBigUint64(offset, next === undefined ? 0n : at + BigInt(next), true);
+      view.setBigUint64(offset + 8, 0x50_0000n + BigInt(i), true);
+    });
+    const fromMachine = (addr: bigint, into: Uint8Array) => {
+      into.set(bytes.subarray(Number(addr - at), Number(addr - at) + into.length));
+      return addr !== 0n;
+    };
+    const fp = at + BigInt(first);
+    expect(walk({ fp, sp: fp - 64n, readUser: fromMachine }).frames).toEqual(addresses(5));
+  });
+
+  it.each([
+    { name: "one frame", offsets: [64], want: 1 },
+    { name: "small frames in one window", offsets: spaced(12, 32), want: 12 },
+    { name: "frames larger than a window", offsets: spaced(9, 1600), want: 9 },
+    { name: "a frame across a page boundary", offsets: [64, PAGE - 8, PAGE + 400], want: 3 },
+    { name: "a frame at the end of a window", offsets: [64, 64 + 1024 - 8, 64 + 1024 + 64], want: 3 },
+    { name: "the last readable bytes", offsets: [64, PAGES * PAGE - 16], want: 2 },
+    { name: "a frame that is half there", offsets: [64, PAGES * PAGE - 8], want: 1 },
+  ])("$name", ({ offsets, want }) => {
+    lay(offsets);
+    expect(walk({ fp: stack.at + BigInt(offsets[0]!) }).frames).toEqual(addresses(want));
+  });
+
+  it.each([
+    { name: "no frame pointer", fp: 0n, want: 0 },
+    { name: "a small number", fp: 8n, want: 0 },
+    { name: "no address", fp: 0x1234_5678_9abc_def0n, want: 0 },
+    { name: "the end of the address space", fp: 0xffff_ffff_ffff_fff8n, want: 0 },
+    { name: "not aligned", fp: stack.at + 65n, want: 0 },
+    { name: "the next one is not aligned", fp: stack.at + 64n, end: stack.at + 131n, want: 1 },
+    { name: "the next one is itself", fp: stack.at + 64n, end: stack.at + 64n, want: 1 },
+    { name: "the next one is below", fp: stack.at + 64n, end: stack.at, want: 1 },
+    { name: "the next one is in a hole", fp: stack.at + 64n, end: stack.at + BigInt(PAGES * PAGE), want: 1 },
+  ])("ends: $name", ({ fp, end, want }) => {
+    lay([64], end);
+    expect(walk({ fp }).frames).toEqual(addresses(want));
+  });
+
+  it.each([
+    { name: "the return address is on top of the stack", sp: 32, want: [IP, 0x77n, 0x50_0000n] },
+    { name: "the stack cannot be read", sp: PAGES * PAGE, want: [IP] },
+  ])("at a function's entry: $name", ({ sp, want }) => {
+    lay([64]);
+    stack.view.setBigUint64(32, 0x77n, true);
+    const got = walk({ fp: stack.at + 64n, sp: stack.at + BigInt(sp), isEntry: true });
+    expect(got.frames).toEqual(want);
+  });
+
+  it.each([
+    { name: "less room than frames", size: 24, flags: 0n, want: { result: 24n, frames: addresses(2) } },
+    { name: "no room", size: 0, flags: 0n, want: { result: 0n, frames: [] } },
+    { name: "frames left out", size: 64, flags: 3n, want: { result: 64n, frames: addresses(10).slice(3) } },
+    { name: "all left out", size: 64, flags: 13n, want: { result: 0n, frames: [] } },
+    { name: "more left out than there are", size: 64, flags: 14n, want: { result: -14n, frames: [] } },
+    { name: "far more left out", size: 64, flags: 255n, want: { result: -14n, frames: [] } },
+    { name: "a flag that there is not", size: 64, flags: 1n << 12n, want: { result: -22n, frames: [] } },
+    { name: "build ids", size: 64, flags: (3n << 8n) << 2n, want: { result: -22n, frames: [] } },
+    { name: "high flags", size: 64, flags: 1n << 63n, want: { result: -22n, frames: [] } },
+    { name: "no whole addresses", size: 60, flags: 0n, want: { result: -22n, frames: [] } },
+  ])("$name", ({ size, flags, want }) => {
+    lay(spaced(12, 48));
+    const got = walk({ fp: stack.at + 64n, size, flags });
+    expect(got).toEqual({ ...want, frames: want.frames.slice(0, Number(want.result) / 8) });
+  });
+
+  it("127 frames are the most, with those that are left out", () => {
+    lay(spaced(200, 64));
+    const all = walk({ fp: stack.at + 64n, size: 2048 });
+    expect(all.frames).toEqual(addresses(126));
+    expect(walk({ fp: stack.at + 64n, size: 2048, flags: 100n }).frames).toEqual(addresses(126).slice(100));
+    expect(walk({ fp: stack.at + 64n, size: 2048, flags: 127n }).result).toBe(0n);
+    expect(walk({ fp: stack.at + 64n, size: 2048, flags: 128n }).result).toBe(-14n);
+  });
+});
