@@ -60,14 +60,14 @@ export class ProgramCompiler {
     const { bundle, proofs, env } = this.#input;
     const spec = bundle.programs[index]!;
     const asm = new Assembler(space.next);
-    const unit = new JitUnit(asm, bundle, env);
+    const unit = new JitUnit(asm, bundle, env, proofs);
     const compiled = unit.emit(spec, proofs[index]!);
     unit.finish();
     const code = asm.finish();
     write(space, asm.base, code);
     return {
       name: spec.name,
-      bytes: code.slice(asm.offsetOf(compiled.entry), asm.offsetOf(compiled.end)),
+      bytes: code.slice(asm.offsetOf(compiled.start), asm.offsetOf(compiled.end)),
       entry: asm.addressOf(compiled.entry),
       clobbers: compiled.clobbers,
       ctxReads: compiled.ctxReads,

@@ -5,8 +5,9 @@
  * function's entry rax, r10 and r11 are dead and the argument and callee-saved registers are live, so a fixed
  * assignment (r0 rax, r1 rdi, ...) would cost saves that are not needed.
  *
- * Strategy: colour the interference graph with the registers that are least likely to be live first. A program that
- * calls routines keeps r0 to r5 where routines want them, and its other registers avoid what the routines change.
+ * Strategy: colour the interference graph with the registers that are least likely to be live first. A function that
+ * calls anything keeps r0 to r5 where routines want them, and its other registers avoid what is changed by what it
+ * calls. The arguments of a local function come where routines have theirs.
  */
 
 import type { Reg, RegSet } from "../../x86/registers.ts";
@@ -27,10 +28,11 @@ import {
   RDI,
   RDX,
   RSI,
+  regSet,
 } from "../../x86/registers.ts";
 import { JitError } from "./jit-error.ts";
 import type { Liveness, OpList } from "./liveness.ts";
-import { definesOf, usesOf } from "./operations.ts";
+import { calleesOf, definesOf, isCallLike, type Op, usesOf } from "./operations.ts";
 
 /** Machine registers of r0 to r9; undefined for one that the program does not use. */
 export type Assignment = readonly (Reg | undefined)[];
@@ -57,9 +59,20 @@ export const preferredRegs: readonly Reg[] = [
   RBP,
 ];
 
+/** A local function gives these back as they were; it may change all others. */
+export const calleeSavedRegs: RegSet = regSet(RBX, RBP, R12, R13, R14, R15);
+
 const BPF_REGS = 10;
 
-export function assignRegs(list: OpList, live: Liveness): Assignment {
+export interface AssignmentRules {
+  /** Whether arguments arrive in registers. */
+  readonly isLocalFunction: boolean;
+  /** Registers that are never given away. */
+  readonly reserved: RegSet;
+}
+
+export function assignRegs(list: OpList, live: Liveness, rules: AssignmentRules): Assignment {
+  const candidates = preferredRegs.filter((machine) => !hasReg(rules.reserved, machine));
   const interferes = Array.from({ length: BPF_REGS }, () => 0);
   /** Machine registers that a routine changes while the BPF register holds a value. */
   const forbidden: RegSet[] = Array.from({ length: BPF_REGS }, () => 0);
@@ -83,14 +96,13 @@ export function assignRegs(list: OpList, live: Liveness): Assignment {
     const uses = usesOf(op, list.keepsResult);
     const defines = definesOf(op);
     for (let reg = 0; reg < BPF_REGS; reg++) {
-      if ((((uses | defines) >> reg) & 1) !== 0 && op.kind !== "call") useCount[reg]!++;
+      if ((((uses | defines) >> reg) & 1) !== 0 && !isCallLike(op)) useCount[reg]!++;
       if (((uses >> reg) & 1) !== 0) useCount[reg]!++;
     }
-    if (op.kind === "call") {
+    if (isCallLike(op)) {
       hasCalls = true;
-      for (let reg = 6; reg < BPF_REGS; reg++) {
-        if (((after >> reg) & 1) !== 0) forbidden[reg]! |= op.routine.clobbers;
-      }
+      const changed = calleesOf(op).reduce((set, { clobbers }) => set | clobbers, slotReg(op));
+      for (let reg = 6; reg < BPF_REGS; reg++) if (((after >> reg) & 1) !== 0) forbidden[reg]! |= changed;
       useCount[0]!++;
       continue;
     }
@@ -105,6 +117,9 @@ export function assignRegs(list: OpList, live: Liveness): Assignment {
   const fixedCount = hasCalls ? 6 : 0;
   for (let reg = 0; reg < fixedCount; reg++) if (useCount[reg]! > 0) assignment[reg] = conventionalRegs[reg]!;
   if (list.keepsResult) assignment[0] = RAX;
+  if (rules.isLocalFunction)
+    for (let reg = 1; reg <= 5; reg++)
+      if (((live.atEntry >> reg) & 1) !== 0) assignment[reg] = conventionalRegs[reg]!;
   const order = Array.from({ length: BPF_REGS }, (_, reg) => reg)
     .filter((reg) => assignment[reg] === undefined && useCount[reg]! > 0)
     .sort((a, b) => useCount[b]! - useCount[a]!);
@@ -130,9 +145,14 @@ export function assignRegs(list: OpList, live: Liveness): Assignment {
     assignment[reg] =
       asWanted ??
       shared ??
-      preferredRegs.find((machine) => hasReg(used, machine) && !hasReg(taken, machine)) ??
-      preferredRegs.find((machine) => !hasReg(taken, machine));
+      candidates.find((machine) => hasReg(used, machine) && !hasReg(taken, machine)) ??
+      candidates.find((machine) => !hasReg(taken, machine));
     if (assignment[reg] === undefined) throw new JitError(`assign register r${reg}: none is left`);
   }
   return assignment;
+}
+
+/** Where a per-CPU slot is handed over. */
+function slotReg(op: Op): RegSet {
+  return op.kind === "for-each" || (op.kind === "call" && op.takesSlot) ? regSet(R11) : 0;
 }

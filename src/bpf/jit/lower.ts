@@ -1,14 +1,18 @@
 /** Turns instructions into operations, using what is known about registers. */
 import type { AluOp, Condition } from "../../x86/assembler.ts";
 import {
+  HELPER_FOR_EACH_MAP_ELEM,
   HELPER_GET_ATTACH_COOKIE,
   HELPER_GET_CURRENT_PID_TGID,
   HELPER_GET_FUNC_IP,
   HELPER_GET_SMP_PROCESSOR_ID,
+  HELPER_LOOP,
   HELPER_MAP_DELETE_ELEM,
   HELPER_MAP_LOOKUP_ELEM,
+  HELPER_MAP_LOOKUP_PERCPU_ELEM,
   HELPER_RINGBUF_DISCARD,
   HELPER_RINGBUF_SUBMIT,
+  HELPER_TAIL_CALL,
   MAX_CPU,
 } from "../helpers.ts";
 import { type Insn, jumpTarget } from "../insn.ts";
@@ -36,6 +40,7 @@ import {
   ATOMIC_XCHG,
   ATOMIC_XOR,
   CALL_HELPER,
+  CALL_LOCAL,
   CLASS_ALU,
   CLASS_ALU64,
   CLASS_JMP,
@@ -70,15 +75,24 @@ import type { Bundle, Proof } from "../program.ts";
 import type { HelperCall } from "./helper-routines.ts";
 import { JitError } from "./jit-error.ts";
 import type { LinkEnv } from "./link-env.ts";
-import type { AtomicKind, Op, OpMem, Source } from "./operations.ts";
+import { elementsOf } from "./map-elements.ts";
+import type { AtomicKind, CallbackContext, Op, OpMem, Source } from "./operations.ts";
 import type { Routine } from "./routine.ts";
-import { aluResult, loadedConstant, type Value, type Values } from "./values.ts";
+import { aluResult, type KnownLoad, loadedConstant, type Value, type Values } from "./values.ts";
 
 /** What lowering needs from the unit. */
 export interface LowerContext {
   readonly bundle: Bundle;
   readonly proof: Proof;
   readonly env: LinkEnv;
+  /** The slot of the program where the function begins; slots of instructions count from there. */
+  readonly start: number;
+  /** Whether the context lies above the return address. */
+  readonly hasContextAbove: boolean;
+  /** What a load is known to give. */
+  readonly knownLoad: KnownLoad;
+  /** The function of the program that begins at this slot of the program. */
+  functionAt(slot: number): Routine;
   /** Whether code can address this place relative to itself. */
   isNear(address: bigint): boolean;
   routineFor(call: HelperCall): Routine;
@@ -105,7 +119,9 @@ export function lowerInsn(
         insn.dst,
         loadedConstant(insn, insns[slot + 1]!, (index) => context.env.mapAddr(index)),
       );
-    case CLASS_LDX:
+    case CLASS_LDX: {
+      const known = context.knownLoad(insn, before);
+      if (known !== undefined) return placeValue(insn.dst, known);
       return {
         kind: "load",
         dst: insn.dst,
@@ -113,6 +129,7 @@ export function lowerInsn(
         lenBytes: sizeBytesOf(insn.opcode),
         isSigned: modeOf(insn.opcode) === MODE_MEMSX,
       };
+    }
     case CLASS_ST:
       return {
         kind: "store",
@@ -192,23 +209,21 @@ function placeValue(dst: number, value: Value): Op | undefined {
 
 /** The second operand of an arithmetic or jump instruction. */
 function sourceOf(insn: Insn, before: Values, width: 32 | 64): Source {
-  if (!isSrcReg(insn.opcode)) return { kind: "imm", value: insn.imm };
-  const value = before[insn.src];
+  return isSrcReg(insn.opcode) ? registerSource(insn.src, before, width) : { kind: "imm", value: insn.imm };
+}
+
+function storedSource(insn: Insn, before: Values): Source {
+  return registerSource(insn.src, before, sizeBytesOf(insn.opcode) * 8);
+}
+
+/** The low `width` bits of a register; a constant if they are known and an instruction can hold them. */
+function registerSource(reg: number, before: Values, width: number): Source {
+  const value = before[reg];
   if (value?.kind === "const") {
     const signed = BigInt.asIntN(width, value.value);
     if (BigInt.asIntN(32, signed) === signed) return { kind: "imm", value: Number(signed) };
   }
-  return { kind: "reg", reg: insn.src };
-}
-
-function storedSource(insn: Insn, before: Values): Source {
-  const value = before[insn.src];
-  const lenBytes = sizeBytesOf(insn.opcode);
-  if (value?.kind === "const") {
-    const signed = BigInt.asIntN(lenBytes * 8, value.value);
-    if (BigInt.asIntN(32, signed) === signed) return { kind: "imm", value: Number(signed) };
-  }
-  return { kind: "reg", reg: insn.src };
+  return { kind: "reg", reg };
 }
 
 /** The low bytes of a constant, signed. */
@@ -271,7 +286,7 @@ function lowerJump(context: LowerContext, insn: Insn, slot: number, before: Valu
   const target = jumpTarget(insn, slot);
   if (target === undefined) throw new JitError(`lower jump: no opcode 0x${insn.opcode.toString(16)}`);
   if (insn.opcode === OP_JA || insn.opcode === OP_JA32) return { kind: "goto", target };
-  const isDead = (at: number) => context.proof.deadInsns.has(at);
+  const isDead = (at: number) => context.proof.deadInsns.has(context.start + at);
   // Where the proof knows the outcome there is nothing to compare.
   if (isDead(target)) return undefined;
   if (isDead(slot + 1)) return { kind: "goto", target };
@@ -289,16 +304,20 @@ function lowerJump(context: LowerContext, insn: Insn, slot: number, before: Valu
 }
 
 function lowerCall(context: LowerContext, insn: Insn, slot: number, before: Values): Op {
-  if (insn.src !== CALL_HELPER) throw new JitError("lower call: functions of the program are not supported");
-  const { bundle, proof, env } = context;
-  const mapIndex = proof.mapAtCall.get(slot);
+  const { bundle, proof, env, start } = context;
+  if (insn.src === CALL_LOCAL)
+    return { kind: "call", routine: context.functionAt(start + slot + 1 + insn.imm), takesSlot: false };
+  if (insn.src !== CALL_HELPER) throw new JitError(`lower call: no source ${insn.src}`);
+  const mapIndex = proof.mapAtCall.get(start + slot);
+  const outerMapIndex = proof.outerMapAtCall.get(start + slot);
+  const spec = bundle.maps[mapIndex ?? -1];
   switch (insn.imm) {
     case HELPER_GET_SMP_PROCESSOR_ID:
       return { kind: "cpu", dst: 0, mask: MAX_CPU };
     case HELPER_GET_ATTACH_COOKIE:
-      return { kind: "load", dst: 0, mem: { base: "ctx", disp: CTX_COOKIE }, lenBytes: 8, isSigned: false };
+      return loadContext(context, CTX_COOKIE, before);
     case HELPER_GET_FUNC_IP:
-      return { kind: "load", dst: 0, mem: { base: "ctx", disp: CTX_IP }, lenBytes: 8, isSigned: false };
+      return loadContext(context, CTX_IP, before);
     case HELPER_GET_CURRENT_PID_TGID:
       if (env.tidOffset !== undefined) return { kind: "pid-tgid", dst: 0, part: "both" };
       break;
@@ -308,8 +327,7 @@ function lowerCall(context: LowerContext, insn: Insn, slot: number, before: Valu
       return { kind: "release-record", record: 1, isDiscarded: true };
     case HELPER_MAP_LOOKUP_ELEM:
     case HELPER_MAP_DELETE_ELEM: {
-      const spec = bundle.maps[mapIndex ?? -1];
-      if (spec?.kind !== "array") break;
+      if (spec?.kind !== "array" || outerMapIndex !== undefined) break;
       if (insn.imm === HELPER_MAP_DELETE_ELEM)
         return { kind: "const", dst: 0, value: BigInt.asUintN(64, BigInt(EINVAL)) };
       const layout = layoutMap(spec);
@@ -323,13 +341,47 @@ function lowerCall(context: LowerContext, insn: Insn, slot: number, before: Valu
         maxEntries: spec.maxEntries,
       };
     }
+    case HELPER_TAIL_CALL: {
+      if (mapIndex === undefined || spec === undefined) break;
+      return { kind: "tail-call", array: { slots: env.mapAddr(mapIndex), maxEntries: spec.maxEntries } };
+    }
+    case HELPER_LOOP:
+      return {
+        kind: "loop",
+        callee: context.functionAt(proof.callbackAtCall.get(start + slot) ?? -1),
+        count: registerSource(1, before, 32),
+        context: callbackContext(before),
+        flags: registerSource(4, before, 64),
+      };
+    case HELPER_FOR_EACH_MAP_ELEM:
+      return {
+        kind: "for-each",
+        callee: context.functionAt(proof.callbackAtCall.get(start + slot) ?? -1),
+        elements: elementsOf(context, mapIndex, outerMapIndex),
+        context: callbackContext(before),
+        flags: registerSource(4, before, 64),
+      };
     default:
   }
   const call = {
     helper: insn.imm,
     mapIndex,
-    outerMapIndex: proof.outerMapAtCall.get(slot),
-    text: proof.stringAtCall.get(slot),
+    outerMapIndex,
+    text: proof.stringAtCall.get(start + slot),
   };
-  return { kind: "call", routine: context.routineFor(call) };
+  const takesSlot = spec?.cpus !== undefined && insn.imm !== HELPER_MAP_LOOKUP_PERCPU_ELEM;
+  return { kind: "call", routine: context.routineFor(call), takesSlot };
+}
+
+/** r0 = a word of the context that is in r1. */
+function loadContext(context: LowerContext, disp: number, before: Values): Op {
+  const mem: OpMem = context.hasContextAbove ? { base: "ctx", disp } : memAt(context, 1, disp, before);
+  return { kind: "load", dst: 0, mem, lenBytes: 8, isSigned: false };
+}
+
+/** r3 as a helper hands it on. */
+function callbackContext(before: Values): CallbackContext {
+  const value = before[3];
+  if (value?.kind === "const") return { kind: "const", value: value.value };
+  return value?.kind === "stack" ? { kind: "stack", off: value.off } : { kind: "reg", reg: 3 };
 }

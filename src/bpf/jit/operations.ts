@@ -117,7 +117,57 @@ export type Op =
       readonly maxEntries: number;
     }
   | { readonly kind: "release-record"; readonly record: BpfRegNumber; readonly isDiscarded: boolean }
-  | { readonly kind: "call"; readonly routine: Routine };
+  /** A routine or a function of the program. `takesSlot`: it wants the slot in per-CPU maps in r11. */
+  | { readonly kind: "call"; readonly routine: Routine; readonly takesSlot: boolean }
+  /** bpf_loop: calls `callee` with r1 = 0, 1, ... and r2 = the context. */
+  | {
+      readonly kind: "loop";
+      readonly callee: Routine;
+      readonly count: Source;
+      readonly context: CallbackContext;
+      readonly flags: Source;
+    }
+  /** bpf_for_each_map_elem: calls `callee` with r1 = the map, r2 = a key, r3 = its value, r4 = the context. */
+  | {
+      readonly kind: "for-each";
+      readonly callee: Routine;
+      readonly elements: MapElements;
+      readonly context: CallbackContext;
+      readonly flags: Source;
+    }
+  /** r1 is the context and r3 the index; only if there is no such program what follows is reached. */
+  | { readonly kind: "tail-call"; readonly array: ProgramArray };
+
+/** What a callback gets as its last argument. */
+export type CallbackContext =
+  | { readonly kind: "reg"; readonly reg: BpfRegNumber }
+  | { readonly kind: "const"; readonly value: bigint }
+  | { readonly kind: "stack"; readonly off: number };
+
+/** How the elements of a map are found one after the other. */
+export type MapElements = { readonly mapAddr: bigint } & (
+  | {
+      readonly kind: "array";
+      /** Address of the value of element 0. */
+      readonly values: bigint;
+      readonly stride: number;
+      readonly maxEntries: number;
+      /** For a per-CPU array: bytes from one copy of a value to the next. */
+      readonly copyStride: number | undefined;
+    }
+  /**
+   * `next` takes a cursor in rdi, 0 at first, and gives another in rax, or 0 at the end; the address of the key in rsi and of
+   * the value in rdx.
+   */
+  | { readonly kind: "cursor"; readonly next: Routine; readonly takesSlot: boolean }
+);
+
+/** A program array in memory: slots of 8 bytes. */
+export interface ProgramArray {
+  /** Address of slot 0. */
+  readonly slots: bigint;
+  readonly maxEntries: number;
+}
 
 /** Registers by bit. */
 export type BpfRegSet = number;
@@ -158,6 +208,12 @@ export function usesOf(op: Op, keepsResult: boolean): BpfRegSet {
       return 1 << op.record;
     case "call":
       return op.routine.args.reduce((set, reg) => set | (1 << reg), 0);
+    case "loop":
+      return sourceUses(op.count) | contextUses(op) | sourceUses(op.flags);
+    case "for-each":
+      return contextUses(op) | sourceUses(op.flags);
+    case "tail-call":
+      return (1 << 1) | (1 << 3);
     default:
       return op satisfies never;
   }
@@ -184,6 +240,9 @@ export function definesOf(op: Op): BpfRegSet {
       if (op.op === "cmpxchg") return 1;
       return op.fetches && op.src.kind === "reg" ? 1 << op.src.reg : 0;
     case "call":
+    case "loop":
+    case "for-each":
+    case "tail-call":
       return CALLER_SAVED;
     case "store":
     case "branch":
@@ -206,10 +265,42 @@ export function isPure(op: Op): boolean {
     case "exit":
     case "release-record":
     case "call":
+    case "loop":
+    case "for-each":
+    case "tail-call":
       return false;
     default:
       return true;
   }
+}
+
+/** The BPF argument register that a callback gets its context in. */
+export function contextArgOf(op: Extract<Op, { kind: "loop" | "for-each" }>): BpfRegNumber {
+  return op.kind === "loop" ? 2 : 4;
+}
+
+function contextUses(op: Extract<Op, { kind: "loop" | "for-each" }>): BpfRegSet {
+  const isRead = op.callee.args.includes(contextArgOf(op));
+  return isRead && op.context.kind === "reg" ? 1 << op.context.reg : 0;
+}
+
+/** The code that the operation calls while registers r6 to r9 keep their values. */
+export function calleesOf(op: Op): readonly Routine[] {
+  switch (op.kind) {
+    case "call":
+      return [op.routine];
+    case "loop":
+      return [op.callee];
+    case "for-each":
+      return op.elements.kind === "cursor" ? [op.callee, op.elements.next] : [op.callee];
+    default:
+      return [];
+  }
+}
+
+/** Whether r0 to r5 must be where routines have them. */
+export function isCallLike(op: Op): boolean {
+  return op.kind === "call" || op.kind === "loop" || op.kind === "for-each" || op.kind === "tail-call";
 }
 
 function sourceUses(src: Source): BpfRegSet {

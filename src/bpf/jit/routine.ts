@@ -16,6 +16,11 @@ export interface Routine {
   readonly clobbers: RegSet;
   /** Stack below the return address that it uses, with the routines that it calls. */
   readonly stackBytes: number;
+  /**
+   * Of a function that makes tail calls: how far below its own return address the one lies that the deepest of them
+   * has.
+   */
+  readonly tailDepth?: number | undefined;
 }
 
 export interface RoutineBody {

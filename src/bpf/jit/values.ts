@@ -26,15 +26,20 @@ import {
   classOf,
   isSrcReg,
   MODE_ATOMIC,
+  MODE_MEMSX,
   modeOf,
   OP_CALL,
   OP_EXIT,
   OP_JA,
   OP_JA32,
   opOf,
+  PSEUDO_FUNCTION,
+  PSEUDO_MAP_INDEX_VALUE,
   PSEUDO_MAP_VALUE,
   PSEUDO_NONE,
+  sizeBytesOf,
 } from "../opcodes.ts";
+import type { MapSpec } from "../program.ts";
 
 /** undefined: not known. */
 export type Value =
@@ -58,18 +63,25 @@ export interface KnownValues {
 
 const FRAME_POINTER = 10;
 
-/** `mapAddr` gives the address of a map's storage. Of memory at the entry neither address nor length is known. */
-export function knownValues(
-  insns: readonly Insn[],
-  isDead: (slot: number) => boolean,
-  entryKind: "context" | "memory",
-  mapAddr: (index: number) => bigint,
-): KnownValues {
+/** What the load `insn` gives, where memory never changes; undefined where that is not known. */
+export type KnownLoad = (insn: Insn, before: Values) => Value;
+
+export interface ValueSources {
+  isDead(slot: number): boolean;
+  /** What is in r1. Of memory and of arguments nothing is known. */
+  readonly entry: "context" | "memory" | "local";
+  /** The address of a map's storage. */
+  mapAddr(index: number): bigint;
+  readonly knownLoad: KnownLoad;
+}
+
+/** The values in one function, whose instructions these are. */
+export function knownValues(insns: readonly Insn[], sources: ValueSources): KnownValues {
   const before: (Values | undefined)[] = insns.map(() => undefined);
   const isTarget = insns.map(() => false);
   const work: number[] = [];
   const flow = (slot: number, values: Values) => {
-    if (isDead(slot)) return;
+    if (sources.isDead(slot)) return;
     const old = before[slot];
     const merged =
       old === undefined ? values : old.map((value, i) => (isSame(value, values[i]) ? value : undefined));
@@ -79,13 +91,13 @@ export function knownValues(
   };
 
   const entry: Value[] = Array.from({ length: 11 }, () => undefined);
-  if (entryKind === "context") entry[1] = { kind: "ctx", off: 0 };
+  if (sources.entry === "context") entry[1] = { kind: "ctx", off: 0 };
   entry[FRAME_POINTER] = { kind: "stack", off: 0 };
   flow(0, entry);
   while (work.length > 0) {
     const slot = work.pop()!;
     const insn = insns[slot]!;
-    const after = transfer(insns, slot, before[slot]!, mapAddr);
+    const after = transfer(insns, slot, before[slot]!, sources);
     const target = jumpTarget(insn, slot);
     if (target !== undefined) {
       isTarget[target] = true;
@@ -106,7 +118,7 @@ function transfer(
   insns: readonly Insn[],
   slot: number,
   before: Values,
-  mapAddr: (index: number) => bigint,
+  { mapAddr, knownLoad }: ValueSources,
 ): Values {
   const insn = insns[slot]!;
   const after = [...before];
@@ -119,7 +131,7 @@ function transfer(
       after[insn.dst] = loadedConstant(insn, insns[slot + 1]!, mapAddr);
       break;
     case CLASS_LDX:
-      after[insn.dst] = undefined;
+      after[insn.dst] = knownLoad(insn, before);
       break;
     case CLASS_STX:
       if (modeOf(insn.opcode) !== MODE_ATOMIC) break;
@@ -163,7 +175,10 @@ export function loadedConstant(low: Insn, high: Insn, mapAddr: (index: number) =
     case PSEUDO_NONE:
       return { kind: "const", value: imm64Of(low, high) };
     case PSEUDO_MAP_VALUE:
+    case PSEUDO_MAP_INDEX_VALUE:
       return { kind: "const", value: u64(mapAddr(low.imm) + BigInt(high.imm)) };
+    case PSEUDO_FUNCTION:
+      return undefined;
     default:
       return { kind: "map", index: low.imm };
   }
@@ -182,4 +197,26 @@ function isSame(a: Value, b: Value): boolean {
     default:
       return a satisfies never;
   }
+}
+
+/** Loads from maps that never change. `mapAddr` may refuse maps that no program names. */
+export function loadsFrom(maps: readonly MapSpec[], mapAddr: (index: number) => bigint): KnownLoad {
+  const known = maps.flatMap(({ contents, isReadOnly }, index) =>
+    isReadOnly === true && contents !== undefined ? [{ index, contents }] : [],
+  );
+  if (known.length === 0) return () => undefined;
+  return (insn, before) => {
+    const base = before[insn.src];
+    if (base?.kind !== "const") return undefined;
+    const lenBytes = sizeBytesOf(insn.opcode);
+    for (const { index, contents } of known) {
+      const at = BigInt.asIntN(64, base.value + BigInt(insn.off) - mapAddr(index));
+      if (at < 0n || at + BigInt(lenBytes) > BigInt(contents.length)) continue;
+      const bytes = contents.subarray(Number(at), Number(at) + lenBytes);
+      const value = bytes.reduceRight((high, byte) => (high << 8n) | BigInt(byte), 0n);
+      const isSigned = modeOf(insn.opcode) === MODE_MEMSX;
+      return { kind: "const", value: isSigned ? u64(BigInt.asIntN(lenBytes * 8, value)) : value };
+    }
+    return undefined;
+  };
 }

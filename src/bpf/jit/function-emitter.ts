@@ -1,25 +1,40 @@
 /**
- * Writes the machine code of one program, operation by operation.
+ * Writes the machine code of one function, operation by operation.
  *
- *     entry   sub rsp, N               unless the red zone is enough
- *             ...                      stack at [rsp + N + off], context at [rsp + N + 8 + off]
+ *     entry   push ...                 what a local function gives back, as far as it changes it
+ *             sub rsp, N               unless the red zone is enough
+ *             ...                      stack at [rsp + N + off]; in the main function context at [rsp + N + 8 + off]
  *             add rsp, N
+ *             pop ...
  *             ret
  *
- * Invariants: no register outside `clobbers` changes; nothing is pushed while a program runs, so that the distance
+ * The main function is called with the context right above the return address, and gives nothing back: whoever calls
+ * it saves what it changes. A local function has its arguments and its result where routines have theirs. At the
+ * bottom of the frame are the program's state (program-state.ts) and the words of iterations, if there are any.
+ *
+ * Invariants: no register outside `clobbers` changes; nothing is pushed while a function runs, so that the distance
  * to stack and context is constant; a scratch register is one that no BPF register has, so it needs no saving.
  */
 import type { Assembler, Label, Mem } from "../../x86/assembler.ts";
-import { hasReg, RCX, type Reg, type RegSet, RSP } from "../../x86/registers.ts";
-import { type Assignment, preferredRegs } from "./allocate.ts";
+import { hasReg, R11, RAX, RCX, type Reg, type RegSet, RSI, RSP, regsOf } from "../../x86/registers.ts";
+import { type Assignment, calleeSavedRegs, preferredRegs } from "./allocate.ts";
 import { emitAtomic } from "./emit-atomic.ts";
+import { emitForEach, emitLoop } from "./emit-callbacks.ts";
 import { emitDivide } from "./emit-divide.ts";
 import { JitError } from "./jit-error.ts";
 import type { LinkEnv } from "./link-env.ts";
 import type { Liveness, OpList } from "./liveness.ts";
 import { emitAddress } from "./memory-moves.ts";
-import type { OperationContext, ScratchPool } from "./operation-context.ts";
-import type { Op, OpMem } from "./operations.ts";
+import { LOCAL_WORDS, type OperationContext, type ScratchPool } from "./operation-context.ts";
+import { isCallLike, type Op, type OpMem } from "./operations.ts";
+import {
+  type ProgramState,
+  STATE_OWNER,
+  STATE_REG,
+  STATE_SLOT,
+  STATE_TAIL_CALLS,
+  stateBytes,
+} from "./program-state.ts";
 import type { Routine } from "./routine.ts";
 
 /** Below rsp a leaf may use this much: neither signals nor the kernel touch it (psABI, section 3.2.2). */
@@ -27,66 +42,104 @@ const RED_ZONE_BYTES = 128;
 const RETURN_ADDRESS_BYTES = 8;
 /** The selector whose limit holds the processor number on Linux. */
 const CPU_SELECTOR = 0x7b;
+const ALL_REGS: RegSet = 0xffff & ~(1 << RSP);
+/** The kernel's limit: one more tail call does nothing. */
+const MAX_TAIL_CALLS = 33;
 
-export interface EmitterInput {
+/** Where tail calls lead. */
+export interface TailTargets {
+  /** Code that goes to the program whose index is in rax, with the context in rdi. */
+  readonly dispatch: Label;
+  readonly count: number;
+}
+
+export interface FunctionInput {
   readonly asm: Assembler;
   readonly env: LinkEnv;
   readonly list: OpList;
   readonly live: Liveness;
   readonly assignment: Assignment;
   readonly isTarget: readonly boolean[];
-  readonly entry: "context" | "memory";
-  readonly marksSlots: boolean;
+  /** What lies above the return address; "local": nothing, the arguments are in registers. */
+  readonly entry: "context" | "memory" | "local";
+  /** Told where the code of the slot begins, or of what is out of line: the number of slots. */
+  readonly mark: ((slot: number, label: Label) => void) | undefined;
+  /** Deepest use of the frame below r10. */
   readonly frameBytes: number;
+  /** Registers that it gives back. */
+  readonly saved: RegSet;
+  /** Registers that it must leave alone. */
+  readonly untouched: RegSet;
+  readonly state: ProgramState;
+  readonly tailTargets: TailTargets | undefined;
   /** Fills the cache of process ids; changes nothing else. */
   readonly fillPidCache: () => Routine;
+  /** Fills the state's slot. */
+  readonly takeSlot: () => Routine;
 }
 
-export interface EmittedProgram {
+export interface EmittedFunction {
   readonly entry: Label;
   readonly end: Label;
   readonly clobbers: RegSet;
   readonly stackBytes: number;
-  readonly slots: ReadonlyMap<number, Label>;
+  /** Bytes below rsp at entry where the deepest tail call puts its return address; undefined: there is none. */
+  readonly tailDepth: number | undefined;
 }
 
-export class ProgramEmitter implements OperationContext {
+/** Whether a function whose operations these are must move rsp before it uses its frame. */
+function callsAnything(op: Op | undefined): boolean {
+  return op !== undefined && (isCallLike(op) || (op.kind === "pid-tgid" && op.part !== "tid"));
+}
+
+export class FunctionEmitter implements OperationContext {
   readonly asm: Assembler;
-  readonly #input: EmitterInput;
+  readonly #input: FunctionInput;
+  readonly #isMain: boolean;
   readonly #labels = new Map<number, Label>();
   readonly #assigned: RegSet;
   #clobbers: RegSet = 0;
   #calleeBytes = 0;
-  /** What rsp is below its value at entry. */
+  #tailDepth: number | undefined;
+  /** What rsp is below its value after the pushes. */
   readonly #frameBytes: number;
+  readonly #pushedBytes: number;
+  /** Where in the frame the local words begin. */
+  readonly #localsAt: number;
   readonly #outOfLine: (() => void)[] = [];
+  /** Where the function is left, once that is written. */
+  #leave: Label | undefined;
   /** The slot of the operation that is being written. */
   #slot = 0;
   /** What the zero flag tells: whether this register, in this width, is zero. */
   #zeroFlag: { readonly reg: Reg; readonly width: 32 | 64 } | undefined;
 
-  constructor(input: EmitterInput) {
+  constructor(input: FunctionInput) {
     this.asm = input.asm;
     this.#input = input;
+    this.#isMain = input.entry !== "local";
     this.#assigned = input.assignment.reduce<RegSet>(
       (set, reg) => (reg === undefined ? set : set | (1 << reg)),
       0,
     );
-    const rounded = Math.ceil(input.frameBytes / 8) * 8;
-    const isLeaf = !input.list.ops.some(
-      (op) => op?.kind === "call" || (op?.kind === "pid-tgid" && op.part !== "tid"),
-    );
+    const { ops } = input.list;
+    const hasLocals = ops.some((op) => op?.kind === "loop" || op?.kind === "for-each");
+    this.#localsAt = this.#isMain ? stateBytes(input.state) : 0;
+    const rounded = Math.ceil(input.frameBytes / 8) * 8 + this.#localsAt + (hasLocals ? LOCAL_WORDS * 8 : 0);
+    const isLeaf = this.#localsAt === 0 && !ops.some(callsAnything);
     this.#frameBytes = isLeaf && rounded <= RED_ZONE_BYTES ? 0 : rounded;
+    this.#pushedBytes = regsOf(input.saved).length * 8;
   }
 
-  emit(): EmittedProgram {
+  emit(): EmittedFunction {
     const { asm } = this;
-    const { list, live, isTarget } = this.#input;
-    const entry = asm.here("program");
-    const end = asm.label("program end");
-    const slots = new Map<number, Label>();
+    const { list, live, isTarget, saved, mark } = this.#input;
+    const entry = asm.here("function");
+    const end = asm.label("function end");
     for (const slot of list.ops.keys()) if (isTarget[slot] === true) this.#labels.set(slot, asm.label());
+    for (const machine of regsOf(saved)) asm.push(machine);
     if (this.#frameBytes > 0) asm.subImm(RSP, this.#frameBytes);
+    if (this.#isMain) this.#beginState();
     this.#arguments(live.atEntry);
     for (const [slot, op] of list.ops.entries()) {
       const label = this.#labels.get(slot);
@@ -94,26 +147,43 @@ export class ProgramEmitter implements OperationContext {
       this.#slot = slot;
       if (label !== undefined) this.#zeroFlag = undefined;
       if (op === undefined) continue;
-      if (this.#input.marksSlots) slots.set(slot, asm.here());
+      mark?.(slot, asm.here());
       const flag = this.#zeroFlag;
       this.#zeroFlag = undefined;
       this.#op(op, flag);
     }
-    if (this.#input.marksSlots) slots.set(list.ops.length, asm.here());
+    mark?.(list.ops.length, asm.here());
     for (const emitTail of this.#outOfLine.splice(0)) emitTail();
     asm.bind(end);
+    const wrong = this.#isMain ? 0 : this.#clobbers & this.#input.untouched;
+    if (wrong !== 0) throw new JitError(`emit function: registers 0x${wrong.toString(16)} must not change`);
+    const used = Math.max(Math.ceil(this.#input.frameBytes / 8) * 8, this.#frameBytes + this.#calleeBytes);
     return {
       entry,
       end,
-      clobbers: this.#clobbers,
-      slots,
-      stackBytes: Math.max(Math.ceil(this.#input.frameBytes / 8) * 8, this.#frameBytes + this.#calleeBytes),
+      clobbers: this.#clobbers & ~saved,
+      stackBytes: this.#pushedBytes + used,
+      tailDepth: this.#tailDepth,
     };
+  }
+
+  /** Sets up what the functions of the program share. */
+  #beginState(): void {
+    const { asm } = this;
+    const { state, takeSlot } = this.#input;
+    if (state.isInRegister) asm.mov(this.clobber(STATE_REG), RSP);
+    if (state.hasTailCalls) asm.movImm(this.#stateWord(STATE_TAIL_CALLS), 0);
+    if (state.hasSlot) this.call(takeSlot());
+  }
+
+  #stateWord(disp: number): Mem {
+    return { base: this.#isMain ? RSP : STATE_REG, disp };
   }
 
   /** Sets the registers that a program begins with, as far as it reads them. */
   #arguments(atEntry: number): void {
     const isRead = (bpf: number) => ((atEntry >> bpf) & 1) !== 0;
+    if (this.#input.entry === "local") return;
     if (this.#input.entry === "context") {
       if (isRead(1)) this.#address(this.dst(1), "ctx", 0);
       return;
@@ -140,17 +210,22 @@ export class ProgramEmitter implements OperationContext {
   }
 
   scratchPool(besides: RegSet): ScratchPool {
-    let taken = this.#assigned | besides;
+    let taken = this.#assigned | besides | this.#input.untouched;
+    const find = () => {
+      const isFree = (machine: Reg) => !hasReg(taken, machine);
+      // One that the program changes anyway costs nothing more.
+      const machine =
+        preferredRegs.find((reg) => isFree(reg) && hasReg(this.#clobbers, reg)) ?? preferredRegs.find(isFree);
+      if (machine === undefined) return undefined;
+      taken |= 1 << machine;
+      return this.clobber(machine);
+    };
     return {
+      find,
       take: () => {
-        const isFree = (machine: Reg) => !hasReg(taken, machine);
-        // One that the program changes anyway costs nothing more.
-        const machine =
-          preferredRegs.find((reg) => isFree(reg) && hasReg(this.#clobbers, reg)) ??
-          preferredRegs.find(isFree);
-        if (machine === undefined) throw new JitError("emit program: no scratch register is left");
-        taken |= 1 << machine;
-        return this.clobber(machine);
+        const machine = find();
+        if (machine === undefined) throw new JitError("emit function: no scratch register is left");
+        return machine;
       },
     };
   }
@@ -176,7 +251,7 @@ export class ProgramEmitter implements OperationContext {
     const { asm } = this;
     switch (op.kind) {
       case "const":
-        this.#constant(this.dst(op.dst), op.value);
+        this.constant(this.dst(op.dst), op.value);
         return;
       case "address":
         this.#address(this.dst(op.dst), op.of, op.off);
@@ -226,8 +301,7 @@ export class ProgramEmitter implements OperationContext {
           asm.jmp(this.#labelOf(op.target));
         return;
       case "exit":
-        if (this.#frameBytes > 0) asm.addImm(RSP, this.#frameBytes);
-        asm.ret();
+        this.#exit();
         return;
       case "cpu": {
         const dst = this.dst(op.dst);
@@ -253,14 +327,102 @@ export class ProgramEmitter implements OperationContext {
         return;
       }
       case "call":
-        this.#call(op.routine);
+        if (op.takesSlot) this.loadCpuSlot(R11);
+        this.call(op.routine);
+        return;
+      case "loop":
+        emitLoop(this, op);
+        return;
+      case "for-each":
+        emitForEach(this, op);
+        return;
+      case "tail-call":
+        this.#tailCall(op);
         return;
       default:
         op satisfies never;
     }
   }
 
-  #constant(dst: Reg, value: bigint): void {
+  /** Leaves the function; where that takes more than a few bytes it is written once. */
+  #exit(): void {
+    const { asm } = this;
+    const isShort = this.#input.saved === 0 && !(this.#isMain && this.#input.state.hasSlot);
+    if (this.#leave !== undefined && !isShort) {
+      asm.jmp(this.#leave);
+      return;
+    }
+    this.#leave = asm.here("leave");
+    if (this.#isMain && this.#input.state.hasSlot) {
+      // The result may be in rax; every other register is free.
+      const owner = this.clobber(R11);
+      asm.mov(owner, this.#stateWord(STATE_OWNER));
+      asm.movImm({ base: owner }, 0);
+    }
+    this.#unwind();
+    asm.ret();
+  }
+
+  #unwind(): void {
+    if (this.#frameBytes > 0) this.asm.addImm(RSP, this.#frameBytes);
+    for (const machine of regsOf(this.#input.saved).reverse()) this.asm.pop(machine);
+  }
+
+  /**
+   * The main function calls the other program, because its frame holds the state, and leaves when that is done. A local
+   * function makes place for it: its exit is this function's.
+   */
+  #tailCall({ array }: Extract<Op, { kind: "tail-call" }>): void {
+    const { asm } = this;
+    const targets = this.#input.tailTargets;
+    if (targets === undefined) throw new JitError("emit tail call: no programs to go to");
+    const index = this.reg(3);
+    const none = asm.label("no program");
+    this.clobber(RAX);
+    this.clobber(RSI);
+    asm.cmpImm(index, array.maxEntries, 32);
+    asm.jcc("ae", none);
+    asm.cmpImm(this.#stateWord(STATE_TAIL_CALLS), MAX_TAIL_CALLS, 32);
+    asm.jcc("ae", none);
+    asm.mov(RAX, index, 32);
+    this.constant(RSI, array.slots);
+    asm.mov(RAX, { base: RSI, index: RAX, scale: 8 });
+    // 0 is an empty slot, and whatever else is in there is not to be believed.
+    asm.dec(RAX);
+    asm.cmpImm(RAX, targets.count);
+    asm.jcc("ae", none);
+    asm.inc(this.#stateWord(STATE_TAIL_CALLS), 32);
+    if (this.#isMain) {
+      this.#tailDepth = this.#pushedBytes + this.#frameBytes + RETURN_ADDRESS_BYTES;
+      asm.call(targets.dispatch);
+      this.#exit();
+    } else {
+      this.#tailDepth ??= 0;
+      // What the other program changes is known only when all are compiled.
+      this.#clobbers |= ALL_REGS & ~calleeSavedRegs;
+      this.#unwind();
+      asm.jmp(targets.dispatch);
+    }
+    asm.bind(none);
+  }
+
+  localWord(index: number): Mem {
+    return { base: RSP, disp: this.#localsAt + index * 8 };
+  }
+
+  loadCpuSlot(dst: Reg): void {
+    this.asm.mov(this.clobber(dst), this.#stateWord(STATE_SLOT));
+  }
+
+  stackAddress(dst: Reg, off: number): void {
+    this.#address(dst, "stack", off);
+  }
+
+  outOfLine(emit: () => void): void {
+    this.#outOfLine.push(emit);
+  }
+
+  constant(dst: Reg, value: bigint): void {
     const { asm } = this;
     const isSignExtended = BigInt.asIntN(32, value) === BigInt.asIntN(64, value);
     if (value === 0n) asm.zero(dst);
@@ -402,7 +564,7 @@ export class ProgramEmitter implements OperationContext {
     }
     const cache = this.scratchPool(0).take();
     const [retry, fill] = [asm.here("pid"), asm.label("fill pid")];
-    this.#constant(cache, pidCache);
+    this.constant(cache, pidCache);
     asm.mov(dst, { base: cache }, 32);
     asm.test(dst, dst, 32);
     asm.jcc("e", fill);
@@ -429,7 +591,7 @@ export class ProgramEmitter implements OperationContext {
     asm.mov(dst, key, 32);
     asm.cmpImm(dst, op.maxEntries, 32);
     asm.jcc("ae", none);
-    this.#constant(base, op.base);
+    this.constant(base, op.base);
     const power = Math.log2(op.stride);
     if (power === 3) asm.lea(dst, { base, index: dst, scale: 8 });
     else {
@@ -445,14 +607,24 @@ export class ProgramEmitter implements OperationContext {
     });
   }
 
-  #call(routine: Routine): void {
+  call(routine: Routine): void {
+    // A routine that uses the register of the state for itself does so between these two.
+    const keepsState = this.#input.state.isInRegister && hasReg(routine.clobbers, STATE_REG);
+    if (keepsState) this.asm.push(STATE_REG);
     this.asm.call(routine.label);
-    this.#noteCall(routine);
+    if (keepsState) this.asm.pop(STATE_REG);
+    this.#noteCall(routine, keepsState ? 8 : 0);
   }
 
-  #noteCall(routine: Routine): void {
-    this.#clobbers |= routine.clobbers;
-    this.#calleeBytes = Math.max(this.#calleeBytes, RETURN_ADDRESS_BYTES + routine.stackBytes);
+  #noteCall(routine: Routine, pushedBytes = 0): void {
+    const { clobbers, stackBytes, tailDepth } = routine;
+    this.#clobbers |= pushedBytes > 0 ? clobbers & ~(1 << STATE_REG) : clobbers;
+    const below = pushedBytes + RETURN_ADDRESS_BYTES;
+    this.#calleeBytes = Math.max(this.#calleeBytes, below + stackBytes);
+    if (tailDepth !== undefined) {
+      const depth = this.#pushedBytes + this.#frameBytes + below + tailDepth;
+      this.#tailDepth = Math.max(this.#tailDepth ?? 0, depth);
+    }
   }
 
   #labelOf(slot: number): Label {
