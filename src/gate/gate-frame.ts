@@ -19,6 +19,7 @@
 import type { Liveness } from "../x86/liveness.ts";
 import {
   hasReg,
+  PT_REGS_BYTES,
   PT_REGS_COOKIE,
   PT_REGS_CS,
   PT_REGS_FLAGS,
@@ -35,6 +36,16 @@ import {
 
 /** Bytes below rsp that a leaf function may use (psABI, 3.2.2). */
 export const RED_ZONE_BYTES = 128;
+
+/**
+ * Words behind the pt_regs that helpers use and programs cannot see, by their offset in the context. A program that has
+ * such a helper names them in `ctxReads`.
+ */
+/** 1 at a function's entry: the return address is on top of the stack. Else 0. */
+export const GATE_SITE = PT_REGS_BYTES;
+/** 0, until a program wants the function to be left with the value in the next word. */
+export const GATE_OVERRIDES = GATE_SITE + 8;
+export const GATE_OVERRIDE_VALUE = GATE_OVERRIDES + 8;
 
 /** A compiled program as the gate calls it. */
 export interface GateProgram {
@@ -87,7 +98,16 @@ export interface GateFrame {
 }
 
 /** Slots that are no general-purpose register, and the stack pointer. */
-const otherSlots = [PT_REGS_COOKIE, PT_REGS_IP, PT_REGS_CS, PT_REGS_FLAGS, PT_REGS_SP, PT_REGS_SS];
+const otherSlots = [
+  PT_REGS_COOKIE,
+  PT_REGS_IP,
+  PT_REGS_CS,
+  PT_REGS_FLAGS,
+  PT_REGS_SP,
+  PT_REGS_SS,
+  GATE_SITE,
+  GATE_OVERRIDES,
+];
 
 export function planFrame(spec: GateSpec): GateFrame {
   const reads = new Set<number>();

@@ -7,6 +7,7 @@
  *     mov [rsp + 128], ip ...     other slots of the context that are read
  *       mov [rsp + 120], cookie   before each program, if it reads it
  *       call program
+ *     cmp [..], 0; jne ...        if a program may override the function's result: `emitOverride`
  *     mov eax, [..]; add al, 0x7f; sahf
  *     mov reg, [rsp + slot]
  *     lea rsp, [rsp + total]
@@ -17,6 +18,7 @@
  * Facts: Intel SDM 2B (lahf: ah = SF ZF 0 AF 0 PF 1 CF); 0x7f + al sets OF exactly when al is 1.
  */
 import {
+  hasReg,
   PT_REGS_COOKIE,
   PT_REGS_CS,
   PT_REGS_FLAGS,
@@ -24,11 +26,18 @@ import {
   PT_REGS_SP,
   PT_REGS_SS,
   RAX,
+  type RegSet,
   RSP,
   regNames,
 } from "../x86/registers.ts";
 import type { CodeWriter } from "./code-writer.ts";
-import type { GateFrame, GateProgram } from "./gate-frame.ts";
+import {
+  GATE_OVERRIDE_VALUE,
+  GATE_OVERRIDES,
+  GATE_SITE,
+  type GateFrame,
+  type GateProgram,
+} from "./gate-frame.ts";
 
 /** User code and stack segments of 64-bit Linux processes. */
 const USER_CS = 0x33;
@@ -40,6 +49,8 @@ export interface GatePlace {
   readonly ip: bigint | undefined;
   /** Added to rsp inside the gate to get the stack pointer that programs see. */
   readonly spOffset: number;
+  /** The return address is on top of the stack. */
+  readonly isEntry: boolean;
 }
 
 export function emitEnter(writer: CodeWriter, frame: GateFrame, place: GatePlace): void {
@@ -87,6 +98,14 @@ function emitContextSlots(writer: CodeWriter, frame: GateFrame, place: GatePlace
     writer.note("stack segment, read by a program");
     asm.movImm({ base: RSP, disp: PT_REGS_SS }, USER_SS);
   }
+  if (frame.reads.has(GATE_SITE)) {
+    writer.note("whether the caller is on top of the stack, for a walk of the stack");
+    asm.movImm({ base: RSP, disp: GATE_SITE }, place.isEntry ? 1 : 0);
+  }
+  if (frame.reads.has(GATE_OVERRIDES)) {
+    writer.note("no program has overridden the result");
+    asm.movImm({ base: RSP, disp: GATE_OVERRIDES }, 0);
+  }
 }
 
 /** One 8-byte store: two halves would make the program's load wait for both. */
@@ -113,6 +132,24 @@ export function emitPrograms(writer: CodeWriter, frame: GateFrame, programs: rea
   }
 }
 
+/**
+ * At a function's entry, where a program may want it to be left at once: if one does, its value goes into rax, the rest is
+ * put back, and this returns to the caller. Nothing of the function has run then, and flags are free.
+ */
+export function emitOverride(writer: CodeWriter, frame: GateFrame): void {
+  if (!frame.reads.has(GATE_OVERRIDES)) return;
+  const { asm } = writer;
+  const goOn = asm.label("go on");
+  writer.note("does a program override the result?");
+  asm.cmpImm({ base: RSP, disp: GATE_OVERRIDES }, 0);
+  asm.jcc("e", goOn);
+  writer.note("its value is what the function returns");
+  asm.mov(RAX, { base: RSP, disp: GATE_OVERRIDE_VALUE });
+  emitRestore(writer, frame, 1 << RAX);
+  asm.ret();
+  asm.bind(goOn);
+}
+
 export function emitLeave(writer: CodeWriter, frame: GateFrame): void {
   const { asm } = writer;
   if (frame.flagsSlot !== undefined) {
@@ -121,8 +158,14 @@ export function emitLeave(writer: CodeWriter, frame: GateFrame): void {
     asm.addImm(RAX, 0x7f, 8);
     asm.sahf();
   }
+  emitRestore(writer, frame, 0);
+}
+
+/** Registers but for `kept`, and the stack. */
+function emitRestore(writer: CodeWriter, frame: GateFrame, kept: RegSet): void {
+  const { asm } = writer;
   for (const { reg, slot, isRestored } of frame.regs) {
-    if (!isRestored) continue;
+    if (!isRestored || hasReg(kept, reg)) continue;
     writer.note(`${regNames[reg]} back`);
     asm.mov(reg, { base: RSP, disp: slot });
   }

@@ -1,6 +1,9 @@
 export { type CodeNote, CodeWriter, type WrittenCode } from "./code-writer.ts";
-export { emitEnter, emitLeave, emitPrograms, type GatePlace } from "./gate.ts";
+export { emitEnter, emitLeave, emitOverride, emitPrograms, type GatePlace } from "./gate.ts";
 export {
+  GATE_OVERRIDE_VALUE,
+  GATE_OVERRIDES,
+  GATE_SITE,
   type GateFrame,
   type GateProgram,
   type GateSpec,

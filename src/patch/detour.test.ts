@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Machine, type NativeMemory, nativeMemory, randomWords } from "../../test/support/native-code.ts";
-import type { GateProgram } from "../gate/gate-frame.ts";
+import { GATE_OVERRIDE_VALUE, GATE_OVERRIDES, type GateProgram } from "../gate/gate-frame.ts";
 import { Assembler } from "../x86/assembler.ts";
 import type { CodeImage } from "../x86/code-image.ts";
 import { ImageCode } from "../x86/regions.ts";
@@ -28,7 +28,7 @@ import {
   regSet,
 } from "../x86/registers.ts";
 import { emitDetour } from "./detour.ts";
-import { patchOf, planSites, type SitePlan } from "./plan.ts";
+import { findOverrideRefusal, patchOf, planSites, type SitePlan } from "./plan.ts";
 
 const FUNCTION = 0;
 const RECORD = 1024;
@@ -362,4 +362,79 @@ test("a program that is too far for a call is reached all the same", () => {
   const after = machine.run(memory.at, { regs, flags: 0x202n });
   expect(after.regs[RCX]).toBe(75n);
   expect(far.view.getBigUint64(1024, true)).toBe(2n);
+});
+
+/** Ruins all registers; overrides with 4711 where rdi is not 0. */
+function emitOverrider(at: bigint): Uint8Array {
+  const asm = new Assembler(at);
+  const done = asm.label();
+  asm.test(RDI, RDI);
+  asm.jcc("e", done);
+  asm.movImm({ base: RSP, disp: 8 + GATE_OVERRIDE_VALUE }, 4711);
+  asm.movImm({ base: RSP, disp: 8 + GATE_OVERRIDES }, 1);
+  asm.bind(done);
+  for (let reg = 0; reg < 16; reg++) if (reg !== RSP) asm.movImm(reg, 0xdead_0000 + reg);
+  asm.ret();
+  return asm.finish();
+}
+
+function overrider(): GateProgram {
+  return {
+    name: "override",
+    entry: memory.at + BigInt(PROGRAMS),
+    clobbers: 0xffff & ~(1 << RSP),
+    ctxReads: new Set([GATE_OVERRIDES, GATE_OVERRIDE_VALUE]),
+    stackBytes: 8,
+    cookie: 0n,
+  };
+}
+
+describe("a program that overrides the function's result", () => {
+  const calleeSaved = [3, 5, 12, 13, 14, 15];
+
+  for (const mechanism of ["jump", "int3"] as const) {
+    for (const neverReturns of [false, true]) {
+      test(`${mechanism}, ${neverReturns ? "a function that never returns" : "a function that returns"}`, () => {
+        const original = writeFunction((asm) => {
+          asm.endbr64();
+          asm.movImm(RBX, 5);
+          if (neverReturns) asm.jmp(asm.here());
+          asm.lea(RAX, { base: RDI, disp: 5 });
+        });
+        memory.bytes.set(emitOverrider(memory.at + BigInt(PROGRAMS)), PROGRAMS);
+        const plan = planAt(new ImageCode(imageOf(original)), 0, mechanism);
+        const detour = emitDetour({ plan, at: memory.at + BigInt(DETOUR), programs: [overrider()] });
+        if (detour.kind === "refused") throw new Error(detour.refusal.reason);
+        memory.bytes.set(detour.bytes, DETOUR);
+        memory.bytes.set(patchOf(plan, mechanism, detour.entry), FUNCTION);
+        const regs = Array.from({ length: 16 }, (_, i) => BigInt(i * 10 + 1));
+        regs[RSP] = machine.stack.at + 8192n;
+        const stack = new DataView(machine.stack.bytes.buffer, machine.stack.bytes.byteOffset);
+        stack.setBigUint64(8192, machine.exit, true);
+        const start = mechanism === "jump" ? memory.at : detour.entry;
+        const left = machine.run(start, { regs: [...regs], flags: 0x202n });
+        expect(left.regs[RAX]).toBe(4711n);
+        expect(left.regs[RSP]).toBe(regs[RSP]! + 8n);
+        for (const reg of calleeSaved) expect(left.regs[reg]).toBe(regs[reg]);
+        if (neverReturns) return;
+        regs[RDI] = 0n;
+        const ran = machine.run(start, { regs: [...regs], flags: 0x202n });
+        expect(ran.regs[RAX]).toBe(5n);
+        expect(ran.regs[RBX]).toBe(5n);
+        expect(ran.regs[RSP]).toBe(regs[RSP]);
+      });
+    }
+  }
+
+  test("is refused inside a function and at its return", () => {
+    const original = writeFunction((asm) => {
+      asm.push(RBX);
+      asm.movImm(RAX, 1, 32);
+      asm.movImm(RCX, 1, 32);
+    });
+    const code = new ImageCode(imageOf(original));
+    expect(findOverrideRefusal(planAt(code, 0, "jump"), "entry")).toBeUndefined();
+    expect(findOverrideRefusal(planAt(code, 0, "jump"), "return")?.reason).toBe("override-at-return");
+    expect(findOverrideRefusal(planAt(code, 1, "jump"), "entry")?.reason).toBe("override-inside-function");
+  });
 });

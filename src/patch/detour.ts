@@ -3,6 +3,7 @@
  *
  *     entry:   gate enter
  *              program 1 .. n
+ *              return to the caller, if a program overrides the function
  *              claim the return address        (points with return probes)
  *              gate leave
  *              displaced instructions
@@ -13,9 +14,10 @@
  * disarmed. In the gate nothing has a twin; a thread there has to leave first.
  */
 import { type CodeNote, CodeWriter } from "../gate/code-writer.ts";
-import { emitEnter, emitLeave, emitPrograms } from "../gate/gate.ts";
-import { type GateFrame, type GateProgram, planFrame } from "../gate/gate-frame.ts";
-import { R10, R11, RSP, regSet } from "../x86/registers.ts";
+import { emitEnter, emitLeave, emitOverride, emitPrograms } from "../gate/gate.ts";
+import { GATE_OVERRIDES, type GateFrame, type GateProgram, planFrame } from "../gate/gate-frame.ts";
+import type { Liveness } from "../x86/liveness.ts";
+import { R10, R11, R12, R13, R14, R15, RBP, RBX, RSP, regSet } from "../x86/registers.ts";
 import { relocate, type Twin } from "../x86/relocate.ts";
 import type { SitePlan } from "./plan.ts";
 import type { Refusal } from "./refusal.ts";
@@ -59,17 +61,20 @@ export function emitDetour(spec: DetourSpec): DetourResult {
   if (BigInt.asIntN(32, distance) !== distance)
     return { kind: "refused", refusal: { reason: "detour-out-of-reach", site: plan.at, detour: at } };
 
+  const overrides = spec.programs.some(({ ctxReads }) => ctxReads.has(GATE_OVERRIDES));
+  if (overrides && !plan.isEntry) throw new Error(`override at 0x${plan.at.toString(16)}: no function entry`);
   const hook = spec.returnHook;
   const frame = planFrame({
     programs: spec.programs,
-    liveness: plan.liveness,
+    liveness: overrides ? withCalleeSaved(plan.liveness) : plan.liveness,
     isEntry: plan.isEntry,
     otherClobbers: hook === undefined ? 0 : CLAIM_CLOBBERS | regSet(R10, R11),
     otherClobbersFlags: hook !== undefined,
   });
   const writer = new CodeWriter(at);
-  emitEnter(writer, frame, { ip: plan.at, spOffset: frame.totalBytes });
+  emitEnter(writer, frame, { ip: plan.at, spOffset: frame.totalBytes, isEntry: plan.isEntry });
   emitPrograms(writer, frame, spec.programs);
+  emitOverride(writer, frame);
   if (hook !== undefined) emitClaim(writer, frame, hook);
   emitLeave(writer, frame);
 
@@ -104,6 +109,11 @@ export function emitDetour(spec: DetourSpec): DetourResult {
     notes: [...notes, ...partNotes].sort((a, b) => a.offset - b.offset),
     displacedOffset,
   };
+}
+
+/** What the caller finds again after a call (psABI, 3.2.1), also in a function that never returns by itself. */
+function withCalleeSaved(liveness: Liveness): Liveness {
+  return { ...liveness, regs: liveness.regs | regSet(RBX, RBP, R12, R13, R14, R15) };
 }
 
 const DISPLACED = "displaced";

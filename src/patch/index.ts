@@ -8,6 +8,7 @@ export {
 } from "./detour.ts";
 export { type CodeLine, codeLines, explainSite, hexBytes, printCodeLines } from "./explain.ts";
 export {
+  findOverrideRefusal,
   findReturnRefusal,
   type Mechanism,
   mechanisms,
@@ -21,7 +22,7 @@ export {
   type SiteFunction,
   type SitePlan,
 } from "./plan.ts";
-export { type Refusal, type ReturnRefusal, refusalText } from "./refusal.ts";
+export { type OverrideRefusal, type Refusal, type ReturnRefusal, refusalText } from "./refusal.ts";
 export {
   emitReturnTrampoline,
   type ReturnTrampoline,

@@ -12,7 +12,7 @@ import { mayBeColdPart } from "../x86/function-code.ts";
 import { everythingLive, type Liveness, liveAt } from "../x86/liveness.ts";
 import type { ImageCode, Region, RegionResult } from "../x86/regions.ts";
 import { findUnrelocatable } from "../x86/relocate.ts";
-import type { Refusal, ReturnRefusal } from "./refusal.ts";
+import type { OverrideRefusal, Refusal, ReturnRefusal } from "./refusal.ts";
 
 export type Mechanism = "jump" | "int3";
 
@@ -172,6 +172,12 @@ export function findReturnRefusal(plan: SitePlan): ReturnRefusal | undefined {
   const name = plan.fn?.name?.replace(/@.*/, "");
   if (name !== undefined && returnsTwice.has(name)) return { reason: "returns-twice", name };
   return undefined;
+}
+
+/** Why no program may override the function's result at the site, or undefined. */
+export function findOverrideRefusal(plan: SitePlan, when: "entry" | "return"): OverrideRefusal | undefined {
+  if (when === "return") return { reason: "override-at-return", at: plan.at };
+  return plan.isEntry ? undefined : { reason: "override-inside-function", at: plan.at };
 }
 
 /** The bytes that replace the region's text. All but the first ones are the old ones. */

@@ -23,9 +23,14 @@ export type ReturnRefusal =
   | { readonly reason: "not-a-function-entry"; readonly at: bigint }
   | { readonly reason: "returns-twice"; readonly name: string };
 
+/** Why a program that may override a function's result cannot be attached. */
+export type OverrideRefusal =
+  | { readonly reason: "override-inside-function"; readonly at: bigint }
+  | { readonly reason: "override-at-return"; readonly at: bigint };
+
 /** One line, lower case, without the site: the caller names it. `print` may add symbols to addresses. */
 export function refusalText(
-  refusal: Refusal | ReturnRefusal,
+  refusal: Refusal | ReturnRefusal | OverrideRefusal,
   print: (addr: bigint) => string = (addr) => `0x${addr.toString(16)}`,
 ): string {
   switch (refusal.reason) {
@@ -75,6 +80,10 @@ export function refusalText(
       return `${print(refusal.at)} is no function entry, so no return address is on top of the stack`;
     case "returns-twice":
       return `${refusal.name} returns more than once for one call`;
+    case "override-inside-function":
+      return `bpf_override_return skips a whole function, and ${print(refusal.at)} is no function entry`;
+    case "override-at-return":
+      return `bpf_override_return at the return of ${print(refusal.at)}: the function has run already`;
     default:
       return refusal satisfies never;
   }

@@ -20,6 +20,7 @@ import {
   HELPER_KTIME_GET_COARSE_NS,
   HELPER_KTIME_GET_NS,
   HELPER_KTIME_GET_TAI_NS,
+  HELPER_OVERRIDE_RETURN,
   HELPER_PROBE_READ,
   HELPER_PROBE_READ_KERNEL,
   HELPER_PROBE_READ_KERNEL_STR,
@@ -98,6 +99,9 @@ export function callHelper(world: HelperWorld, number: number, args: readonly bi
     }
     case HELPER_GET_STACK:
       return u64(BigInt(getStack(world, a1, bytesAt(world, a2, a3), a4)));
+    case HELPER_OVERRIDE_RETURN:
+      // No function stands still here that could be left.
+      return 0n;
     case HELPER_GET_FUNC_ARG: {
       const slot = a2 < BigInt(ctxArguments.length) ? ctxArguments[Number(a2)] : undefined;
       storeU64(world, a3, slot === undefined ? 0n : loadCtx(world, a1 + slot));

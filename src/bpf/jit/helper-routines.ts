@@ -15,6 +15,7 @@ import {
   HELPER_KTIME_GET_COARSE_NS,
   HELPER_KTIME_GET_NS,
   HELPER_KTIME_GET_TAI_NS,
+  HELPER_OVERRIDE_RETURN,
   HELPER_PROBE_READ,
   HELPER_PROBE_READ_KERNEL,
   HELPER_PROBE_READ_KERNEL_STR,
@@ -30,6 +31,7 @@ import { funcArg, funcArgCount, funcRet } from "./function-routines.ts";
 import type { HelperCall, RoutineContext } from "./helper-call.ts";
 import { JitError } from "./jit-error.ts";
 import { mapRoutineFor } from "./map-routines.ts";
+import { overrideReturn } from "./override-routines.ts";
 import type { Routine } from "./routine.ts";
 import { getStack } from "./stack-walk-routines.ts";
 import { currentComm, pidTgid, prandomU32, uidGid } from "./task-routines.ts";
@@ -79,6 +81,8 @@ export function routineFor(context: RoutineContext, call: HelperCall): Routine {
       return stringToNumber(routines, false);
     case HELPER_GET_STACK:
       return getStack(routines, env);
+    case HELPER_OVERRIDE_RETURN:
+      return overrideReturn(routines);
     case HELPER_GET_FUNC_ARG:
       return funcArg(routines);
     case HELPER_GET_FUNC_RET:

@@ -4,7 +4,8 @@ import { afterAll, describe, expect, it } from "vitest";
 import { HelperCases } from "../../../test/support/helper-case.ts";
 import { contextOf } from "../../../test/support/native-bpf.ts";
 import { nativeMemory } from "../../../test/support/native-code.ts";
-import { CTX_SITE } from "../context.ts";
+import { GATE_OVERRIDE_VALUE, GATE_OVERRIDES, GATE_SITE } from "../../gate/index.ts";
+import { CTX_OVERRIDE_VALUE, CTX_OVERRIDES, CTX_SITE } from "../context.ts";
 import { HELPER_GET_STACK } from "../helpers.ts";
 
 const PAGE = 4096;
@@ -82,6 +83,14 @@ function walk({
 const spaced = (count: number, step: number, from = 64) =>
   Array.from({ length: count }, (_, i) => from + i * step);
 const addresses = (count: number) => [IP, ...Array.from({ length: count }, (_, i) => 0x50_0000n + BigInt(i))];
+
+it("helpers and gate mean the same words behind the context", () => {
+  expect([GATE_SITE, GATE_OVERRIDES, GATE_OVERRIDE_VALUE]).toEqual([
+    CTX_SITE,
+    CTX_OVERRIDES,
+    CTX_OVERRIDE_VALUE,
+  ]);
+});
 
 describe("get_stack", () => {
   it("of the thread that the program runs on: loaded up to the end of its page, read behind it", () => {
