@@ -11,6 +11,7 @@ import {
   type Insn,
   interpret,
   type MapSpec,
+  type ProgramSpec,
   type Proof,
   verifyProgram,
 } from "../../src/bpf/index.ts";
@@ -67,12 +68,15 @@ export interface NativeBpfOptions {
   readonly env?: Partial<LinkEnv>;
   /** Whether the maps lie in reach of the code. */
   readonly isNear?: boolean;
+  /** What the slots of program arrays name. */
+  readonly programs?: readonly ProgramSpec[];
   /** Memory to use instead of its own: for the code, then for the maps. */
   readonly memory?: { readonly at: bigint; readonly bytes: Uint8Array };
 }
 
 export class NativeBpf implements Disposable {
   readonly specs: readonly MapSpec[];
+  readonly programs: readonly ProgramSpec[];
   readonly maps: readonly OpenedMap[];
   readonly memory: SharedMemory;
   readonly env: LinkEnv;
@@ -81,8 +85,9 @@ export class NativeBpf implements Disposable {
   readonly #owned: NativeMemory[] = [];
   #nextCode: bigint;
 
-  constructor({ maps: specs = [], env = {}, isNear = false, memory }: NativeBpfOptions = {}) {
+  constructor({ maps: specs = [], env = {}, isNear = false, programs = [], memory }: NativeBpfOptions = {}) {
     this.specs = specs;
+    this.programs = programs;
     this.#code = memory ?? this.#own(nativeMemory(CODE_BYTES));
     this.#nextCode = this.#code.at;
     const offsets: number[] = [];
@@ -110,7 +115,7 @@ export class NativeBpf implements Disposable {
   }
 
   get bundle(): Bundle {
-    return { maps: this.specs, programs: [] };
+    return { maps: this.specs, programs: this.programs };
   }
 
   /** The verifier's proof; throws with its log. */
@@ -123,7 +128,8 @@ export class NativeBpf implements Disposable {
   /** Lets `write` emit code at the next free place and returns what it returned, once the code is in place. */
   place<T>(write: (asm: Assembler, unit: JitUnit) => T): { readonly asm: Assembler; readonly written: T } {
     const asm = new Assembler(this.#nextCode);
-    const unit = new JitUnit(asm, this.bundle, this.env);
+    const proofs = this.programs.map(({ insns }) => this.prove(insns));
+    const unit = new JitUnit(asm, this.bundle, this.env, proofs);
     const written = write(asm, unit);
     unit.finish();
     asm.align(64, "int3");
@@ -177,8 +183,8 @@ export class NativeBpf implements Disposable {
       unit.emit({ name: "test", insns }, proof, { keepsResult }),
     );
     const entry = asm.addressOf(program.entry);
-    const lenBytes = asm.offsetOf(program.end) - asm.offsetOf(program.entry);
-    const at = Number(entry - this.#code.at);
+    const lenBytes = asm.offsetOf(program.end) - asm.offsetOf(program.start);
+    const at = Number(asm.addressOf(program.start) - this.#code.at);
     return { program, entry, code: this.#code.bytes.slice(at, at + lenBytes) };
   }
 
@@ -217,6 +223,7 @@ export class NativeBpf implements Disposable {
   interpret(insns: readonly Insn[], ctx: Uint8Array, host: Partial<HelperHost> = {}): bigint {
     const result = interpret({
       insns,
+      programs: this.programs,
       maps: this.maps,
       host: { ...quietHost, ...host },
       entry: { kind: "context", bytes: ctx },

@@ -9,7 +9,7 @@ import { s64 } from "../alu.ts";
 import { type AddressSpace, type Block, MemoryFault, newBlock } from "./memory.ts";
 
 export const FRAME_BYTES = 512;
-/** Functions that can be running at once, the main function among them. */
+/** Functions of one program that can be running at once, the main function among them. */
 export const MAX_FRAMES = 8;
 const STACK_BASE = 0x7000_0000_0000n;
 const FRAME_STEP = 0x1000n;
@@ -27,6 +27,8 @@ export class CallStack {
   readonly #checksReads: boolean;
   readonly #frames: Frame[] = [];
   #depth = 0;
+  /** How many frames the program that is running may have, with those of the programs that it is called from. */
+  #limit = MAX_FRAMES;
 
   constructor(space: AddressSpace, checksReads: boolean) {
     this.#space = space;
@@ -40,7 +42,7 @@ export class CallStack {
 
   /** Makes a frame; returns its frame pointer. */
   enter(): bigint {
-    if (this.#depth >= MAX_FRAMES) throw new MemoryFault(`the call stack of ${MAX_FRAMES} frames is full`);
+    if (this.#depth >= this.#limit) throw new MemoryFault(`the call stack of ${MAX_FRAMES} frames is full`);
     const depth = this.#depth++;
     const frame = this.#frames[depth] ?? {
       base: STACK_BASE + BigInt(depth) * FRAME_STEP,
@@ -54,6 +56,22 @@ export class CallStack {
     const name = depth === 0 ? "stack" : `stack of frame ${depth}`;
     this.#space.add({ name, base, lenBytes: FRAME_BYTES, writable: true, block, offset: 0 });
     return base + BigInt(FRAME_BYTES);
+  }
+
+  /** Begins another program in place of the function that is running; returns its frame pointer. */
+  replace(): bigint {
+    this.leave();
+    this.#limit = this.#depth + MAX_FRAMES;
+    return this.enter();
+  }
+
+  /** What `limit` was when the function began that is left. */
+  restoreLimit(limit: number): void {
+    this.#limit = limit;
+  }
+
+  get limit(): number {
+    return this.#limit;
   }
 
   leave(): void {

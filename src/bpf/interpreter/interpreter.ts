@@ -177,11 +177,13 @@ class Run {
   #function(slot: number): void {
     const callerRegs = this.#regs.slice(6);
     const [callerWritten, callerInsns, callerPc] = [this.#written, this.#insns, this.pc];
+    const { limit } = this.#stack;
     this.#regs[FRAME_POINTER] = this.#stack.enter();
     if (this.#written !== undefined) this.#written = (this.#written & ARGUMENTS) | (1 << FRAME_POINTER);
     this.pc = slot;
     this.#untilExit();
     this.#stack.leave();
+    this.#stack.restoreLimit(limit);
     // The place of a fault is left as it is: only a function that returns comes here.
     this.#insns = callerInsns;
     this.pc = callerPc;
@@ -305,8 +307,7 @@ class Run {
     if (program === undefined || this.#tailCalls >= MAX_TAIL_CALLS) return false;
     this.#tailCalls++;
     this.#insns = program.insns;
-    this.#stack.leave();
-    this.#regs[FRAME_POINTER] = this.#stack.enter();
+    this.#regs[FRAME_POINTER] = this.#stack.replace();
     this.#regs[1] = ctx;
     if (this.#written !== undefined) this.#written = (1 << 1) | (1 << FRAME_POINTER);
     return true;

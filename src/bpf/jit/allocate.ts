@@ -101,7 +101,7 @@ export function assignRegs(list: OpList, live: Liveness, rules: AssignmentRules)
     }
     if (isCallLike(op)) {
       hasCalls = true;
-      const changed = calleesOf(op).reduce((set, { clobbers }) => set | clobbers, slotReg(op));
+      const changed = calleesOf(op).reduce((set, { clobbers }) => set | clobbers, changedBy(op));
       for (let reg = 6; reg < BPF_REGS; reg++) if (((after >> reg) & 1) !== 0) forbidden[reg]! |= changed;
       useCount[0]!++;
       continue;
@@ -152,7 +152,15 @@ export function assignRegs(list: OpList, live: Liveness, rules: AssignmentRules)
   return assignment;
 }
 
-/** Where a per-CPU slot is handed over. */
-function slotReg(op: Op): RegSet {
-  return op.kind === "for-each" || (op.kind === "call" && op.takesSlot) ? regSet(R11) : 0;
+/** Registers that the operation itself changes, besides those of r0 to r5 and what it calls. */
+function changedBy(op: Op): RegSet {
+  switch (op.kind) {
+    case "loop":
+    case "for-each":
+    case "tail-call":
+      return regSet(R11, ...conventionalRegs);
+    default:
+      // Where a per-CPU slot is handed over.
+      return op.kind === "call" && op.takesSlot ? regSet(R11) : 0;
+  }
 }

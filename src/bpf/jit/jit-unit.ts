@@ -175,8 +175,10 @@ export class JitUnit {
   #emitDispatch(programs: readonly CompiledFunctions[], first: number): void {
     const asm = this.#asm;
     const [only] = programs;
-    if (programs.length === 1) {
-      asm.jmp(only!.entry);
+    if (programs.length <= 1) {
+      // Without any program no index comes here.
+      if (only === undefined) asm.ret();
+      else asm.jmp(only.entry);
       return;
     }
     const half = Math.ceil(programs.length / 2);
@@ -194,8 +196,8 @@ export class JitUnit {
  * the next one goes below them.
  */
 function withTargets(main: CompiledFunctions, { programs }: Targets) {
-  const deepest = Math.max(...programs.map(({ stackBytes }) => stackBytes));
-  const left = Math.max(...programs.map(({ tailDepth = 0 }) => tailDepth));
+  const deepest = Math.max(0, ...programs.map(({ stackBytes }) => stackBytes));
+  const left = Math.max(0, ...programs.map(({ tailDepth = 0 }) => tailDepth));
   const depth = (main.tailDepth ?? 0) + (MAX_TAIL_CALLS - 1) * left + deepest;
   return {
     clobbers: programs.reduce((set, { clobbers }) => set | clobbers, main.clobbers),
