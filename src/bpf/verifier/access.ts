@@ -2,14 +2,13 @@
  * Loads, stores and helper arguments: what may be accessed, and what a load gives.
  *
  * Addresses are intervals: the pointer's fixed offset plus the signed range of its variable part. All of the interval
- * must be inside what is pointed to. Stack accesses are aligned, as spills need it; atomic ones everywhere, as the
- * processor promises nothing for those that cross a cache line.
+ * must be inside what is pointed to. Stack accesses are aligned unless `Limits.unalignedStack` says otherwise, atomic
+ * ones everywhere, as the processor promises nothing for those that cross a cache line.
  */
 import { CTX_BYTES } from "../context.ts";
-import type { StepNote } from "./demand.ts";
 import type { Machine } from "./machine.ts";
 import { reject } from "./rejection.ts";
-import type { Scalar } from "./scalar.ts";
+import { constant, isConstant, type Scalar } from "./scalar.ts";
 import { signExtend, signedOfBits, unsignedOfBits } from "./scalar-alu.ts";
 import {
   clobberSlot,
@@ -20,6 +19,7 @@ import {
   storeInSlot,
 } from "./stack.ts";
 import { type State, slotsBetween } from "./state.ts";
+import { noteKills, noteReads, noteWrites, type StepNote } from "./step-note.ts";
 import { isFixed, type Pointer, typeName, type Value } from "./value.ts";
 
 /** What steps work on. */
@@ -57,9 +57,26 @@ export function loadMemory(
     const value = loadStack(step, base, pointer, off, lenBytes);
     return isSigned && value.kind === "scalar" ? { ...signExtend(value, bits), id: 0 } : value;
   }
-  if (pointer.to === "ctx") checkCtx(step, base, pointer, off, lenBytes, "read");
-  else checkRegion(base, pointer, off, lenBytes);
+  if (pointer.to === "ctx") {
+    checkCtx(step, base, pointer, off, lenBytes, "read");
+  } else {
+    checkReadable(step, pointer, off, lenBytes);
+    checkRegion(base, pointer, off, lenBytes);
+    const known = findContents(step, pointer, off, lenBytes);
+    if (known !== undefined) return constant(isSigned ? BigInt.asIntN(bits, known) : known);
+  }
   return isSigned ? signedOfBits(bits) : unsignedOfBits(bits);
+}
+
+/** What a read-only map with known contents holds at a known place. */
+function findContents(step: Step, pointer: Pointer, off: number, lenBytes: number): bigint | undefined {
+  if (pointer.to !== "map-value" || !isConstant(pointer.variable)) return undefined;
+  const { contents, isReadOnly } = step.machine.getMap(pointer.target);
+  if (!contents || isReadOnly !== true) return undefined;
+  let value = 0n;
+  const from = pointer.off + off + Number(pointer.variable.smin);
+  for (let i = lenBytes - 1; i >= 0; i--) value = (value << 8n) | BigInt(contents[from + i] ?? 0);
+  return value;
 }
 
 /** Stores through register `base`. */
@@ -74,7 +91,7 @@ export function storeMemory(
   if (pointer.to === "stack") storeStack(step, base, pointer, off, lenBytes, value);
   else if (pointer.to === "ctx") checkCtx(step, base, pointer, off, lenBytes, "write");
   else {
-    checkWritable(step, pointer, off, lenBytes);
+    checkWritable(step, base, pointer, off, lenBytes);
     checkRegion(base, pointer, off, lenBytes);
   }
 }
@@ -84,20 +101,36 @@ export function atomicMemory(step: Step, base: number, off: number, lenBytes: nu
   const pointer = getAccessible(step, base);
   if (pointer.to === "ctx") reject(`BPF_ATOMIC stores into R${base} ctx is not allowed`);
   if (pointer.to === "stack") {
-    const { low, high } = stackRange(step, base, pointer, off, lenBytes, "read");
-    checkInitialised(step, low, high + lenBytes, `stack off ${low - STACK_BYTES}`, lenBytes);
-    step.note.reads = step.note.writes = slotsBetween(low, high + lenBytes);
-    clobberStack(step, low, high + lenBytes, false);
+    const range = stackRange(step, base, pointer, off, lenBytes, "read");
+    checkAligned(pointer, off, lenBytes, "stack ");
+    checkInitialised(step, range, lenBytes, "stack");
+    const slots = slotsBetween(range.low, range.high + lenBytes);
+    noteReads(step.note, range.frame, slots);
+    noteWrites(step.note, range.frame, slots);
+    clobberStack(step, range, lenBytes, range.low !== range.high);
   } else {
-    checkWritable(step, pointer, off, lenBytes);
+    checkReadable(step, pointer, off, lenBytes);
+    checkWritable(step, base, pointer, off, lenBytes);
     checkRegion(base, pointer, off, lenBytes);
     checkAligned(pointer, off, lenBytes, pointer.to === "map-value" ? "value " : "");
   }
   return unsignedOfBits(lenBytes * 8);
 }
 
-/** Kinds of memory that a helper can read or fill. */
-const memoryKinds = "fp, map_value, ringbuf_mem, mem";
+/** Kinds of memory that a helper can read or fill, as the kernel lists them. */
+const memoryKinds = "fp, pkt, pkt_meta, map_key, map_value, mem, ringbuf_mem, buf, trusted_ptr_";
+
+/** The pointer to memory that a helper gets in register `reg`. */
+export function getMemoryArgument(step: Step, reg: number): Pointer {
+  const value = getReg(step, reg);
+  const isMemory =
+    value.kind === "pointer" &&
+    value.nullId === 0 &&
+    value.to !== "ctx" &&
+    value.to !== "map" &&
+    value.to !== "function";
+  return isMemory ? value : reject(`R${reg} type=${typeName(value)} expected=${memoryKinds}`);
+}
 
 /**
  * A helper reads or fills up to `lenBytes` bytes at register `reg`. `exact`: it fills all of them, so that they
@@ -110,45 +143,40 @@ export function checkHelperMemory(
   mode: "read" | "fill",
   exact: boolean,
 ): void {
-  const value = getReg(step, reg);
-  if (value.kind !== "pointer" || value.nullId !== 0 || value.to === "ctx" || value.to === "map") {
-    reject(`R${reg} type=${typeName(value)} expected=${memoryKinds}`);
-  }
+  const value = getMemoryArgument(step, reg);
   if (value.to !== "stack") {
-    if (mode === "fill") checkWritable(step, value, 0, lenBytes);
+    if (mode === "fill") checkWritable(step, reg, value, 0, lenBytes);
+    else checkReadable(step, value, 0, lenBytes);
     checkRegion(reg, value, 0, lenBytes);
     return;
   }
   if (lenBytes === 0) return;
-  const { low, high } = stackRange(step, reg, value, 0, lenBytes, mode === "read" ? "read" : "write", false);
+  const { note } = step;
+  const range = stackRange(step, reg, value, 0, lenBytes, mode === "read" ? "read" : "write");
+  const { frame, low, high } = range;
   const end = high + lenBytes;
   const slots = slotsBetween(low, end);
-  if (mode === "read" || !exact || low !== high) {
-    checkInitialised(step, low, end, `stack R${reg} off ${low - STACK_BYTES}`, lenBytes);
-    step.note.reads = union(step.note.reads, slots);
-    if (mode === "read") return;
-    step.note.writes = union(step.note.writes, slots);
-    clobberStack(step, low, end, true);
-    return;
+  const isWhole = exact && low === high;
+  if (mode === "read" || !isWhole) {
+    checkInitialised(step, range, lenBytes, `stack R${reg}`);
+    noteReads(note, frame, slots);
   }
-  step.note.writes = union(step.note.writes, slots);
-  const firstWhole = (low + 7) & ~7;
-  const endWhole = end & ~7;
-  if (firstWhole < endWhole) step.note.kills = union(step.note.kills, slotsBetween(firstWhole, endWhole));
-  clobberStack(step, low, end, false);
-}
-
-function union(a: StepNote["reads"], b: StepNote["reads"]): StepNote["reads"] {
-  return { low: a.low | b.low, high: a.high | b.high };
+  if (mode === "read") return;
+  noteWrites(note, frame, slots);
+  if (isWhole) {
+    const firstWhole = (low + 7) & ~7;
+    const endWhole = end & ~7;
+    if (firstWhole < endWhole) noteKills(note, frame, slotsBetween(firstWhole, endWhole));
+  }
+  clobberStack(step, range, lenBytes, !isWhole);
 }
 
 /** The pointer in a register, if memory can be accessed through it. */
 function getAccessible(step: Step, reg: number): Pointer {
   const value: Value = getReg(step, reg);
-  if (value.kind !== "pointer" || value.nullId !== 0 || value.to === "map") {
-    reject(`R${reg} invalid mem access '${typeName(value)}'`);
-  }
-  return value;
+  const isAccessible =
+    value.kind === "pointer" && value.nullId === 0 && value.to !== "map" && value.to !== "function";
+  return isAccessible ? value : reject(`R${reg} invalid mem access '${typeName(value)}'`);
 }
 
 /** The context itself: what is added to its address must be 0. */
@@ -171,22 +199,32 @@ function checkCtx(
   step.machine.findings.ctxReads.add(off & ~7);
 }
 
-function checkWritable(step: Step, pointer: Pointer, off: number, lenBytes: number): void {
-  if (pointer.to !== "map-value" || step.machine.maps[pointer.map]?.isReadOnly !== true) return;
-  reject(
-    `write into map forbidden, value_size=${pointer.lenBytes} off=${pointer.off + off} size=${lenBytes}`,
-  );
+function checkWritable(step: Step, reg: number, pointer: Pointer, off: number, lenBytes: number): void {
+  if (pointer.to === "map-key") reject(`write to change key R${reg} not allowed`);
+  if (pointer.to !== "map-value" || step.machine.getMap(pointer.target).isReadOnly !== true) return;
+  forbid("write into", pointer, off, lenBytes);
 }
 
-/** Map values, records and sized memory. */
-function checkRegion(reg: number, pointer: Pointer, off: number, lenBytes: number): void {
+function checkReadable(step: Step, pointer: Pointer, off: number, lenBytes: number): void {
+  if (pointer.to !== "map-value" || step.machine.getMap(pointer.target).isWriteOnly !== true) return;
+  forbid("read from", pointer, off, lenBytes);
+}
+
+function forbid(what: string, pointer: Pointer, off: number, lenBytes: number): never {
+  reject(`${what} map forbidden, value_size=${pointer.lenBytes} off=${pointer.off + off} size=${lenBytes}`);
+}
+
+/** Map values and keys, records and sized memory. */
+export function checkRegion(reg: number, pointer: Pointer, off: number, lenBytes: number): void {
   const { variable, lenBytes: limit } = pointer;
   const fixed = BigInt(pointer.off + off);
   const size = BigInt(lenBytes);
-  const outside = (at: bigint) =>
-    pointer.to === "map-value"
-      ? `invalid access to map value, value_size=${limit} off=${at} size=${lenBytes}`
-      : `invalid access to memory, mem_size=${limit} off=${at} size=${lenBytes}`;
+  const outside = (at: bigint) => {
+    const where = `off=${at} size=${lenBytes}`;
+    if (pointer.to === "map-value") return `invalid access to map value, value_size=${limit} ${where}`;
+    if (pointer.to === "map-key") return `invalid access to map key, key_size=${limit} ${where}`;
+    return `invalid access to memory, mem_size=${limit} ${where}`;
+  };
   if (isFixed(pointer)) {
     if (fixed < 0n || fixed + size > BigInt(limit)) reject(outside(fixed));
     return;
@@ -216,7 +254,13 @@ function checkAligned(pointer: Pointer, off: number, lenBytes: number, what: str
   }
 }
 
-/** The stack bytes, counted from the lowest, where an access can begin. */
+/** The bytes of a frame, counted from the lowest, where an access can begin. */
+interface StackRange {
+  readonly frame: number;
+  readonly low: number;
+  readonly high: number;
+}
+
 function stackRange(
   step: Step,
   reg: number,
@@ -224,8 +268,7 @@ function stackRange(
   off: number,
   lenBytes: number,
   mode: "read" | "write",
-  aligned = true,
-): { low: number; high: number } {
+): StackRange {
   const { variable } = pointer;
   const fixed = pointer.off + off;
   const direction = mode === "read" ? "read from" : "write to";
@@ -240,17 +283,23 @@ function stackRange(
       `invalid variable-offset ${direction} stack R${reg} var_off=${printBits(variable)} off=${fixed} size=${lenBytes}`,
     );
   }
-  if (aligned) checkAligned(pointer, off, lenBytes, "stack ");
-  step.machine.findings.stackBytes = Math.max(step.machine.findings.stackBytes, STACK_BYTES - low);
-  return { low, high };
+  const frame = pointer.target;
+  step.machine.noteStack(step.state.activityOf(frame).fn, STACK_BYTES - low);
+  return { frame, low, high };
+}
+
+function checkStackAligned(step: Step, pointer: Pointer, off: number, lenBytes: number): void {
+  if (!step.machine.limits.unalignedStack) checkAligned(pointer, off, lenBytes, "stack ");
 }
 
 function loadStack(step: Step, reg: number, pointer: Pointer, off: number, lenBytes: number): StoredValue {
-  const { low, high } = stackRange(step, reg, pointer, off, lenBytes, "read");
-  checkInitialised(step, low, high + lenBytes, `stack off ${low - STACK_BYTES}`, lenBytes);
-  step.note.reads = slotsBetween(low, high + lenBytes);
-  if (low !== high) return unsignedOfBits(lenBytes * 8);
-  const value = loadFromSlot(step.state.slots[low >> 3]!, low & 7, lenBytes);
+  const range = stackRange(step, reg, pointer, off, lenBytes, "read");
+  checkStackAligned(step, pointer, off, lenBytes);
+  checkInitialised(step, range, lenBytes, "stack");
+  const { frame, low, high } = range;
+  noteReads(step.note, frame, slotsBetween(low, high + lenBytes));
+  if (low !== high || (low & 7) + lenBytes > 8) return unsignedOfBits(lenBytes * 8);
+  const value = loadFromSlot(step.state.getSlot(frame, low >> 3), low & 7, lenBytes);
   return value === "part-of-pointer" ? reject("invalid size of register fill") : value;
 }
 
@@ -262,32 +311,51 @@ function storeStack(
   lenBytes: number,
   value: StoredValue,
 ): void {
-  const { low, high } = stackRange(step, reg, pointer, off, lenBytes, "write");
-  step.note.writes = slotsBetween(low, high + lenBytes);
-  if (low !== high) {
-    clobberStack(step, low, high + lenBytes, true);
+  const { state, note } = step;
+  const range = stackRange(step, reg, pointer, off, lenBytes, "write");
+  checkStackAligned(step, pointer, off, lenBytes);
+  const { frame, low, high } = range;
+  if (value.kind === "pointer") {
+    if (lenBytes !== 8) reject("invalid size of register spill");
+    // The callee's frame would be gone when the caller uses what is in its own.
+    if (value.to === "stack" && frame < state.depth)
+      reject("cannot spill pointers to stack into stack frame of the caller");
+  }
+  const slots = slotsBetween(low, high + lenBytes);
+  noteWrites(note, frame, slots);
+  if (low !== high || (low & 7) + lenBytes > 8) {
+    clobberStack(step, range, lenBytes, low !== high);
     return;
   }
-  if (value.kind === "pointer" && lenBytes !== 8) reject("invalid size of register spill");
-  if (lenBytes === 8) step.note.kills = step.note.writes;
+  if (lenBytes === 8) noteKills(note, frame, slots);
   const slot = low >> 3;
-  step.state.slots[slot] = storeInSlot(step.state.slots[slot], low & 7, lenBytes, value);
+  state.setSlot(frame, slot, storeInSlot(state.getSlot(frame, slot), low & 7, lenBytes, value));
 }
 
-/** Bytes `from` to `to` now hold something unknown; with `maybe` they may also be as before. */
-function clobberStack(step: Step, from: number, to: number, maybe: boolean): void {
-  const { slots } = step.state;
-  for (let at = from; at < to; at = (at | 7) + 1) {
+/** All that an access can touch now holds something unknown; with `maybe` it may also be as before. */
+function clobberStack(step: Step, { frame, low, high }: StackRange, lenBytes: number, maybe: boolean): void {
+  const { state } = step;
+  const to = high + lenBytes;
+  for (let at = low; at < to; at = (at | 7) + 1) {
     const end = Math.min(to, (at | 7) + 1);
-    slots[at >> 3] = clobberSlot(slots[at >> 3], at & 7, end - at, maybe);
+    const slot = at >> 3;
+    state.setSlot(frame, slot, clobberSlot(state.getSlot(frame, slot), at & 7, end - at, maybe));
   }
 }
 
-function checkInitialised(step: Step, from: number, to: number, where: string, lenBytes: number): void {
-  for (let at = from; at < to; at = (at | 7) + 1) {
+function checkInitialised(
+  step: Step,
+  { frame, low, high }: StackRange,
+  lenBytes: number,
+  where: string,
+): void {
+  if (step.machine.limits.uninitStack === "allow") return;
+  const to = high + lenBytes;
+  for (let at = low; at < to; at = (at | 7) + 1) {
     const end = Math.min(to, (at | 7) + 1);
-    const hole = findUninitByte(step.state.slots[at >> 3], at & 7, end - at);
-    if (hole >= 0) reject(`invalid read from ${where}+${(at & ~7) + hole - from} size ${lenBytes}`);
+    const hole = findUninitByte(step.state.getSlot(frame, at >> 3), at & 7, end - at);
+    if (hole < 0) continue;
+    reject(`invalid read from ${where} off ${low - STACK_BYTES}+${(at & ~7) + hole - low} size ${lenBytes}`);
   }
 }
 

@@ -1,58 +1,72 @@
 /**
- * Whether an earlier state that was explored to the end covers a new one at the same instruction: then everything
- * that can happen after the new one was looked at already.
+ * Whether an earlier state covers a new one at the same instruction: then everything that can happen after the new one
+ * was looked at already, or is being looked at.
  *
  * It must fit in all places that the earlier exploration read (`Demand`). Copies that the earlier one knew to be equal
- * must be equal in the new one too, unchecked pointers that were one must be one, and references must correspond.
+ * must be equal in the new one too, unchecked pointers that were one must be one, and references must correspond. The
+ * same functions must have been called from the same places.
  */
-import { Demand } from "./demand.ts";
+import { type Demand, type FrameDemand, wholeFrame } from "./demand.ts";
 import { isConstant, isWithin, type Scalar } from "./scalar.ts";
 import { BYTE_UNINIT, BYTE_ZERO, knownByte, loadFromSlot, type Slot, STACK_SLOTS } from "./stack.ts";
 import { REG_COUNT, type State } from "./state.ts";
 import type { Pointer, Value } from "./value.ts";
 
-/** Everything matters: for finding states that are the same. */
-const everything: Demand = Object.assign(new Demand(), {
-  liveRegs: -1,
-  preciseRegs: -1,
-  liveLow: -1,
-  liveHigh: -1,
-  preciseLow: -1,
-  preciseHigh: -1,
-});
-
-/** Whether `old`, of which `demand` was needed, covers `fresh`. */
-export function covers(old: State, demand: Demand, fresh: State): boolean {
-  if (old.refs.length !== fresh.refs.length) return false;
+/** Whether `old`, of which `demand` was needed, covers `fresh`; without a demand, all of it was. */
+export function covers(old: State, demand: Demand | undefined, fresh: State): boolean {
+  if (old.chain !== fresh.chain || old.refs.length !== fresh.refs.length) return false;
   const ids = new Correspondence();
-  for (let reg = 0; reg < REG_COUNT; reg++) {
-    if (((demand.liveRegs >>> reg) & 1) === 0) continue;
-    const precise = ((demand.preciseRegs >>> reg) & 1) === 1;
-    if (!coversValue(old.regs[reg]!, fresh.regs[reg]!, precise, ids)) return false;
-  }
-  if ((demand.liveLow | demand.liveHigh) === 0) return true;
-  for (let i = 0; i < STACK_SLOTS; i++) {
-    if (!demand.isLiveSlot(i)) continue;
-    if (!coversSlot(old.slots[i], fresh.slots[i], demand.isPreciseSlot(i), ids)) return false;
+  for (let frame = old.depth; frame >= 0; frame--) {
+    // What was walked for fewer calls of a callback says nothing of more.
+    if (old.activityOf(frame).left < fresh.activityOf(frame).left) return false;
+    const needed = demand ? demand.frames[frame] : wholeFrame;
+    if (needed && !coversFrame(old, needed, fresh, frame, ids)) return false;
   }
   return true;
 }
 
 /** Whether two states say the same. */
 export function isSame(a: State, b: State): boolean {
-  return covers(a, everything, b) && covers(b, everything, a);
+  return covers(a, undefined, b) && covers(b, undefined, a);
+}
+
+function coversFrame(
+  old: State,
+  needed: FrameDemand,
+  fresh: State,
+  frame: number,
+  ids: Correspondence,
+): boolean {
+  const oldRegs = old.regsOf(frame);
+  const freshRegs = fresh.regsOf(frame);
+  for (let reg = 0; reg < REG_COUNT; reg++) {
+    if (((needed.liveRegs >>> reg) & 1) === 0) continue;
+    const precise = ((needed.preciseRegs >>> reg) & 1) === 1;
+    if (!coversValue(oldRegs[reg]!, freshRegs[reg]!, precise, ids)) return false;
+  }
+  if ((needed.liveLow | needed.liveHigh) === 0) return true;
+  const oldSlots = old.slotsOf(frame);
+  const freshSlots = fresh.slotsOf(frame);
+  // Beyond the end of the old one there is nothing to cover.
+  for (let i = 0; i < oldSlots.length; i++) {
+    const slot = STACK_SLOTS - 1 - i;
+    if (!needed.isLiveSlot(slot)) continue;
+    if (!coversSlot(oldSlots[i], freshSlots[i], needed.isPreciseSlot(slot), ids)) return false;
+  }
+  return true;
 }
 
 /** Which id of the new state stands for which of the old one. */
 class Correspondence {
-  readonly #numbers = new Map<number, Scalar>();
-  readonly #nulls = new Map<number, number>();
-  readonly #refs = new Map<number, number>();
-  readonly #refsBack = new Map<number, number>();
+  #numbers: Map<number, Scalar> | undefined;
+  #nulls: Map<number, number> | undefined;
+  #refs: Map<number, number> | undefined;
+  #refsBack: Map<number, number> | undefined;
 
   /** Numbers that were one in the old state must be one in the new state. */
   number(old: Scalar, fresh: Scalar): boolean {
     if (old.id === 0) return true;
+    this.#numbers ??= new Map();
     const first = this.#numbers.get(old.id);
     if (!first) {
       this.#numbers.set(old.id, fresh);
@@ -64,8 +78,13 @@ class Correspondence {
 
   pointer(old: Pointer, fresh: Pointer): boolean {
     if ((old.nullId === 0) !== (fresh.nullId === 0) || (old.ref === 0) !== (fresh.ref === 0)) return false;
-    if (old.nullId !== 0 && !agrees(this.#nulls, old.nullId, fresh.nullId)) return false;
+    if (old.nullId !== 0) {
+      this.#nulls ??= new Map();
+      if (!agrees(this.#nulls, old.nullId, fresh.nullId)) return false;
+    }
     if (old.ref === 0) return true;
+    this.#refs ??= new Map();
+    this.#refsBack ??= new Map();
     return agrees(this.#refs, old.ref, fresh.ref) && agrees(this.#refsBack, fresh.ref, old.ref);
   }
 }
@@ -82,15 +101,15 @@ function coversValue(old: Value, fresh: Value, precise: boolean, ids: Correspond
       return true;
     case "scalar":
       if (fresh.kind !== "scalar") return false;
-      return !precise || (isWithin(fresh, old) && ids.number(old, fresh));
+      return !precise || ((old === fresh || isWithin(fresh, old)) && ids.number(old, fresh));
     case "pointer":
       return (
         fresh.kind === "pointer" &&
         fresh.to === old.to &&
-        fresh.map === old.map &&
+        fresh.target === old.target &&
         fresh.lenBytes === old.lenBytes &&
         fresh.off === old.off &&
-        isWithin(fresh.variable, old.variable) &&
+        (fresh.variable === old.variable || isWithin(fresh.variable, old.variable)) &&
         ids.pointer(old, fresh)
       );
   }

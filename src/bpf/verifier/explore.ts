@@ -9,15 +9,27 @@
  *
  * Unfinished nodes are exactly the ancestors of the current one. Meeting the same state as an ancestor means that the
  * walk will never end. Loops are not summed up: they are walked until their condition decides, within the budget.
+ *
+ * Helpers that call back (functions.ts) are the exception, as they end whatever the function does. Where such a helper
+ * calls back again, numbers that change and decided nothing are forgotten (widen.ts), and an ancestor from the same
+ * call of the helper that fits in all places ends the path. What such a path needs is not known before the ancestor
+ * is finished, so all places count as needed; and it has not shown that anything ends outside of that call, so until
+ * the call is finished it covers only paths inside it (`Node.within`).
  */
+import { findHelper } from "../helpers.ts";
 import type { Insn } from "../insn.ts";
 import { OP_LDIMM64 } from "../opcodes.ts";
 import { covers, isSame } from "./cover.ts";
-import { Demand, newNote, type StepNote } from "./demand.ts";
+import { Demand } from "./demand.ts";
+import { mostIterations } from "./functions.ts";
 import type { Machine } from "./machine.ts";
 import { reject } from "./rejection.ts";
 import type { State } from "./state.ts";
-import { runStep, type Way } from "./step.ts";
+import { runStep } from "./step.ts";
+import { isEmpty, newNote, type StepNote } from "./step-note.ts";
+import type { Way } from "./step-result.ts";
+import { MEETS, MEETS_CALLBACK, type Meeting } from "./structure.ts";
+import { forgetLoneIds, widen } from "./widen.ts";
 
 /** Comparisons whose other way waits to be walked; each holds a state. */
 const MAX_WAITING = 32_768;
@@ -25,6 +37,8 @@ const MAX_WAITING = 32_768;
 const MAX_FINISHED = 48;
 /** Steps between checkpoints: a copy of the state for every step of a tight loop would fill the memory. */
 const MIN_STEPS_BETWEEN = 8;
+/** Earlier calls of a callback that a new one is compared with. */
+const MAX_ITERATIONS_COMPARED = 8;
 
 class Node {
   readonly parent: Node | undefined;
@@ -37,6 +51,12 @@ class Node {
   /** Instruction indexes of the steps; freed when finished. */
   ats: number[] = [];
   notes: (StepNote | undefined)[] = [];
+  /** Which frame runs after the last step. */
+  depth = 0;
+  /** Not 0: a helper that calls back is called here for the first time, see `Activity.activation`. */
+  opens = 0;
+  /** Activations of helpers inside of which alone what was shown holds; undefined: none. */
+  within: readonly number[] | undefined;
 
   constructor(parent: Node | undefined, start: number, snapshot: State | undefined) {
     this.parent = parent;
@@ -44,16 +64,16 @@ class Node {
     this.snapshot = snapshot;
   }
 
-  record(at: number, note: StepNote): void {
+  record(at: number, note: StepNote | undefined): void {
     this.ats.push(at);
     this.notes.push(note);
   }
 }
 
-/** A way that waits to be walked. The comparison itself is the first step of the child. */
+/** A way that waits to be walked. The step that leads there is the first one of the child. */
 interface Waiting {
   readonly parent: Node;
-  readonly comparedAt: number;
+  readonly steppedAt: number;
   readonly way: Way;
   readonly stepsSinceCheckpoint: number;
 }
@@ -68,11 +88,14 @@ export interface Observer {
 
 export class Explorer {
   readonly #machine: Machine;
-  readonly #meets: Uint8Array;
+  readonly #meets: readonly Meeting[];
   readonly #maxVisits: number;
   readonly #waiting: Waiting[] = [];
   readonly #finished = new Map<number, Node[]>();
   readonly #unfinished = new Map<number, Node[]>();
+  /** What holds only within other activations for one that is finished; absent: it is not. */
+  readonly #closed = new Map<number, readonly number[] | undefined>();
+  readonly #observer: Observer | undefined;
   /** 1 for every slot that some path reached. */
   readonly reached: Uint8Array;
   visited = 0;
@@ -81,9 +104,13 @@ export class Explorer {
   state: State;
   node: Node;
 
-  readonly #observer: Observer | undefined;
-
-  constructor(machine: Machine, meets: Uint8Array, entry: State, maxVisits: number, observer?: Observer) {
+  constructor(
+    machine: Machine,
+    meets: readonly Meeting[],
+    entry: State,
+    maxVisits: number,
+    observer?: Observer,
+  ) {
     this.#observer = observer;
     this.#machine = machine;
     this.#meets = meets;
@@ -97,9 +124,10 @@ export class Explorer {
   exploreAll(): void {
     this.#walk(0);
     for (let next = this.#waiting.pop(); next; next = this.#waiting.pop()) {
-      const { parent, comparedAt, way } = next;
+      const { parent, steppedAt, way } = next;
       this.node = new Node(parent, way.next, undefined);
-      this.node.record(comparedAt, { ...newNote(), links: way.links });
+      this.node.record(steppedAt, way.note);
+      this.node.depth = way.state.depth;
       this.state = way.state;
       this.at = way.next;
       this.#walk(next.stepsSinceCheckpoint);
@@ -119,7 +147,11 @@ export class Explorer {
   #walk(stepsBefore: number): void {
     let steps = stepsBefore;
     for (;;) {
-      if (this.#meets[this.at]) {
+      const meeting = this.#meets[this.at]!;
+      if (meeting === MEETS_CALLBACK) {
+        if (this.#meetsCallback()) return;
+        steps = 0;
+      } else if (meeting === MEETS) {
         if (this.#isCovered()) return;
         this.#refuseRepetition();
         if (steps >= MIN_STEPS_BETWEEN) {
@@ -128,20 +160,22 @@ export class Explorer {
         }
       }
       if (++this.visited > this.#maxVisits) {
-        reject(`BPF program is too large. Processed ${this.#maxVisits} insn`);
+        reject(`BPF program is too large. Processed ${this.#maxVisits + 1} insn`);
       }
       steps++;
       this.#observer?.onState(this.at, this.state);
-      const at = this.at;
-      const insn = this.#machine.insns[at]!;
-      this.#markReached(insn, at);
+      const { at, state } = this;
+      this.#markReached(this.#machine.insns[at]!, at);
+      const depth = state.depth;
       const note = newNote();
-      const result = runStep({ machine: this.#machine, state: this.state, note, at });
+      const result = runStep({ machine: this.#machine, state, note, at });
       if (result.kind === "branch") {
+        this.node.depth = depth;
         this.#split(at, result.ways, steps);
         return;
       }
-      this.node.record(at, note);
+      this.node.record(at, isEmpty(note) ? undefined : note);
+      this.node.depth = state.depth;
       if (result.kind === "end") {
         this.#finish(this.node);
         return;
@@ -160,7 +194,7 @@ export class Explorer {
     parent.pendingChildren = 2;
     // The first way is walked first.
     for (const way of [ways[1], ways[0]]) {
-      this.#waiting.push({ parent, comparedAt: at, way, stepsSinceCheckpoint: steps });
+      this.#waiting.push({ parent, steppedAt: at, way, stepsSinceCheckpoint: steps });
     }
     if (this.#waiting.length > MAX_WAITING) {
       reject(`The sequence of ${this.#waiting.length} jumps is too complex.`);
@@ -169,18 +203,72 @@ export class Explorer {
 
   #checkpoint(): void {
     const parent = this.node;
+    parent.depth = this.state.depth;
     parent.pendingChildren = 1;
     this.node = new Node(parent, this.at, this.state.clone());
-    listAt(this.#unfinished, this.at).push(this.node);
+    this.node.depth = parent.depth;
+    listAt(this.#unfinished, this.#key(this.at, this.state)).push(this.node);
+  }
+
+  /** Checkpoints are found by the instruction and the calls that led there. */
+  #key(at: number, state: State): number {
+    return state.chain * this.reached.length + at;
+  }
+
+  /** Before the call of a helper that calls back; returns whether the path ends here. */
+  #meetsCallback(): boolean {
+    const { state } = this;
+    if (state.activation === 0) {
+      if (this.#isCovered()) return true;
+      this.#refuseRepetition();
+      forgetLoneIds(state);
+      state.activation = this.#machine.newId();
+      state.left = mostIterations(findHelper(this.#machine.insns[this.at]!.imm)!, state.regs);
+      this.#checkpoint();
+      this.node.opens = state.activation;
+      return false;
+    }
+    const earlier = listAt(this.#unfinished, this.#key(this.at, state)).filter(
+      ({ snapshot }) => snapshot!.activation === state.activation,
+    );
+    const last = earlier.at(-1)!;
+    widen(state, last.snapshot!, this.#neededSince(last));
+    forgetLoneIds(state);
+    if (this.#isCovered()) return true;
+    const prunes = this.#observer?.prunes !== false;
+    for (const { snapshot } of prunes ? earlier.slice(-MAX_ITERATIONS_COMPARED) : [last]) {
+      if (!covers(snapshot!, undefined, state)) continue;
+      this.node.demand.addWhole(snapshot!);
+      this.#holdWithin([state.activation]);
+      this.#finish(this.node);
+      return true;
+    }
+    this.#checkpoint();
+    return false;
+  }
+
+  /** What is known to be needed of the state at the beginning of `ancestor`. */
+  #neededSince(ancestor: Node): Demand {
+    const needed = new Demand();
+    for (let node: Node | undefined = this.node; node && node !== ancestor; node = node.parent) {
+      needed.add(node.demand);
+      let depth = node === this.node ? this.state.depth : node.depth;
+      for (let i = node.ats.length - 1; i >= 0; i--) {
+        depth = needed.stepBack(this.#machine.insns[node.ats[i]!]!, node.notes[i], depth);
+      }
+    }
+    needed.add(ancestor.demand);
+    return needed;
   }
 
   #isCovered(): boolean {
-    const finished = this.#finished.get(this.at);
+    const finished = this.#finished.get(this.#key(this.at, this.state));
     if (!finished || this.#observer?.prunes === false) return false;
     for (let i = finished.length - 1; i >= 0; i--) {
       const node = finished[i]!;
-      if (!covers(node.snapshot!, node.demand, this.state)) continue;
+      if (!covers(node.snapshot!, node.demand, this.state) || !this.#holdsHere(node)) continue;
       this.node.demand.add(node.demand);
+      if (node.within) this.#holdWithin(node.within);
       // What covered something will do so again: last, so first to be tried and last to be dropped.
       finished.splice(i, 1);
       finished.push(node);
@@ -190,17 +278,44 @@ export class Explorer {
     return false;
   }
 
+  /** Whether what `node` has shown holds for the current state. */
+  #holdsHere(node: Node): boolean {
+    if (!node.within) return true;
+    node.within = this.#stillOpen(node.within);
+    const { state } = this;
+    return (node.within ?? []).every(
+      (activation) =>
+        state.activation === activation || state.callers.some((caller) => caller.activation === activation),
+    );
+  }
+
+  #holdWithin(activations: readonly number[]): void {
+    this.node.within = [...new Set([...(this.node.within ?? []), ...activations])];
+  }
+
+  /** Replaces activations that are finished by those inside of which that was shown. */
+  #stillOpen(activations: readonly number[]): readonly number[] | undefined {
+    if (!activations.some((activation) => this.#closed.has(activation))) return activations;
+    const open = activations.flatMap((activation) =>
+      this.#closed.has(activation)
+        ? (this.#stillOpen(this.#closed.get(activation) ?? []) ?? [])
+        : [activation],
+    );
+    return open.length === 0 ? undefined : [...new Set(open)];
+  }
+
   /**
    * Compares with the last ancestor here and with the one at the greatest power of two: a cycle of any length is
-   * found after at most twice its steps, without comparing with all.
+   * found after at most twice its steps, without comparing with all. A callback that runs again is no cycle.
    */
   #refuseRepetition(): void {
-    const ancestors = this.#unfinished.get(this.at);
+    const ancestors = this.#unfinished.get(this.#key(this.at, this.state));
     if (!ancestors || ancestors.length === 0) return;
     const last = ancestors.length - 1;
     const far = ancestors.length < 2 ? 0 : 2 ** (31 - Math.clz32(last)) - 1;
     for (const index of last === far ? [last] : [last, far]) {
-      if (isSame(ancestors[index]!.snapshot!, this.state))
+      const { snapshot } = ancestors[index]!;
+      if (snapshot!.entry === this.state.entry && isSame(snapshot!, this.state))
         reject(`infinite loop detected at insn ${this.at}`);
     }
   }
@@ -208,23 +323,33 @@ export class Explorer {
   /** The node's children are finished: carries what they need to its start, and so on up. */
   #finish(last: Node): void {
     for (let node: Node | undefined = last; node; node = node.parent) {
+      let { depth } = node;
       for (let i = node.ats.length - 1; i >= 0; i--) {
-        node.demand.stepBack(this.#machine.insns[node.ats[i]!]!, node.notes[i]);
+        depth = node.demand.stepBack(this.#machine.insns[node.ats[i]!]!, node.notes[i], depth);
       }
       node.ats = [];
       node.notes = [];
-      if (node.snapshot) this.#keepFinished(node);
-      if (!node.parent) return;
-      node.parent.demand.add(node.demand);
-      if (--node.parent.pendingChildren > 0) return;
+      if (node.snapshot) this.#keepFinished(node, node.snapshot);
+      const { parent } = node;
+      if (!parent) return;
+      parent.demand.add(node.demand);
+      if (node.within) parent.within = [...new Set([...(parent.within ?? []), ...node.within])];
+      if (--parent.pendingChildren > 0) return;
     }
   }
 
-  #keepFinished(node: Node): void {
-    const unfinished = listAt(this.#unfinished, node.start);
+  #keepFinished(node: Node, snapshot: State): void {
+    node.demand.forgetUnknown(snapshot);
+    if (node.opens !== 0) {
+      const others = node.within?.filter((activation) => activation !== node.opens);
+      node.within = others?.length ? others : undefined;
+      this.#closed.set(node.opens, node.within);
+    }
+    const key = this.#key(node.start, snapshot);
+    const unfinished = listAt(this.#unfinished, key);
     const index = unfinished.lastIndexOf(node);
     if (index >= 0) unfinished.splice(index, 1);
-    const finished = listAt(this.#finished, node.start);
+    const finished = listAt(this.#finished, key);
     finished.push(node);
     if (finished.length > MAX_FINISHED) finished.shift();
   }

@@ -4,7 +4,7 @@ import type { MapSpec } from "../program.ts";
 import { printInsn } from "../text-print.ts";
 import { printBits } from "./access.ts";
 import { isConstant, S32_MAX, S32_MIN, S64_MAX, S64_MIN, type Scalar, U32_MAX, U64_MAX } from "./scalar.ts";
-import { BYTE_MISC, BYTE_UNINIT, BYTE_VALUE, BYTE_ZERO, type Slot, STACK_BYTES } from "./stack.ts";
+import { BYTE_MISC, BYTE_UNINIT, BYTE_VALUE, BYTE_ZERO, type Slot } from "./stack.ts";
 import type { State } from "./state.ts";
 import { isFixed, type Pointer, typeName, type Value } from "./value.ts";
 
@@ -16,22 +16,40 @@ export function printPath(insns: readonly Insn[], path: readonly number[]): stri
     .join("");
 }
 
-/** All that is known, on one line. */
-export function printState(state: State, maps: readonly MapSpec[]): string {
-  const parts: string[] = [];
-  state.regs.forEach((value, reg) => {
-    if (value.kind !== "uninit") parts.push(`R${reg}=${printValue(value, maps)}`);
+/** All that is known: one line for each function that is running, those that wait for another one first. */
+export function printState(state: State, maps: MapSpecs): string {
+  const lines: string[] = [];
+  for (let frame = 0; frame <= state.depth; frame++) {
+    if (frame > 0) lines.push(frame === state.depth ? "callee:" : "caller:");
+    else if (state.depth > 0) lines.push("caller:");
+    lines.push(printFrame(state, frame, maps));
+  }
+  return lines.join("\n");
+}
+
+function printFrame(state: State, frame: number, maps: MapSpecs): string {
+  const parts = frame === 0 ? [] : [`frame${frame}:`];
+  state.regsOf(frame).forEach((value, reg) => {
+    if (value.kind !== "uninit") parts.push(`R${reg}=${printValue(value, maps, frame)}`);
   });
-  state.slots.forEach((slot, i) => {
-    if (slot) parts.push(`fp${i * 8 - STACK_BYTES}=${printSlot(slot, maps)}`);
-  });
-  if (state.refs.length > 0) parts.push(`refs=${state.refs.map(({ id }) => id).join(",")}`);
+  const slots = state.slotsOf(frame);
+  for (let i = slots.length - 1; i >= 0; i--) {
+    const slot = slots[i];
+    if (slot) parts.push(`fp${-8 * (i + 1)}=${printSlot(slot, maps, frame)}`);
+  }
+  if (frame === state.depth && state.refs.length > 0)
+    parts.push(`refs=${state.refs.map(({ id }) => id).join(",")}`);
   return parts.join(" ");
 }
 
-export function printValue(value: Value, maps: readonly MapSpec[]): string {
+/** Gives maps by their number, see `Machine.getMap`. */
+export interface MapSpecs {
+  readonly getMap: (target: number) => MapSpec;
+}
+
+function printValue(value: Value, maps: MapSpecs, frame: number): string {
   if (value.kind === "uninit") return "?";
-  return value.kind === "scalar" ? printScalar(value) : printPointer(value, maps);
+  return value.kind === "scalar" ? printScalar(value) : printPointer(value, maps, frame);
 }
 
 function printScalar(scalar: Scalar): string {
@@ -53,27 +71,35 @@ function printScalar(scalar: Scalar): string {
   return `scalar(${fields.join(",")})`;
 }
 
-function printPointer(pointer: Pointer, maps: readonly MapSpec[]): string {
-  if (pointer.to === "stack" && isFixed(pointer)) return `fp${pointer.off}`;
+function printPointer(pointer: Pointer, maps: MapSpecs, frame: number): string {
+  const { to, target } = pointer;
+  // As the kernel does it, a pointer to another function's frame says which.
+  const name = to === "stack" && target !== frame ? `fp[${target}]` : typeName(pointer);
+  if (to === "stack" && isFixed(pointer)) return `${name}${pointer.off}`;
   const fields: string[] = [];
-  const map = maps[pointer.map];
   if (pointer.nullId !== 0) fields.push(`id=${pointer.nullId}`);
   if (pointer.ref !== 0) fields.push(`ref_obj_id=${pointer.ref}`);
   if (pointer.off !== 0) fields.push(`off=${pointer.off}`);
-  if (map) fields.push(`map=${map.name},ks=${map.keyBytes},vs=${map.valueBytes}`);
-  else if (pointer.lenBytes !== 0) fields.push(`sz=${pointer.lenBytes}`);
+  if (to === "map" || to === "map-value" || to === "map-key") {
+    const map = maps.getMap(target);
+    fields.push(`map=${map.name},ks=${map.keyBytes},vs=${map.valueBytes}`);
+  } else if (to === "function") {
+    fields.push(`insn=${target}`);
+  } else if (pointer.lenBytes !== 0) {
+    fields.push(`sz=${pointer.lenBytes}`);
+  }
   if (!isFixed(pointer)) {
     const { variable } = pointer;
     fields.push(`smin=${variable.smin},smax=${variable.smax},var_off=${printBits(variable)}`);
   }
-  return `${typeName(pointer)}(${fields.join(",")})`;
+  return `${name}(${fields.join(",")})`;
 }
 
 const byteLetters = { [BYTE_UNINIT]: "?", [BYTE_MISC]: "m", [BYTE_ZERO]: "0", [BYTE_VALUE]: "r" } as const;
 
 /** A value, or a letter per byte from the highest down: `m` anything, `0` zero, `r` part of a number, `?` unwritten. */
-function printSlot(slot: Slot, maps: readonly MapSpec[]): string {
-  if (slot.whole) return printValue(slot.whole, maps);
+function printSlot(slot: Slot, maps: MapSpecs, frame: number): string {
+  if (slot.whole) return printValue(slot.whole, maps, frame);
   return slot.bytes
     .map((kind) => byteLetters[kind])
     .reverse()

@@ -45,11 +45,14 @@ export function wholeSlot(value: StoredValue): Slot {
   return { bytes: allValue, whole: value, low: undefined, high: undefined };
 }
 
-/** The slot after `value` was stored to its bytes `at` to `at + lenBytes`; only numbers are stored in part. */
+/**
+ * The slot after `value` was stored to its bytes `at` to `at + lenBytes`; only numbers are stored in part. Of an
+ * unaligned store only zero is remembered.
+ */
 export function storeInSlot(slot: Slot | undefined, at: number, lenBytes: number, value: StoredValue): Slot {
   if (lenBytes === 8) return wholeSlot(value);
   const number = value.kind === "scalar" ? truncate(value, lenBytes * 8) : unknownScalar;
-  if (lenBytes === 4) {
+  if (lenBytes === 4 && (at & 3) === 0) {
     const rest = splitSlot(slot ?? uninitSlot);
     const bytes = rest.bytes.map((kind, i) => (i >= at && i < at + 4 ? BYTE_VALUE : kind));
     const stored = { ...number, id: 0 };
@@ -74,10 +77,15 @@ export function findUninitByte(slot: Slot | undefined, at: number, lenBytes: num
 /** A read that the slot cannot serve: only a part of a pointer. */
 export type PartOfPointer = "part-of-pointer";
 
-/** What a load of initialised bytes gives, zero-extended. */
-export function loadFromSlot(slot: Slot, at: number, lenBytes: number): StoredValue | PartOfPointer {
-  const { whole, low, high } = slot;
+/** What a load gives, zero-extended; bytes that were never written are unknown. */
+export function loadFromSlot(
+  slot: Slot | undefined,
+  at: number,
+  lenBytes: number,
+): StoredValue | PartOfPointer {
   const bits = lenBytes * 8;
+  if (!slot) return unsignedOfBits(bits);
+  const { whole, low, high } = slot;
   if (whole) {
     if (lenBytes === 8) return whole;
     if (whole.kind === "pointer") return "part-of-pointer";

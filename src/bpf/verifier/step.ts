@@ -9,27 +9,16 @@ import { type Insn, imm64Of } from "../insn.ts";
 import * as op from "../opcodes.ts";
 import { atomicMemory, getReg, loadMemory, MAX_OFFSET, type Step, storeMemory } from "./access.ts";
 import { callHelper } from "./call.ts";
+import { callLocal, leaveFunction } from "./functions.ts";
 import { reject } from "./rejection.ts";
 import { constant, isConstant, S64_MIN, type Scalar, unknownScalar, withId } from "./scalar.ts";
 import { aluScalar, swapScalar, unsignedOfBits } from "./scalar-alu.ts";
 import { refine } from "./scalar-branch.ts";
 import type { StoredValue } from "./stack.ts";
-import type { Places, State } from "./state.ts";
+import type { FramePlaces, State } from "./state.ts";
+import { newNote } from "./step-note.ts";
+import type { StepResult, Way } from "./step-result.ts";
 import { isFixed, type Pointer, pointerTo, typeName } from "./value.ts";
-
-/** One way that a comparison can go. */
-export interface Way {
-  readonly next: number;
-  readonly state: State;
-  /** Places that learned from the comparison. */
-  readonly links: Places | undefined;
-}
-
-export type StepResult =
-  | { readonly kind: "next"; readonly next: number }
-  | { readonly kind: "branch"; readonly ways: readonly [Way, Way] }
-  /** The path ends: exit, or a comparison that cannot go either way, so that the path cannot be taken. */
-  | { readonly kind: "end" };
 
 /** Runs the instruction at `step.at`. Throws Rejection. */
 export function runStep(step: Step): StepResult {
@@ -125,7 +114,8 @@ function pointerAlu(step: Step, insn: Insn, dst: StoredValue, src: StoredValue):
   if (pointer.nullId !== 0) {
     reject(`R${insn.dst} pointer arithmetic on ${typeName(pointer)} prohibited, null-check it first`);
   }
-  if (pointer.to === "map") reject(`R${insn.dst} pointer arithmetic on map_ptr prohibited`);
+  if (pointer.to === "map" || pointer.to === "function")
+    reject(`R${insn.dst} pointer arithmetic on ${typeName(pointer)} prohibited`);
   if (code !== op.ALU_ADD && code !== op.ALU_SUB) {
     const bitwise = code === op.ALU_AND || code === op.ALU_OR || code === op.ALU_XOR;
     reject(
@@ -165,9 +155,18 @@ function addToPointer(pointer: Pointer, number: Scalar, subtracts: boolean): Poi
 function wideImmediate(step: Step, insn: Insn): StoredValue {
   const { machine, at } = step;
   const high = machine.insns[at + 1]!;
-  if (insn.src === op.PSEUDO_NONE) return constant(imm64Of(insn, high));
-  if (insn.src === op.PSEUDO_MAP_FD) return pointerTo("map", 0, insn.imm);
-  return { ...pointerTo("map-value", machine.maps[insn.imm]!.valueBytes, insn.imm), off: high.imm };
+  switch (insn.src) {
+    case op.PSEUDO_MAP_FD:
+    case op.PSEUDO_MAP_INDEX:
+      return pointerTo("map", 0, insn.imm);
+    case op.PSEUDO_MAP_VALUE:
+    case op.PSEUDO_MAP_INDEX_VALUE:
+      return { ...pointerTo("map-value", machine.getMap(insn.imm).valueBytes, insn.imm), off: high.imm };
+    case op.PSEUDO_FUNCTION:
+      return pointerTo("function", 0, at + 1 + insn.imm);
+    default:
+      return constant(imm64Of(insn, high));
+  }
 }
 
 function atomic(step: Step, insn: Insn): void {
@@ -187,14 +186,9 @@ function jump(step: Step, insn: Insn): StepResult {
     case op.OP_JA32:
       return { kind: "next", next: at + 1 + insn.imm };
     case op.OP_CALL:
-      callHelper(step, insn.imm);
-      return { kind: "next", next: at + 1 };
-    case op.OP_EXIT: {
-      const [leaked] = step.state.refs;
-      if (leaked) reject(`Unreleased reference id=${leaked.id} alloc_insn=${leaked.at}`);
-      getReg(step, 0);
-      return { kind: "end" };
-    }
+      return insn.src === op.CALL_LOCAL ? callLocal(step, insn) : callHelper(step, insn.imm);
+    case op.OP_EXIT:
+      return leaveFunction(step);
     default:
       return branch(step, insn);
   }
@@ -224,8 +218,8 @@ function branch(step: Step, insn: Insn): StepResult {
   return {
     kind: "branch",
     ways: [
-      { next: at + 1, state: state.clone(), links: undefined },
-      { next: target, state, links: undefined },
+      { next: at + 1, state: state.clone(), note: newNote() },
+      { next: target, state, note: newNote() },
     ],
   };
 }
@@ -239,8 +233,8 @@ function testNull(state: State, pointer: Pointer, ifNull: number, ifNot: number)
   return {
     kind: "branch",
     ways: [
-      { next: ifNot, state, links: undefined },
-      { next: ifNull, state: nullState, links: undefined },
+      { next: ifNot, state, note: newNote() },
+      { next: ifNull, state: nullState, note: newNote() },
     ],
   };
 }
@@ -253,12 +247,12 @@ function compare(step: Step, insn: Insn, dst: Scalar, src: Scalar, target: numbe
   const yes = refine(is64, code, dst, src, true);
   const no = refine(is64, code, dst, src, false);
   // Both operands are one number: what one of the two results says is not the other's.
-  const learn = (to: State, refined: { dst: Scalar; src: Scalar }): Places | undefined =>
+  const learn = (to: State, refined: { dst: Scalar; src: Scalar }): FramePlaces[] | undefined =>
     sameReg ? undefined : learned(to, insn, refined);
   if (yes && no) {
     const other = state.clone();
-    const notTaken: Way = { next: at + 1, links: learn(state, no), state };
-    const taken: Way = { next: target, links: learn(other, yes), state: other };
+    const notTaken: Way = { next: at + 1, note: { ...newNote(), links: learn(state, no) }, state };
+    const taken: Way = { next: target, note: { ...newNote(), links: learn(other, yes) }, state: other };
     return { kind: "branch", ways: [notTaken, taken] };
   }
   note.needs |= (1 << insn.dst) | (op.isSrcReg(insn.opcode) ? 1 << insn.src : 0);
@@ -269,15 +263,15 @@ function compare(step: Step, insn: Insn, dst: Scalar, src: Scalar, target: numbe
 }
 
 /** Puts what is now known into both operands and all their copies. */
-function learned(state: State, insn: Insn, refined: { dst: Scalar; src: Scalar }): Places | undefined {
+function learned(state: State, insn: Insn, refined: { dst: Scalar; src: Scalar }): FramePlaces[] | undefined {
   const first = learnedOne(state, insn.dst, refined.dst);
   if (!op.isSrcReg(insn.opcode)) return first;
   const second = learnedOne(state, insn.src, refined.src);
   if (!first || !second) return first ?? second;
-  return { regs: first.regs | second.regs, low: first.low | second.low, high: first.high | second.high };
+  return [...first, ...second];
 }
 
-function learnedOne(state: State, reg: number, known: Scalar): Places | undefined {
+function learnedOne(state: State, reg: number, known: Scalar): FramePlaces[] | undefined {
   if (known.id !== 0) return state.setNumber(known.id, known);
   state.regs[reg] = known;
   return undefined;

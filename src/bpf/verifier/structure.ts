@@ -1,18 +1,18 @@
 /**
  * What can be said of a program without running it: every slot is an instruction of RFC 9669 with nothing in its
- * reserved fields, jumps land on instructions, every instruction can be reached, and none runs off the end.
+ * reserved fields, functions are known, jumps land on instructions of the same function, every instruction can be
+ * reached, none runs off the end of its function, and no function can call itself.
  *
  * Also finds the instructions where paths meet: only there can a path be covered by an earlier one.
  */
-import { findHelper, findHelperName } from "../helpers.ts";
+import { findHelper } from "../helpers.ts";
 import { type Insn, jumpTarget } from "../insn.ts";
 import * as op from "../opcodes.ts";
 import type { MapSpec } from "../program.ts";
-import { MAX_OFFSET } from "./access.ts";
-import { FRAME_POINTER } from "./state.ts";
+import { wrongInsn } from "./insn-form.ts";
+import { MAX_FRAMES } from "./limits.ts";
 
 const MAX_SLOTS = 1_000_000;
-const MAX_REG = FRAME_POINTER;
 
 export interface BadStructure {
   readonly kind: "bad";
@@ -20,55 +20,144 @@ export interface BadStructure {
   readonly message: string;
 }
 
+/** Whether paths meet at an instruction. */
+export type Meeting = 0 | typeof MEETS | typeof MEETS_CALLBACK;
+/** More than one instruction can come before. */
+export const MEETS = 1;
+/** The call of a helper that calls back, so that paths come back to it. */
+export const MEETS_CALLBACK = 2;
+
 export interface GoodStructure {
   readonly kind: "good";
-  /** 1 for each instruction that more than one can come before. */
-  readonly meets: Uint8Array;
+  /** By slot. */
+  readonly meets: readonly Meeting[];
+  /** Slots where functions start, in order; the first is 0. */
+  readonly starts: readonly number[];
+  /** For each function those that it names in a call or as a callback, and where. */
+  readonly callees: readonly (readonly Callee[])[];
+  /** All functions, each before those that it names. */
+  readonly order: readonly number[];
+}
+
+/** A function, by its index in `GoodStructure.starts`, named by the instruction at `at`. */
+export interface Callee {
+  readonly at: number;
+  readonly fn: number;
 }
 
 export function checkStructure(
   insns: readonly Insn[],
   maps: readonly MapSpec[],
+  unreachable: "refuse" | "allow",
 ): GoodStructure | BadStructure {
   if (insns.length === 0) return bad(0, "the program is empty");
   if (insns.length > MAX_SLOTS) return bad(MAX_SLOTS, `the program has more than ${MAX_SLOTS} instructions`);
   const isSecond = new Uint8Array(insns.length);
   for (let at = 0; at < insns.length; at++) {
     const insn = insns[at]!;
-    const wrong = whatIsWrong(insn, insns[at + 1], maps);
+    const wrong = wrongInsn(insn, insns[at + 1], maps);
     if (wrong !== undefined) return bad(at, wrong);
     if (insn.opcode === op.OP_LDIMM64) isSecond[++at] = 1;
   }
-  for (let at = 0; at < insns.length; at++) {
-    const target = isSecond[at] ? undefined : jumpTarget(insns[at]!, at);
-    if (target === undefined) continue;
-    if (target < 0 || target >= insns.length)
-      return bad(at, `jump out of range from insn ${at} to ${target}`);
-    if (isSecond[target]) return bad(at, `jump into the middle of ldimm64 insn ${target - 1}`);
-  }
-  return follow(insns, isSecond);
+  const functions = findFunctions(insns, isSecond);
+  if (functions.kind === "bad") return functions;
+  const { starts, callees } = functions;
+  const wrong = checkJumps(insns, isSecond, starts);
+  if (wrong) return wrong;
+  const { meets, seen } = follow(insns);
+  const unseen = seen.findIndex((reached, at) => !reached && !isSecond[at]);
+  if (unseen >= 0 && unreachable === "refuse") return bad(unseen, `unreachable insn ${unseen}`);
+  const order = orderFunctions(starts, callees);
+  return Array.isArray(order) ? { kind: "good", meets, starts, callees, order } : order;
 }
 
-/** Walks from the first instruction over all jumps. */
-function follow(insns: readonly Insn[], isSecond: Uint8Array): GoodStructure | BadStructure {
-  const meets = new Uint8Array(insns.length);
+/** The slot of the function that an instruction calls, or names as a callback. */
+function functionTarget(insn: Insn, at: number): number | undefined {
+  const names =
+    (insn.opcode === op.OP_CALL && insn.src === op.CALL_LOCAL) ||
+    (insn.opcode === op.OP_LDIMM64 && insn.src === op.PSEUDO_FUNCTION);
+  return names ? at + 1 + insn.imm : undefined;
+}
+
+interface Functions {
+  readonly kind: "functions";
+  readonly starts: readonly number[];
+  readonly callees: readonly (readonly Callee[])[];
+}
+
+function findFunctions(insns: readonly Insn[], isSecond: Uint8Array): Functions | BadStructure {
+  const found = new Set([0]);
+  const named: { readonly at: number; readonly target: number }[] = [];
+  for (let at = 0; at < insns.length; at++) {
+    const target = isSecond[at] ? undefined : functionTarget(insns[at]!, at);
+    if (target === undefined) continue;
+    if (target < 0 || target >= insns.length) return bad(at, "call to invalid destination");
+    if (isSecond[target]) return bad(at, `jump into the middle of ldimm64 insn ${target - 1}`);
+    found.add(target);
+    named.push({ at, target });
+  }
+  const starts = [...found].sort((a, b) => a - b);
+  const indexOf = new Map(starts.map((start, fn) => [start, fn]));
+  const callees: Callee[][] = starts.map(() => []);
+  let caller = 0;
+  for (const { at, target } of named) {
+    while (caller + 1 < starts.length && at >= starts[caller + 1]!) caller++;
+    callees[caller]!.push({ at, fn: indexOf.get(target)! });
+  }
+  return { kind: "functions", starts, callees };
+}
+
+/** Jumps stay in their function, and no function runs on into the next. */
+function checkJumps(
+  insns: readonly Insn[],
+  isSecond: Uint8Array,
+  starts: readonly number[],
+): BadStructure | undefined {
+  for (let fn = 0; fn < starts.length; fn++) {
+    const start = starts[fn]!;
+    const end = starts[fn + 1] ?? insns.length;
+    for (let at = start; at < end; at++) {
+      const target = isSecond[at] ? undefined : jumpTarget(insns[at]!, at);
+      if (target === undefined) continue;
+      if (target < start || target >= end) return bad(at, `jump out of range from insn ${at} to ${target}`);
+      if (isSecond[target]) return bad(at, `jump into the middle of ldimm64 insn ${target - 1}`);
+    }
+    const { opcode } = insns[end - 1]!;
+    const isEnd = opcode === op.OP_EXIT || opcode === op.OP_JA || opcode === op.OP_JA32;
+    if (!isEnd || isSecond[end - 1]) return bad(end - 1, "last insn is not an exit or jmp");
+  }
+  return undefined;
+}
+
+/** Walks from the first instruction over all jumps and calls. */
+function follow(insns: readonly Insn[]): { readonly meets: Meeting[]; readonly seen: Uint8Array } {
+  const meets: Meeting[] = Array.from({ length: insns.length }, () => 0);
   const seen = new Uint8Array(insns.length);
   const work = [0];
   seen[0] = 1;
   for (let at = work.pop(); at !== undefined; at = work.pop()) {
-    for (const next of successors(insns[at]!, at)) {
-      if (next >= insns.length) return bad(at, "last insn is not an exit or jmp");
+    const insn = insns[at]!;
+    const callee = functionTarget(insn, at);
+    if (callee !== undefined && !seen[callee]) {
+      seen[callee] = 1;
+      work.push(callee);
+    }
+    for (const next of successors(insn, at)) {
       if (seen[next]) {
-        meets[next] = 1;
+        if (meets[next] === 0) meets[next] = MEETS;
       } else {
         seen[next] = 1;
         work.push(next);
       }
     }
+    if (callsBack(insn)) meets[at] = MEETS_CALLBACK;
   }
-  // The first instruction is reached from outside as well: a jump to it found it seen.
-  const unseen = seen.findIndex((reached, at) => !reached && !isSecond[at]);
-  return unseen < 0 ? { kind: "good", meets } : bad(unseen, `unreachable insn ${unseen}`);
+  return { meets, seen };
+}
+
+function callsBack(insn: Insn): boolean {
+  if (insn.opcode !== op.OP_CALL || insn.src !== op.CALL_HELPER) return false;
+  return findHelper(insn.imm)?.args.some(({ kind }) => kind === "callback") ?? false;
 }
 
 function successors(insn: Insn, at: number): number[] {
@@ -78,146 +167,40 @@ function successors(insn: Insn, at: number): number[] {
   return op.isConditionalJump(insn.opcode) ? [at + 1, target] : [target];
 }
 
+/** All functions, each before those that it names, which is possible unless one names itself over others or at once. */
+function orderFunctions(
+  starts: readonly number[],
+  callees: readonly (readonly Callee[])[],
+): number[] | BadStructure {
+  const finished: number[] = [];
+  /** 1: its callees are being looked at. 2: done. */
+  const state = new Uint8Array(starts.length);
+  for (let root = 0; root < starts.length; root++) {
+    if (state[root] !== 0) continue;
+    const path = [{ fn: root, next: 0 }];
+    state[root] = 1;
+    for (let top = path.at(-1); top; top = path.at(-1)) {
+      const callee = callees[top.fn]![top.next++];
+      if (!callee) {
+        state[top.fn] = 2;
+        finished.push(top.fn);
+        path.pop();
+      } else if (state[callee.fn] === 1) {
+        const what = `recursive call from ${nameOf(top.fn)} to ${nameOf(callee.fn)}`;
+        return bad(callee.at, `${what}: the call stack of ${MAX_FRAMES + 1} frames is too deep`);
+      } else if (state[callee.fn] === 0) {
+        state[callee.fn] = 1;
+        path.push({ fn: callee.fn, next: 0 });
+      }
+    }
+  }
+  return finished.reverse();
+}
+
+function nameOf(fn: number): string {
+  return `func#${fn}`;
+}
+
 function bad(at: number, message: string): BadStructure {
   return { kind: "bad", at, message };
-}
-
-/** Undefined: a legal instruction. */
-function whatIsWrong(insn: Insn, next: Insn | undefined, maps: readonly MapSpec[]): string | undefined {
-  if (insn.dst > MAX_REG) return `R${insn.dst} is invalid`;
-  if (insn.src > MAX_REG) return `R${insn.src} is invalid`;
-  switch (op.classOf(insn.opcode)) {
-    case op.CLASS_ALU:
-    case op.CLASS_ALU64:
-      return wrongAlu(insn) ?? wrongDestination(insn.dst);
-    case op.CLASS_JMP:
-    case op.CLASS_JMP32:
-      return wrongJump(insn);
-    case op.CLASS_LD:
-      return wrongLoadImm64(insn, next, maps);
-    case op.CLASS_LDX:
-      return wrongLoad(insn) ?? wrongDestination(insn.dst);
-    case op.CLASS_ST:
-      if (op.modeOf(insn.opcode) !== op.MODE_MEM) return unknownOpcode(insn);
-      return insn.src === 0 ? undefined : "BPF_ST uses reserved fields";
-    default:
-      return wrongStore(insn);
-  }
-}
-
-function unknownOpcode(insn: Insn): string {
-  return `unknown opcode ${insn.opcode.toString(16).padStart(2, "0")}`;
-}
-
-function wrongDestination(reg: number): string | undefined {
-  return reg === FRAME_POINTER ? "frame pointer is read only" : undefined;
-}
-
-function wrongAlu(insn: Insn): string | undefined {
-  const { opcode, src, off, imm } = insn;
-  const bySrc = op.isSrcReg(opcode);
-  const is64 = op.classOf(opcode) === op.CLASS_ALU64;
-  const code = op.opOf(opcode);
-  switch (code) {
-    case op.ALU_NEG:
-      return bySrc || src !== 0 || off !== 0 || imm !== 0 ? "BPF_NEG uses reserved fields" : undefined;
-    case op.ALU_END:
-      if (imm !== 16 && imm !== 32 && imm !== 64) return "BPF_END uses reserved fields";
-      return src !== 0 || off !== 0 || (is64 && bySrc) ? "BPF_END uses reserved fields" : undefined;
-    case op.ALU_MOV: {
-      if (bySrc ? imm !== 0 : src !== 0) return "BPF_MOV uses reserved fields";
-      const extends_ = off === 8 || off === 16 || (off === 32 && is64);
-      return off === 0 || (bySrc && extends_) ? undefined : "BPF_MOV uses reserved fields";
-    }
-    default: {
-      if (code > op.ALU_END) return unknownOpcode(insn);
-      if (bySrc ? imm !== 0 : src !== 0) return "BPF_ALU uses reserved fields";
-      const maySign = code === op.ALU_DIV || code === op.ALU_MOD;
-      return off === 0 || (maySign && off === 1) ? undefined : "BPF_ALU uses reserved fields";
-    }
-  }
-}
-
-function wrongJump(insn: Insn): string | undefined {
-  const { opcode, dst, src, off, imm } = insn;
-  const is32 = op.classOf(opcode) === op.CLASS_JMP32;
-  const bySrc = op.isSrcReg(opcode);
-  switch (op.opOf(opcode)) {
-    case op.JMP_JA:
-      if (bySrc) return unknownOpcode(insn);
-      return dst !== 0 || src !== 0 || (is32 ? off : imm) !== 0 ? "BPF_JA uses reserved fields" : undefined;
-    case op.JMP_EXIT:
-      if (is32 || bySrc) return unknownOpcode(insn);
-      return dst !== 0 || src !== 0 || off !== 0 || imm !== 0 ? "BPF_EXIT uses reserved fields" : undefined;
-    case op.JMP_CALL:
-      if (is32 || bySrc) return unknownOpcode(insn);
-      return wrongCall(insn);
-    default:
-      if (!op.isConditionalJump(opcode) || op.opOf(opcode) > op.JMP_JSLE) return unknownOpcode(insn);
-      return (bySrc ? imm : src) !== 0 ? "BPF_JMP uses reserved fields" : undefined;
-  }
-}
-
-function wrongCall({ dst, src, off, imm }: Insn): string | undefined {
-  if (dst !== 0 || off !== 0) return "BPF_CALL uses reserved fields";
-  if (src === op.CALL_LOCAL) return "calls of local functions are not supported";
-  if (src === 2) return "calls of kernel functions are not supported";
-  if (src !== op.CALL_HELPER) return "BPF_CALL uses reserved fields";
-  if (findHelper(imm)) return undefined;
-  const name = findHelperName(imm);
-  if (name === "bpf_tail_call") return `tail calls are not supported: ${name}#${imm}`;
-  return name === undefined
-    ? `invalid func unknown#${imm}`
-    : `program of this type cannot use helper ${name}#${imm}`;
-}
-
-function wrongLoadImm64(insn: Insn, next: Insn | undefined, maps: readonly MapSpec[]): string | undefined {
-  const mode = op.modeOf(insn.opcode);
-  if (mode === op.MODE_ABS || mode === op.MODE_IND) {
-    return "BPF_LD_[ABS|IND] instructions not allowed for this program type";
-  }
-  if (insn.opcode !== op.OP_LDIMM64) return unknownOpcode(insn);
-  if (next?.opcode !== 0) return "invalid bpf_ld_imm64 insn";
-  if (insn.off !== 0 || next.dst !== 0 || next.src !== 0 || next.off !== 0) {
-    return "BPF_LD_IMM64 uses reserved fields";
-  }
-  switch (insn.src) {
-    case op.PSEUDO_NONE:
-      return wrongDestination(insn.dst);
-    case op.PSEUDO_MAP_FD:
-    case op.PSEUDO_MAP_VALUE:
-      return wrongMap(insn, next, maps) ?? wrongDestination(insn.dst);
-    default:
-      return `unrecognized bpf_ld_imm64 insn: source ${insn.src} is not supported`;
-  }
-}
-
-function wrongMap(insn: Insn, next: Insn, maps: readonly MapSpec[]): string | undefined {
-  const spec = maps[insn.imm];
-  if (!spec) return `map ${insn.imm} does not exist: there are ${maps.length}`;
-  if (insn.src === op.PSEUDO_MAP_FD) return next.imm === 0 ? undefined : "unrecognized bpf_ld_imm64 insn";
-  if (spec.kind !== "array") return "no direct value access support for this map type";
-  const off = next.imm >>> 0;
-  if (off < spec.valueBytes) return undefined;
-  return off < MAX_OFFSET
-    ? `invalid access to map value pointer, value_size=${spec.valueBytes} off=${off}`
-    : `direct value offset of ${off} is not allowed`;
-}
-
-function wrongLoad(insn: Insn): string | undefined {
-  const mode = op.modeOf(insn.opcode);
-  const extends_ = mode === op.MODE_MEMSX;
-  if (mode !== op.MODE_MEM && !(extends_ && op.sizeBytesOf(insn.opcode) < 8)) return unknownOpcode(insn);
-  return insn.imm === 0 ? undefined : "BPF_LDX uses reserved fields";
-}
-
-function wrongStore(insn: Insn): string | undefined {
-  const mode = op.modeOf(insn.opcode);
-  if (mode === op.MODE_MEM) return insn.imm === 0 ? undefined : "BPF_STX uses reserved fields";
-  if (mode !== op.MODE_ATOMIC) return unknownOpcode(insn);
-  if (op.sizeBytesOf(insn.opcode) < 4) return "invalid atomic operand size";
-  if (!op.isAtomicOp(insn.imm))
-    return `BPF_ATOMIC uses invalid atomic opcode ${(insn.imm >>> 0).toString(16).padStart(2, "0")}`;
-  const loads = (insn.imm & op.ATOMIC_FETCH) !== 0 && insn.imm !== op.ATOMIC_CMPXCHG;
-  return loads ? wrongDestination(insn.src) : undefined;
 }

@@ -6,13 +6,25 @@
  */
 import { isConstant, type Scalar, zero } from "./scalar.ts";
 
-export type PointerKind = "ctx" | "stack" | "map" | "map-value" | "record" | "memory";
+export type PointerKind =
+  | "ctx"
+  | "stack"
+  | "map"
+  | "map-key"
+  | "map-value"
+  | "record"
+  | "memory"
+  /** A function of the program, for helpers that call it. */
+  | "function";
 
 export interface Pointer {
   readonly kind: "pointer";
   readonly to: PointerKind;
-  /** Index of the map for `map` and `map-value`, -1 for the others. */
-  readonly map: number;
+  /**
+   * For `map`, `map-key` and `map-value` the number of the map (`Machine.getMap`), for `stack` that of the frame (0 is
+   * the main function's), for `function` the slot where it starts; -1 for the others.
+   */
+  readonly target: number;
   /** Size of what is pointed to; 0 where no access is allowed or other rules hold (map, stack, ctx). */
   readonly lenBytes: number;
   readonly off: number;
@@ -32,8 +44,8 @@ export type Value = Uninit | Scalar | Pointer;
 export const uninit: Uninit = { kind: "uninit" };
 
 /** A pointer to the start of something that is not null. */
-export function pointerTo(to: PointerKind, lenBytes = 0, map = -1): Pointer {
-  return { kind: "pointer", to, map, lenBytes, off: 0, variable: zero, nullId: 0, ref: 0 };
+export function pointerTo(to: PointerKind, lenBytes = 0, target = -1): Pointer {
+  return { kind: "pointer", to, target, lenBytes, off: 0, variable: zero, nullId: 0, ref: 0 };
 }
 
 /** Whether the pointer is exactly base + `off`. */
@@ -52,12 +64,16 @@ export function typeName(value: Value): string {
     case "stack":
       return "fp";
     case "map":
-      return "map_ptr";
+      return `map_ptr${orNull}`;
+    case "map-key":
+      return "map_key";
     case "map-value":
       return `map_value${orNull}`;
     case "record":
       return `ringbuf_mem${orNull}`;
     case "memory":
       return "mem";
+    case "function":
+      return "func";
   }
 }

@@ -1,17 +1,13 @@
 import { describe, expect, it } from "vitest";
-import type { Insn } from "../insn.ts";
-import { parseProgram } from "../text.ts";
+import { assembleCase } from "./test-text.ts";
 import { type VerifyOptions, verifyProgram } from "./verify.ts";
 import { acceptedCases, caseMaps, lookup, rejectedCases } from "./verify-cases.ts";
 
-function assemble(text: string): Insn[] {
-  const parsed = parseProgram(text);
-  if (parsed.kind === "bad") throw new Error(parsed.message);
-  return parsed.insns;
-}
+/** Stack that was never written may not be read unless a case says otherwise. */
+const strict: VerifyOptions = { limits: { uninitStack: "refuse" } };
 
-function verify(text: string, options: VerifyOptions = {}) {
-  return verifyProgram({ insns: assemble(text) }, caseMaps, options);
+function verify(text: string, options: VerifyOptions = strict) {
+  return verifyProgram({ insns: assembleCase(text) }, caseMaps, options);
 }
 
 describe("verifier", () => {

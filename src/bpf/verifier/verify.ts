@@ -5,17 +5,21 @@
  * beyond the width are defined (RFC 9669), so they are accepted. Unreachable instructions are refused, as the kernel
  * does; `Proof.deadInsns` are those that only a decided comparison cuts off.
  *
- * What is proved holds while other threads write to maps and records: what is loaded from them is never trusted.
+ * What is proved holds while other threads write to maps and records: what is loaded from them is never trusted, but
+ * for read-only maps whose contents the caller gives.
  *
- * Not handled: local functions, tail calls, callbacks; all are refused by name.
+ * Functions of the program are walked at each call with what they are given (functions.ts), as the kernel does it with
+ * static functions. The other programs to which a tail call can lead have proofs of their own.
  */
 import type { MapSpec, ProgramSpec, Proof } from "../program.ts";
 import { Explorer, type Observer } from "./explore.ts";
+import { defaultLimits, type Limits } from "./limits.ts";
 import { printPath, printState } from "./log.ts";
 import { Machine } from "./machine.ts";
 import { Rejection } from "./rejection.ts";
+import { checkStackDepth } from "./stack-depth.ts";
 import { type Entry, entryState } from "./state.ts";
-import { checkStructure } from "./structure.ts";
+import { checkStructure, type GoodStructure } from "./structure.ts";
 
 /** Instructions that are looked at before a program is refused as too complex. */
 export const MAX_VISITS = 1_000_000;
@@ -38,6 +42,8 @@ export interface VerifyOptions {
   /** What r1 is; a context unless told otherwise. */
   readonly entry?: Entry;
   readonly maxVisits?: number;
+  /** What differs from `defaultLimits`. */
+  readonly limits?: Partial<Limits>;
   readonly observer?: Observer;
 }
 
@@ -48,12 +54,13 @@ export function verifyProgram(
   options: VerifyOptions = {},
 ): Verdict {
   const { insns } = program;
-  const structure = checkStructure(insns, maps);
+  const limits = { ...defaultLimits, ...options.limits };
+  const structure = checkStructure(insns, maps, limits.unreachable);
   if (structure.kind === "bad") {
     const { at, message } = structure;
     return { kind: "rejected", at, message, log: `${printPath(insns, [at])}${message}\n` };
   }
-  const machine = new Machine(insns, maps);
+  const machine = new Machine(insns, maps, structure.starts, limits);
   const entry = entryState(options.entry ?? { kind: "context" });
   const maxVisits = options.maxVisits ?? MAX_VISITS;
   const explorer = new Explorer(machine, structure.meets, entry, maxVisits, options.observer);
@@ -62,15 +69,37 @@ export function verifyProgram(
   } catch (error) {
     if (!(error instanceof Rejection)) throw error;
     const path = printPath(insns, explorer.path(LOG_STEPS));
-    const known = printState(explorer.state, maps);
+    const known = printState(explorer.state, machine);
     const log = `${path}${known}\n${error.message}\nprocessed ${explorer.visited} insns\n`;
     return { kind: "rejected", at: explorer.at, message: error.message, log };
   }
-  const { findings } = machine;
+  const tooDeep = checkStackDepth(machine, structure, explorer.reached);
+  if (tooDeep) {
+    const { at, message } = tooDeep;
+    const log = `${printPath(insns, [at])}${message}\nprocessed ${explorer.visited} insns\n`;
+    return { kind: "rejected", at, message, log };
+  }
+  const proof = proofOf(machine, structure, explorer);
+  return { kind: "accepted", proof };
+}
+
+function proofOf(machine: Machine, { starts }: GoodStructure, { reached, visited }: Explorer): Proof {
+  const { stackBytes, findings, insns, callbacks } = machine;
   const deadInsns = new Set<number>();
-  explorer.reached.forEach((reached, at) => {
-    if (!reached) deadInsns.add(at);
+  reached.forEach((isReached, at) => {
+    if (!isReached) deadInsns.add(at);
   });
-  const subprograms = [{ start: 0, end: insns.length, stackBytes: findings.stackBytes, isCallback: false }];
-  return { kind: "accepted", proof: { ...findings, subprograms, deadInsns, visited: explorer.visited } };
+  const subprograms = starts.map((start, fn) => ({
+    start,
+    end: starts[fn + 1] ?? insns.length,
+    stackBytes: stackBytes[fn]!,
+    isCallback: callbacks.has(start),
+  }));
+  return {
+    ...findings,
+    stackBytes: stackBytes[0]!,
+    subprograms: subprograms.filter(({ start }) => reached[start] === 1),
+    deadInsns,
+    visited,
+  };
 }
