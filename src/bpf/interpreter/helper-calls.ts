@@ -27,6 +27,7 @@ import {
   HELPER_PROBE_READ_STR,
   HELPER_PROBE_READ_USER,
   HELPER_PROBE_READ_USER_STR,
+  HELPER_SNPRINTF,
   HELPER_STRNCMP,
   HELPER_STRTOL,
   HELPER_STRTOUL,
@@ -37,6 +38,7 @@ import { bytesAt, copyIn, type HelperWorld, textAt } from "./helper-world.ts";
 import { callMapHelper } from "./map-calls.ts";
 import { loadAt, MemoryFault, storeAt } from "./memory.ts";
 import { readMemory, readString } from "./memory-reads.ts";
+import { snprintf } from "./print-calls.ts";
 import { getStack } from "./stack-walk.ts";
 
 const EINVAL = -22n;
@@ -90,6 +92,8 @@ export function callHelper(world: HelperWorld, number: number, args: readonly bi
       return u64(BigInt(readString(world, a3, bytesAt(world, a1, a2))));
     case HELPER_STRNCMP:
       return u64(BigInt(compareText(copyIn(world, a1, Number(a2)), textAt(world, a3))));
+    case HELPER_SNPRINTF:
+      return snprintf(world, args);
     case HELPER_STRTOL:
     case HELPER_STRTOUL: {
       storeU64(world, a4, 0n);

@@ -22,6 +22,7 @@ import {
   HELPER_PROBE_READ_STR,
   HELPER_PROBE_READ_USER,
   HELPER_PROBE_READ_USER_STR,
+  HELPER_SNPRINTF,
   HELPER_STRNCMP,
   HELPER_STRTOL,
   HELPER_STRTOUL,
@@ -33,6 +34,7 @@ import { JitError } from "./jit-error.ts";
 import { mapRoutineFor } from "./map-routines.ts";
 import { overrideReturn } from "./override-routines.ts";
 import type { Routine } from "./routine.ts";
+import { snprintf } from "./snprintf-routines.ts";
 import { getStack } from "./stack-walk-routines.ts";
 import { currentComm, pidTgid, prandomU32, uidGid } from "./task-routines.ts";
 import { stringToNumber, strncmp } from "./text-routines.ts";
@@ -75,6 +77,8 @@ export function routineFor(context: RoutineContext, call: HelperCall): Routine {
       return probeReadUserStr(routines, env);
     case HELPER_STRNCMP:
       return strncmp(routines, textOf(call));
+    case HELPER_SNPRINTF:
+      return snprintf(routines, env, textOf(call));
     case HELPER_STRTOL:
       return stringToNumber(routines, true);
     case HELPER_STRTOUL:
