@@ -5,19 +5,25 @@
  * A plan holds no address of anything that has to be allocated first, so it can be printed and compared before the
  * target is touched. `emitDetour` makes code of it, `patchOf` the bytes for the text.
  *
- * The ladder of this step: `jump`, then `int3`. Sites are planned together, because they exclude each other and
- * because the searches over the whole image are paid once.
+ * The ladder: `jump`, then `punned` (a site that is too short for a jump gets to its detour by one of the tactics of
+ * route.ts), then `int3`. Sites are planned together, because they exclude each other and because the searches over the
+ * whole image are paid once.
  */
 import { mayBeColdPart } from "../x86/function-code.ts";
 import { everythingLive, type Liveness, liveAt } from "../x86/liveness.ts";
+import { encodeJump } from "../x86/punning.ts";
 import type { ImageCode, Region, RegionResult } from "../x86/regions.ts";
 import { findUnrelocatable } from "../x86/relocate.ts";
+import type { LandingPlaces } from "./landing-places.ts";
 import type { OverrideRefusal, Refusal, ReturnRefusal } from "./refusal.ts";
+import type { Route } from "./route.ts";
+import { RoutePlanner, type RouteResult } from "./route-planner.ts";
+import { TextClaims } from "./text-claims.ts";
 
-export type Mechanism = "jump" | "int3";
+export type Mechanism = "jump" | "punned" | "int3";
 
 /** All rungs, highest first. */
-export const mechanisms: readonly Mechanism[] = ["jump", "int3"];
+export const mechanisms: readonly Mechanism[] = ["jump", "punned", "int3"];
 
 export interface RefusedRung {
   readonly mechanism: Mechanism;
@@ -38,6 +44,8 @@ export interface SitePlan {
   /** A call has just led here: nothing below rsp and no flags are live, and the return address is at [rsp]. */
   readonly isEntry: boolean;
   readonly mechanism: Mechanism;
+  /** How a `punned` site gets to its detour. */
+  readonly route?: Route | undefined;
   /** What the detour executes in place of the text. */
   readonly region: Region;
   /** The text of the region as it must be before the patch. */
@@ -63,38 +71,64 @@ export interface PlanOptions {
   readonly armed?: Iterable<bigint>;
   /** Judge each site as if it were the only one. */
   readonly alone?: boolean;
+  /** Free memory near the image; without it no site is `punned`. */
+  readonly places?: LandingPlaces | undefined;
+  /** Only the mechanism is asked for: everything counts as live. */
+  readonly withoutLiveness?: boolean;
   /** What the target's memory holds, to be compared with the file. */
   readonly readText?: (addr: bigint, lenBytes: number) => Uint8Array | undefined;
 }
 
 /** Plans for all sites of one image, in order. */
 export function planSites(code: ImageCode, sites: readonly bigint[], options: PlanOptions): PlannedSite[] {
-  const jumps = options.mechanism === "int3" ? undefined : code.jumpRegions(sites, options);
+  const { mechanism } = options;
+  const forced: Refusal = { reason: "other-mechanism-forced", mechanism };
+  const refused = sites.map((): RefusedRung[] => []);
+  const plans: (SitePlan | undefined)[] = sites.map(() => undefined);
+
+  if (mechanism === "auto" || mechanism === "jump") {
+    const jumps = code.jumpRegions(sites, options);
+    for (const [i, at] of sites.entries())
+      plans[i] = tryRung(code, at, "jump", jumps[i]!, refused[i]!, options);
+  } else for (const rungs of refused) rungs.push({ mechanism: "jump", refusal: forced });
+
+  if (options.places !== undefined && mechanism !== "jump") {
+    const left = [...sites.keys()].filter((i) => plans[i] === undefined);
+    if (mechanism === "int3")
+      for (const i of left) refused[i]!.push({ mechanism: "punned", refusal: forced });
+    else {
+      const routes = planRoutes(code, sites, plans, left, { ...options, places: options.places });
+      for (const [n, i] of left.entries())
+        plans[i] = tryRung(code, sites[i]!, "punned", routes[n]!, refused[i]!, options);
+    }
+  }
+
   return sites.map((at, i) => {
-    const refused: RefusedRung[] = [];
-    const jump = jumps?.[i];
-    if (jump === undefined) {
-      refused.push({
-        mechanism: "jump",
-        refusal: { reason: "other-mechanism-forced", mechanism: options.mechanism },
-      });
-    } else {
-      const plan = tryRung(code, at, "jump", jump, refused, options);
-      if (plan !== undefined) return plan;
-    }
-    if (options.mechanism !== "jump") {
-      const plan = tryRung(code, at, "int3", code.trapRegion(at), refused, options);
-      if (plan !== undefined) return plan;
-    }
-    return { kind: "refused", at, image: code.image.name, refused };
+    if (plans[i] === undefined && (mechanism === "auto" || mechanism === "int3"))
+      plans[i] = tryRung(code, at, "int3", code.trapRegion(at), refused[i]!, options);
+    return plans[i] ?? { kind: "refused", at, image: code.image.name, refused: refused[i]! };
   });
+}
+
+function planRoutes(
+  code: ImageCode,
+  sites: readonly bigint[],
+  plans: readonly (SitePlan | undefined)[],
+  left: readonly number[],
+  options: PlanOptions & { readonly places: LandingPlaces },
+): RouteResult[] {
+  const { alone = false, armed = [], places } = options;
+  const claims = new TextClaims(alone ? armed : [...sites, ...armed]);
+  if (!alone) for (const plan of plans) if (plan) claims.write(plan.at, plan.region.lenBytes);
+  const planner = new RoutePlanner(code, { places, claims, alone });
+  return planner.plan(left.map((i) => sites[i]!));
 }
 
 function tryRung(
   code: ImageCode,
   at: bigint,
   mechanism: Mechanism,
-  result: RegionResult,
+  result: RegionResult | RouteResult,
   refused: RefusedRung[],
   options: PlanOptions,
 ): SitePlan | undefined {
@@ -110,6 +144,7 @@ function tryRung(
   const offset = Number(at - fn.start);
   const isKnown = code.image.findFunction(at) !== undefined;
   const isEntry = isKnown && offset === 0 && !fn.entries.has(0) && !mayBeColdPart(fn);
+  const isLiveKnown = isKnown && options.withoutLiveness !== true;
   return {
     kind: "planned",
     at,
@@ -117,9 +152,10 @@ function tryRung(
     fn: isKnown ? { name: fn.name, start: fn.start, end: fn.end } : undefined,
     isEntry,
     mechanism,
+    route: result.kind === "route" ? result.route : undefined,
     region,
     oldBytes: regionBytes(code, region),
-    liveness: isKnown ? liveAt(fn.code, fn.code.indexAt(offset), isEntry) : everythingLive,
+    liveness: isLiveKnown ? liveAt(fn.code, fn.code.indexAt(offset), isEntry) : everythingLive,
     refused: [...refused],
   };
 }
@@ -187,10 +223,9 @@ export function patchOf(plan: SitePlan, mechanism: Mechanism, detour: bigint): U
     bytes[0] = 0xcc;
     return bytes;
   }
-  const rel = detour - (plan.at + 5n);
-  if (BigInt.asIntN(32, rel) !== rel || plan.mechanism !== "jump")
+  const jump = plan.mechanism === "jump" ? encodeJump(plan.at, detour) : undefined;
+  if (jump === undefined)
     throw new Error(`patch 0x${plan.at.toString(16)}: no jump to 0x${detour.toString(16)}`);
-  bytes[0] = 0xe9;
-  for (let i = 0; i < 4; i++) bytes[1 + i] = Number((rel >> BigInt(8 * i)) & 0xffn);
+  bytes.set(jump);
   return bytes;
 }

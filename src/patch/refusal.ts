@@ -16,6 +16,9 @@ export type Refusal =
       readonly found: Uint8Array;
     }
   | { readonly reason: "text-unreadable"; readonly at: bigint }
+  | { readonly reason: "no-route"; readonly at: bigint }
+  | { readonly reason: "landings-used-up"; readonly at: bigint }
+  | { readonly reason: "landing-not-mapped"; readonly at: bigint }
   | { readonly reason: "other-mechanism-forced"; readonly mechanism: string };
 
 /** Why a function cannot have a return probe by a hijacked return address. */
@@ -64,6 +67,8 @@ export function refusalText(
       return `the function ends at ${print(refusal.end)}, inside the region`;
     case "other-probe-in-region":
       return `another probe is at ${print(refusal.at)} in the region`;
+    case "no-shorter-region":
+      return `the instruction at ${print(refusal.at)} is long enough for a jump`;
     case "unrelocatable":
       return `the instruction at ${print(refusal.at)} cannot be moved: ${refusal.what}`;
     case "operand-out-of-reach":
@@ -74,6 +79,15 @@ export function refusalText(
       return `the text at ${print(refusal.at)} holds ${hex(refusal.found)}, its file ${hex(refusal.expected)}`;
     case "text-unreadable":
       return `the text at ${print(refusal.at)} cannot be read`;
+    case "no-route":
+      return (
+        `from ${print(refusal.at)} no jump that ends in the following bytes leads to free memory, and neither padding nor ` +
+        "instructions that could make way are near enough"
+      );
+    case "landings-used-up":
+      return `no more memory is spent on landings, and ${print(refusal.at)} needs one`;
+    case "landing-not-mapped":
+      return `the landing at ${print(refusal.at)} could not be mapped`;
     case "other-mechanism-forced":
       return `${refusal.mechanism} was asked for`;
     case "not-a-function-entry":

@@ -263,10 +263,21 @@ const cases: readonly Case[] = [
     name: "bytes that are no instruction later in the function",
     emit: (asm, site) => {
       asm.bind(site);
+      asm.push(RCX);
       tail(asm);
       asm.bytes([0x06, 0x06]);
     },
     expect: "undecodable",
+  },
+  {
+    name: "one long instruction, with bytes that are no instruction later in the function",
+    emit: (asm, site) => {
+      asm.bind(site);
+      asm.movImm(RAX, 7, 32);
+      tail(asm);
+      asm.bytes([0x06, 0x06]);
+    },
+    expect: { bytes: 5 },
   },
   {
     name: "return followed by padding of the function",
@@ -342,8 +353,8 @@ const cases: readonly Case[] = [
   {
     name: "jump to a computed address",
     emit: (asm, site) => {
-      asm.bind(site);
       asm.movImm(RAX, 7, 32);
+      asm.bind(site);
       asm.shl(RCX, 4);
       asm.add(RAX, RCX);
       asm.jmpTo(RAX);
@@ -351,10 +362,21 @@ const cases: readonly Case[] = [
     expect: "indirect-jump-unresolved",
   },
   {
-    name: "jump into unrolled code by lea with a scaled index",
+    name: "one long instruction in a function with a jump to a computed address",
     emit: (asm, site) => {
       asm.bind(site);
       asm.movImm(RAX, 7, 32);
+      asm.shl(RCX, 4);
+      asm.add(RAX, RCX);
+      asm.jmpTo(RAX);
+    },
+    expect: { bytes: 5 },
+  },
+  {
+    name: "jump into unrolled code by lea with a scaled index",
+    emit: (asm, site) => {
+      asm.movImm(RAX, 7, 32);
+      asm.bind(site);
       asm.lea(RAX, { base: RAX, index: RCX, scale: 4 });
       asm.jmpTo(RAX);
     },

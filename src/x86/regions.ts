@@ -14,16 +14,29 @@
  *    it, up to the next function;
  *  - no other probe inside.
  *
- * An `int3` displaces one instruction and needs none of these rules, only an instruction that can be relocated.
+ * One instruction that is long enough by itself needs to know of nothing but jumps into its own middle.
+ *
+ * An `int3` displaces one instruction and needs none of these rules, only an instruction that can be relocated. Between the
+ * two are the regions that are too short for a jump (`shortRegions`) and those that have room for two (`wideRegion`), from
+ * which the punned rung is built.
  */
 import { type BranchInto, findBranchesInto, findShortBranch } from "./branch-scan.ts";
 import { type CodeImage, textBytes } from "./code-image.ts";
-import { boundaryAt, type CodeBlock, type Insn } from "./decode.ts";
+import { boundaryAt, type Insn } from "./decode.ts";
 import { analyseFunction, type EntrySource, type FunctionCode, mayBeColdPart } from "./function-code.ts";
 import { allOffsetTableTargets } from "./indirect-jumps.ts";
+import {
+  fallsOut,
+  isPadding,
+  nopOrInt3Bytes,
+  type PaddingRun,
+  paddingBehindFunction,
+  paddingInside,
+  paddingRuns,
+} from "./padding.ts";
+import { JUMP_BYTES } from "./punning.ts";
 
-/** Length of `e9 rel32`. */
-export const JUMP_BYTES = 5;
+export { JUMP_BYTES };
 
 export interface Region {
   readonly start: bigint;
@@ -57,17 +70,32 @@ export type RegionRefusal =
   | { readonly reason: "syscall-in-region"; readonly at: bigint }
   | { readonly reason: "unreached-code-in-region"; readonly at: bigint }
   | { readonly reason: "region-crosses-function-end"; readonly end: bigint }
-  | { readonly reason: "other-probe-in-region"; readonly at: bigint };
+  | { readonly reason: "other-probe-in-region"; readonly at: bigint }
+  | { readonly reason: "no-shorter-region"; readonly at: bigint };
 
 export type RegionResult =
   | { readonly kind: "region"; readonly region: Region; readonly fn: FunctionCode }
   | { readonly kind: "refused"; readonly refusal: RegionRefusal; readonly fn: FunctionCode | undefined };
+
+/** Regions that are shorter than a jump, the shortest first: each holds the one before it. */
+export type ShortRegions =
+  | { readonly kind: "regions"; readonly regions: readonly Region[]; readonly fn: FunctionCode }
+  | { readonly kind: "refused"; readonly refusal: RegionRefusal; readonly fn: FunctionCode | undefined };
+
+/** Addresses that are about to become the inside of something, and the function whose own jumps are known not to go there. */
+export interface Inside {
+  readonly addresses: readonly bigint[];
+  readonly fn: FunctionCode;
+  /** The addresses lie outside of the function: its jumps count, too. */
+  readonly isOutside: boolean;
+}
 
 /** Functions of one image, decoded once; and the searches that need the whole image. */
 export class ImageCode {
   readonly image: CodeImage;
   readonly #functions = new Map<bigint, FunctionCode | undefined>();
   #tableTargets: Set<bigint> | undefined;
+  #padding = new WeakMap<FunctionCode, PaddingRun[]>();
 
   constructor(image: CodeImage) {
     this.image = image;
@@ -106,12 +134,95 @@ export class ImageCode {
     const { armed = [], alone = false } = options;
     const probes = sortedAddresses(alone ? [...armed] : [...sites, ...armed]);
     const results = sites.map((site) => this.#localRegion(site, probes));
+    const regions = results.flatMap((result) => (result.kind === "region" ? [result] : []));
+    const refusals = this.foreignEntries(
+      regions.map(({ region, fn }) => ({
+        addresses: interiorOf(region, JUMP_BYTES),
+        fn,
+        isOutside: false,
+      })),
+    );
+    const refusalOf = new Map(regions.map((result, i) => [result, refusals[i]]));
+    return results.map((result): RegionResult => {
+      if (result.kind === "refused") return result;
+      const refusal = refusalOf.get(result);
+      return refusal === undefined ? result : { kind: "refused", refusal, fn: result.fn };
+    });
+  }
+
+  /**
+   * Why something elsewhere in the image may lead to one of the addresses, for each of `insides`; undefined: nothing does.
+   * One pass over the image for all of them.
+   */
+  foreignEntries(insides: readonly Inside[]): (RegionRefusal | undefined)[] {
     const wanted = new Set<bigint>();
-    for (const result of results) {
-      if (result.kind === "region") for (const addr of interior(result.region)) wanted.add(addr);
-    }
+    for (const { addresses } of insides) for (const addr of addresses) wanted.add(addr);
     const far = findBranchesInto(this.image, [...wanted], (addr) => this.functionAt(addr));
-    return results.map((result) => this.#refuseForeign(result, far));
+    return insides.map((inside) => this.#foreignEntry(inside, far));
+  }
+
+  /** The runs of padding in and around a function. */
+  paddingOf(fn: FunctionCode): readonly PaddingRun[] {
+    let runs = this.#padding.get(fn);
+    if (runs === undefined) {
+      runs = paddingRuns(this.image, fn, (addr) => this.functionAt(addr));
+      this.#padding.set(fn, runs);
+    }
+    return runs;
+  }
+
+  /**
+   * The regions at a site that are too short for a jump, with the rules that the function itself can tell
+   * (`foreignEntries` tells the rest). The last one may have padding at its end.
+   */
+  shortRegions(site: bigint): ShortRegions {
+    const fn = this.functionAt(site);
+    if (fn === undefined)
+      return { kind: "refused", refusal: { reason: "no-function", at: site }, fn: undefined };
+    const boundary = boundaryAt(fn.code, site);
+    if (boundary.kind !== "boundary")
+      return { kind: "refused", refusal: boundaryRefusal(boundary, site), fn };
+    const { code } = fn;
+    const regions: Region[] = [];
+    const insns: Insn[] = [];
+    const first = Number(site - fn.start);
+    let lenBytes = 0;
+    for (let i = code.indexAt(first); i < code.count; i++) {
+      const insn = code.insn(i);
+      if (lenBytes + insn.lenBytes >= JUMP_BYTES) break;
+      insns.push(insn);
+      const region = regionOf([...insns], 0, code.fallsThrough(i));
+      const refusal = localRefusal(fn, region, region.lenBytes);
+      if (refusal !== undefined)
+        return regions.length > 0 ? { kind: "regions", regions, fn } : { kind: "refused", refusal, fn };
+      regions.push(region);
+      lenBytes = region.lenBytes;
+      if (!code.fallsThrough(i)) {
+        const padding = this.#paddingBehind(fn, i, JUMP_BYTES - 1 - lenBytes);
+        if (padding > 0) regions.push(regionOf([...insns], padding, false));
+        break;
+      }
+      if (insn.flow === "call" || insn.flow === "call-indirect" || insn.flow === "syscall") break;
+    }
+    if (regions.length > 0) return { kind: "regions", regions, fn };
+    // Long enough for a jump, which was refused for a reason that counts here as well.
+    const long = regionOf([boundary.insn], 0, true);
+    const refusal = localRefusal(fn, long, JUMP_BYTES) ?? { reason: "no-shorter-region", at: site };
+    return { kind: "refused", refusal, fn };
+  }
+
+  /** A region of at least `lenBytes`, with the rules that the function itself can tell. */
+  wideRegion(site: bigint, lenBytes: number): RegionResult {
+    return this.#localRegion(site, [], lenBytes);
+  }
+
+  /** Usable padding behind an instruction that goes elsewhere. */
+  #paddingBehind(fn: FunctionCode, index: number, most: number): number {
+    if (fn.unresolvedAt !== undefined || fn.code.undecodableAt !== undefined || most === 0) return 0;
+    const inside = paddingInside(fn, index + 1, most);
+    const end = fn.code.offsets[index + 1]! + inside;
+    if (inside === most || end < fn.code.bytes.length) return inside;
+    return inside + paddingBehindFunction(this.image, fn, most - inside);
   }
 
   /** The one instruction that an int3 at the site displaces. */
@@ -147,43 +258,46 @@ export class ImageCode {
     };
   }
 
-  #localRegion(site: bigint, probes: readonly bigint[]): RegionResult {
+  #localRegion(site: bigint, probes: readonly bigint[], minBytes = JUMP_BYTES): RegionResult {
     const fn = this.functionAt(site);
     if (fn === undefined)
       return { kind: "refused", refusal: { reason: "no-function", at: site }, fn: undefined };
-    const found = this.#displace(fn, site);
+    const found = this.#displace(fn, site, minBytes);
     if ("reason" in found) return { kind: "refused", refusal: found, fn };
-    const refusal = localRefusal(fn, found) ?? otherProbe(found, probes);
+    const refusal = localRefusal(fn, found, minBytes) ?? otherProbe(found, probes);
     return refusal === undefined ? { kind: "region", region: found, fn } : { kind: "refused", refusal, fn };
   }
 
-  /** Collects instructions until the jump fits. */
-  #displace(fn: FunctionCode, site: bigint): Region | RegionRefusal {
+  /** Collects instructions until there is room for `minBytes`: usually a jump. */
+  #displace(fn: FunctionCode, site: bigint, minBytes: number): Region | RegionRefusal {
     const { code } = fn;
     const boundary = boundaryAt(code, site);
     if (boundary.kind !== "boundary") return boundaryRefusal(boundary, site);
+    const { insn: first } = boundary;
+    if (first.lenBytes >= minBytes)
+      return regionOf([first], 0, code.fallsThrough(code.indexAt(Number(site - fn.start))));
     const undecodable = code.undecodableAt;
     if (undecodable !== undefined) return { reason: "undecodable", at: undecodable };
 
     const insns: Insn[] = [];
     let lenBytes = 0;
     for (let i = code.indexAt(Number(site - fn.start)); ; i++) {
-      if (i === code.count) return this.#usePadding(fn, site, insns, lenBytes);
+      if (i === code.count) return this.#usePadding(fn, site, insns, lenBytes, minBytes);
       const insn = code.insn(i);
       insns.push(insn);
       lenBytes += insn.lenBytes;
-      if (lenBytes >= JUMP_BYTES) return regionOf(insns, 0, code.fallsThrough(i));
+      if (lenBytes >= minBytes) return regionOf(insns, 0, code.fallsThrough(i));
       if (insn.flow === "call" || insn.flow === "call-indirect")
         return { reason: "call-inside-region", at: insn.addr };
       if (insn.flow === "syscall") return { reason: "syscall-in-region", at: insn.addr };
       if (!code.fallsThrough(i)) {
         const end = site + BigInt(lenBytes);
-        const missing = JUMP_BYTES - lenBytes;
+        const missing = minBytes - lenBytes;
         const inFunction = Math.min(missing, Number(fn.end - end));
         const padding = code.bytes.subarray(Number(end - fn.start), Number(end - fn.start) + inFunction);
         if (!isPadding(code, i + 1, padding.length)) return { reason: "unreached-code-in-region", at: end };
         if (padding.length === missing) return regionOf(insns, missing, false);
-        return this.#usePadding(fn, site, insns, lenBytes + padding.length, padding.length);
+        return this.#usePadding(fn, site, insns, lenBytes + padding.length, minBytes, padding.length);
       }
     }
   }
@@ -194,12 +308,13 @@ export class ImageCode {
     site: bigint,
     insns: Insn[],
     lenBytes: number,
+    minBytes: number,
     padded = 0,
   ): Region | RegionRefusal {
     const crosses: RegionRefusal = { reason: "region-crosses-function-end", end: fn.end };
     const last = insns.at(-1);
     if (last === undefined || (padded === 0 && fallsOut(last))) return crosses;
-    const missing = JUMP_BYTES - lenBytes;
+    const missing = minBytes - lenBytes;
     const bytes =
       textBytes(this.image, fn.end, fn.end + 16n) ?? textBytes(this.image, fn.end, fn.end + BigInt(missing));
     if (bytes === undefined || nopOrInt3Bytes(bytes) < missing) return crosses;
@@ -212,22 +327,20 @@ export class ImageCode {
     return regionOf(insns, padded + missing, false);
   }
 
-  #refuseForeign(result: RegionResult, far: ReadonlyMap<bigint, BranchInto>): RegionResult {
-    if (result.kind === "refused") return result;
-    const { region, fn } = result;
-    const inside = interior(region);
-    let branch = inside.map((addr) => far.get(addr)).find((hit) => hit !== undefined);
-    const nearEdge = region.start - fn.start < 130n || fn.end - region.start < 130n;
+  #foreignEntry(inside: Inside, far: ReadonlyMap<bigint, BranchInto>): RegionRefusal | undefined {
+    const { addresses, fn, isOutside } = inside;
+    const [first] = addresses;
+    if (first === undefined) return undefined;
+    let branch = addresses.map((addr) => far.get(addr)).find((hit) => hit !== undefined);
+    const nearEdge = isOutside || first - fn.start < 130n || fn.end - first < 130n;
+    const own = isOutside ? { start: first, end: first, name: undefined } : fn;
     if (branch === undefined && nearEdge)
-      branch = findShortBranch(this.image, inside, fn, (addr) => this.functionAt(addr));
-    if (branch !== undefined)
-      return { kind: "refused", refusal: { reason: "jump-into-region", ...branch }, fn };
-    if (mayBeColdPart(fn)) {
-      const to = inside.find((addr) => this.tableTargets().has(addr));
-      if (to !== undefined)
-        return { kind: "refused", refusal: { reason: "jump-table-into-region", from: to, to }, fn };
-    }
-    return result;
+      branch = findShortBranch(this.image, addresses, own, (addr) => this.functionAt(addr));
+    if (branch !== undefined) return { reason: "jump-into-region", ...branch };
+    if (!mayBeColdPart(fn)) return undefined;
+    const isInsn = (addr: bigint) => isOutside || fn.code.indexAt(Number(addr - fn.start)) >= 0;
+    const to = addresses.find((addr) => this.tableTargets().has(addr) && isInsn(addr));
+    return to === undefined ? undefined : { reason: "jump-table-into-region", from: to, to };
   }
 }
 
@@ -237,11 +350,11 @@ function regionOf(insns: readonly Insn[], paddingBytes: number, fallsThrough: bo
 }
 
 /**
- * Every address behind the first byte that the jump overwrites. What belongs to the last displaced instruction behind
+ * Every address behind the first byte that `written` bytes overwrite. What belongs to the last displaced instruction behind
  * that stays as it is, and so do jumps that enter there (behind a lock prefix, for example).
  */
-function interior(region: Region): bigint[] {
-  return Array.from({ length: JUMP_BYTES - 1 }, (_, i) => region.start + BigInt(i + 1));
+export function interiorOf(region: Region, written: number): bigint[] {
+  return Array.from({ length: written - 1 }, (_, i) => region.start + BigInt(i + 1));
 }
 
 function boundaryRefusal(
@@ -252,14 +365,23 @@ function boundaryRefusal(
   return { reason: "inside-instruction", at: site, before: boundary.before, after: boundary.after };
 }
 
-function localRefusal(fn: FunctionCode, region: Region): RegionRefusal | undefined {
+/**
+ * Why a known jump leads behind the first of `written` bytes. Jump tables are read further than they go: what they name in the
+ * middle of an instruction is no entry of theirs.
+ */
+function localRefusal(fn: FunctionCode, region: Region, written: number): RegionRefusal | undefined {
   const first = Number(region.start - fn.start);
-  for (let offset = first + 1; offset < first + JUMP_BYTES; offset++) {
+  for (let offset = first + 1; offset < first + written; offset++) {
     const source = fn.entries.get(offset);
+    if (source?.kind === "jump-table" && fn.code.indexAt(offset) < 0) continue;
     if (source !== undefined) return entryRefusal(source, fn.start + BigInt(offset));
   }
+  // A jump of which nothing is known still leads to the beginning of an instruction.
+  const isOneInsn = region.insns.length === 1 && region.insns[0]!.lenBytes >= written;
+  if (isOneInsn) return undefined;
   if (fn.unresolvedAt !== undefined) return { reason: "indirect-jump-unresolved", at: fn.unresolvedAt };
-  return undefined;
+  const { undecodableAt } = fn.code;
+  return undecodableAt === undefined ? undefined : { reason: "undecodable", at: undecodableAt };
 }
 
 function entryRefusal(source: EntrySource, to: bigint): RegionRefusal {
@@ -295,45 +417,6 @@ function otherProbe(region: Region, probes: readonly bigint[]): RegionRefusal | 
 
 function sortedAddresses(addresses: readonly bigint[]): bigint[] {
   return BigUint64Array.from(addresses).sort() as unknown as bigint[];
-}
-
-/** Do `lenBytes` bytes from instruction `index` on consist of nops and int3? */
-function isPadding(code: CodeBlock, index: number, lenBytes: number): boolean {
-  if (lenBytes === 0) return true;
-  const from = code.offsets[index];
-  if (from === undefined || index >= code.count) return false;
-  return nopOrInt3Bytes(code.bytes.subarray(from, Math.min(code.bytes.length, from + 16))) >= lenBytes;
-}
-
-/** How many bytes from the beginning are nop instructions of any length, or int3. */
-function nopOrInt3Bytes(bytes: Uint8Array): number {
-  let at = 0;
-  while (at < bytes.length) {
-    const length = nopLength(bytes, at);
-    if (length === 0) break;
-    at += length;
-  }
-  return Math.min(at, bytes.length);
-}
-
-/** Length of the nop or int3 at an offset, 0 if it is something else. `nop` = 90, `nop r/m` = 0f 1f /0. */
-function nopLength(bytes: Uint8Array, from: number): number {
-  let at = from;
-  while (bytes[at] === 0x66 || bytes[at] === 0x2e) at++;
-  if (bytes[at] === 0x90) return at + 1 - from;
-  if (bytes[at] === 0xcc) return at === from ? 1 : 0;
-  if (bytes[at] !== 0x0f || bytes[at + 1] !== 0x1f) return 0;
-  const modRm = bytes[at + 2];
-  if (modRm === undefined || (modRm & 0x38) !== 0) return 0;
-  const mod = modRm >> 6;
-  const hasSib = (modRm & 7) === 4 && mod !== 3;
-  const dispBytes = mod === 1 ? 1 : mod === 2 || (mod === 0 && (modRm & 7) === 5) ? 4 : 0;
-  return at + 3 + (hasSib ? 1 : 0) + dispBytes - from;
-}
-
-/** Can execution leave this last instruction of a function at its end? A call there never comes back. */
-function fallsOut(last: Insn): boolean {
-  return !["jump", "jump-indirect", "return", "stop", "call", "call-indirect"].includes(last.flow);
 }
 
 /**
