@@ -16,8 +16,9 @@
  * to stack and context is constant; a scratch register is one that no BPF register has, so it needs no saving.
  */
 import type { Assembler, Label, Mem } from "../../x86/assembler.ts";
-import { hasReg, R11, RAX, RCX, type Reg, type RegSet, RSI, RSP, regsOf } from "../../x86/registers.ts";
+import { hasReg, R11, RAX, type Reg, type RegSet, RSI, RSP, regsOf } from "../../x86/registers.ts";
 import { type Assignment, calleeSavedRegs, preferredRegs } from "./allocate.ts";
+import { emitAlu, emitByteOrder, emitShift, type ZeroFlag } from "./emit-arithmetic.ts";
 import { emitAtomic } from "./emit-atomic.ts";
 import { emitForEach, emitLoop } from "./emit-callbacks.ts";
 import { emitDivide } from "./emit-divide.ts";
@@ -111,8 +112,7 @@ export class FunctionEmitter implements OperationContext {
   #leave: Label | undefined;
   /** The slot of the operation that is being written. */
   #slot = 0;
-  /** What the zero flag tells: whether this register, in this width, is zero. */
-  #zeroFlag: { readonly reg: Reg; readonly width: 32 | 64 } | undefined;
+  #zeroFlag: ZeroFlag | undefined;
 
   constructor(input: FunctionInput) {
     this.asm = input.asm;
@@ -247,7 +247,7 @@ export class FunctionEmitter implements OperationContext {
   }
 
   /** `flag` is what the zero flag tells about the operation before. */
-  #op(op: Op, flag: { readonly reg: Reg; readonly width: 32 | 64 } | undefined): void {
+  #op(op: Op, flag: ZeroFlag | undefined): void {
     const { asm } = this;
     switch (op.kind) {
       case "const":
@@ -265,10 +265,10 @@ export class FunctionEmitter implements OperationContext {
         asm.movsx(this.dst(op.dst), this.reg(op.src), op.from, op.width);
         return;
       case "alu":
-        this.#alu(op);
+        this.#zeroFlag = emitAlu(this, op);
         return;
       case "shift":
-        this.#shift(op);
+        this.#zeroFlag = emitShift(this, op);
         return;
       case "divide":
         emitDivide(this, op);
@@ -278,7 +278,7 @@ export class FunctionEmitter implements OperationContext {
         this.#zeroFlag = { reg: this.reg(op.dst), width: op.width };
         return;
       case "byte-order":
-        this.#byteOrder(op);
+        emitByteOrder(this, op);
         return;
       case "load":
         this.#load(op);
@@ -436,93 +436,6 @@ export class FunctionEmitter implements OperationContext {
     else this.asm.lea(dst, { base: RSP, disp });
   }
 
-  #alu(op: Extract<Op, { kind: "alu" }>): void {
-    const { asm } = this;
-    const dst = this.dst(op.dst);
-    if (op.src.kind === "reg") {
-      if (op.op === "mul") asm.imul(dst, this.reg(op.src.reg), op.width);
-      else {
-        asm.alu(op.op, dst, this.reg(op.src.reg), op.width);
-        this.#zeroFlag = { reg: dst, width: op.width };
-      }
-      return;
-    }
-    const { value } = op.src;
-    const power = Math.log2(value >>> 0);
-    if (op.op === "mul") {
-      if (value === 0) asm.zero(dst);
-      else if (value === 1) this.#keepWidth(dst, op.width);
-      else if (value > 0 && Number.isInteger(power)) asm.shl(dst, power, op.width);
-      else asm.imulImm(dst, dst, value, op.width);
-      return;
-    }
-    if (op.op === "and") {
-      if (value === -1) this.#keepWidth(dst, op.width);
-      else if (value === 0xff) asm.movzx(dst, dst, 8);
-      else if (value === 0xffff) asm.movzx(dst, dst, 16);
-      else {
-        // The high half becomes zero either way.
-        asm.andImm(dst, value, value >= 0 ? 32 : op.width);
-        this.#zeroFlag = { reg: dst, width: op.width };
-      }
-      return;
-    }
-    if (value === 0) this.#keepWidth(dst, op.width);
-    else if (op.op === "xor" && value === -1) asm.not(dst, op.width);
-    else {
-      asm.aluImm(op.op, dst, value, op.width);
-      this.#zeroFlag = { reg: dst, width: op.width };
-    }
-  }
-
-  /** An operation without effect, except that 32-bit ones clear the high half. */
-  #keepWidth(dst: Reg, width: 32 | 64): void {
-    if (width === 32) this.asm.mov(dst, dst, 32);
-  }
-
-  #shift(op: Extract<Op, { kind: "shift" }>): void {
-    const { asm } = this;
-    const dst = this.dst(op.dst);
-    if (op.src.kind === "imm") {
-      const count = op.src.value & (op.width - 1);
-      if (count === 0) this.#keepWidth(dst, op.width);
-      else {
-        asm.shift(op.op, dst, count, op.width);
-        this.#zeroFlag = { reg: dst, width: op.width };
-      }
-      return;
-    }
-    const count = this.reg(op.src.reg);
-    if (count === RCX && dst !== RCX) {
-      asm.shiftCl(op.op, dst, op.width);
-      return;
-    }
-    this.clobber(RCX);
-    if (dst === RCX) {
-      const temp = this.scratchPool(1 << RCX).take();
-      asm.mov(temp, RCX);
-      if (count !== RCX) asm.mov(RCX, count, 32);
-      asm.shiftCl(op.op, temp, op.width);
-      asm.mov(RCX, temp);
-      return;
-    }
-    const saved = this.isNeededAfter(RCX, op.dst) ? this.scratchPool(1 << RCX).take() : undefined;
-    if (saved !== undefined) asm.mov(saved, RCX);
-    asm.mov(RCX, count, 32);
-    asm.shiftCl(op.op, dst, op.width);
-    if (saved !== undefined) asm.mov(RCX, saved);
-  }
-
-  #byteOrder(op: Extract<Op, { kind: "byte-order" }>): void {
-    const { asm } = this;
-    const dst = this.dst(op.dst);
-    if (op.bits === 16) {
-      if (op.swaps) asm.rol(dst, 8, 16);
-      asm.movzx(dst, dst, 16);
-    } else if (op.swaps) asm.bswap(dst, op.bits);
-    else if (op.bits === 32) asm.mov(dst, dst, 32);
-  }
-
   #load(op: Extract<Op, { kind: "load" }>): void {
     const { asm } = this;
     const mem = this.mem(op.mem);
@@ -533,10 +446,7 @@ export class FunctionEmitter implements OperationContext {
     else asm.movzx(dst, mem, (op.lenBytes * 8) as 8 | 16);
   }
 
-  #branch(
-    op: Extract<Op, { kind: "branch" }>,
-    flag: { readonly reg: Reg; readonly width: 32 | 64 } | undefined,
-  ): void {
+  #branch(op: Extract<Op, { kind: "branch" }>, flag: ZeroFlag | undefined): void {
     const { asm } = this;
     const dst = this.reg(op.dst);
     const { src } = op;
