@@ -9,7 +9,7 @@
 import type { Assembler, Label } from "../../x86/assembler.ts";
 import { hasReg, type RegSet, regSet } from "../../x86/registers.ts";
 import { CALL_LOCAL, OP_CALL, OP_LDIMM64 } from "../opcodes.ts";
-import type { Bundle, ProgramSpec, Proof } from "../program.ts";
+import type { Bundle, ProgramSpec, Proof, Subprogram } from "../program.ts";
 import { type Assignment, assignRegs, calleeSavedRegs, preferredRegs } from "./allocate.ts";
 import { foldOperations } from "./fold.ts";
 import { type EmittedFunction, FunctionEmitter, type TailTargets } from "./function-emitter.ts";
@@ -36,6 +36,8 @@ export interface CompilationContext {
   routineFor(call: HelperCall): Routine;
   fillPidCache(): Routine;
   takeSlot(): Routine;
+  /** Stands for a function that is never called, such as the callback of no iterations. */
+  unreached(): Routine;
 }
 
 export interface ProgramOptions {
@@ -87,10 +89,11 @@ class FunctionCompiler {
 
   /** Compiles the function that begins at this slot, after those that it calls. */
   compile(start: number): EmittedFunction {
-    const found = this.#proof.subprograms.find((fn) => fn.start === start);
+    const found = this.#find(start);
     if (found === undefined) throw new JitError(`compile program: no function begins at ${start}`);
     this.#functions.set(start, "open");
     for (const callee of this.#calleesIn(start, found.end)) {
+      if (this.#find(callee) === undefined) continue;
       const known = this.#functions.get(callee);
       if (known === "open") throw new JitError(`compile program: the function at ${callee} calls itself`);
       if (known === undefined) this.compile(callee);
@@ -134,6 +137,10 @@ class FunctionCompiler {
     return emitted;
   }
 
+  #find(start: number): Subprogram | undefined {
+    return this.#proof.subprograms.find((fn) => fn.start === start);
+  }
+
   /** Slots where the functions begin that code in `[start, end)` calls or hands to a helper. */
   *#calleesIn(start: number, end: number): Generator<number> {
     const { insns } = this.#program;
@@ -169,9 +176,8 @@ class FunctionCompiler {
       hasContextAbove: entry === "context",
       knownLoad: this.#knownLoad,
       functionAt: (slot) => {
-        const known = this.#functions.get(slot);
-        if (known === undefined || known === "open")
-          throw new JitError(`compile program: no function at ${slot}`);
+        const known = this.#functions.get(slot) ?? context.unreached();
+        if (known === "open") throw new JitError(`compile program: the function at ${slot} is not compiled`);
         return known;
       },
     };

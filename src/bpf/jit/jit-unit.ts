@@ -19,7 +19,7 @@
  * lock, and assumes nothing about the alignment of rsp.
  */
 import type { Assembler, Label } from "../../x86/assembler.ts";
-import { RAX, type RegSet } from "../../x86/registers.ts";
+import { RAX, type RegSet, regSet } from "../../x86/registers.ts";
 import { HELPER_OVERRIDE_RETURN, HELPER_TAIL_CALL } from "../helpers.ts";
 import type { Bundle, ProgramSpec, Proof } from "../program.ts";
 import { type CompilationContext, type CompiledFunctions, compileProgram } from "./compile-program.ts";
@@ -155,6 +155,17 @@ export class JitUnit {
       isNear: (address) => isNear(this.#asm, address),
       routineFor: (call: HelperCall) => routineFor({ routines, env, bundle: this.#bundle }, call),
       fillPidCache: () => fillPidCache(routines, env),
+      unreached: () =>
+        routines.get("unreached", () => ({
+          args: [],
+          clobbers: regSet(RAX),
+          stackBytes: 0,
+          emit: (a) => {
+            // Ends an iteration that should not have begun.
+            a.movImm(RAX, 1);
+            a.ret();
+          },
+        })),
       takeSlot: () => takeSlot(routines, env, env.mapAddr(owner), maps[owner]!.cpus!),
     };
   }
