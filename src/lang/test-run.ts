@@ -168,7 +168,7 @@ export class TestRun {
 
 /** Keys and values of a map. */
 function elementsOf(map: OpenedMap): [Uint8Array, Uint8Array][] {
-  if ("reserve" in map) return [];
+  if (map.kind !== "array" && map.kind !== "hash") return [];
   return [...map.entries()].map(({ key, value }) => [key, value]);
 }
 

@@ -2,6 +2,7 @@
 import { u64 } from "../alu.ts";
 import { HELPER_FOR_EACH_MAP_ELEM, HELPER_LOOP } from "../helpers.ts";
 import type { HelperWorld } from "./helper-world.ts";
+import { slotOf } from "./map-calls.ts";
 import { MemoryFault, newBlock } from "./memory.ts";
 
 const EINVAL = 22n;
@@ -50,7 +51,7 @@ function forEach(world: HelperWorld, map: bigint, visit: (key: bigint, value: bi
   const lenBytes = access.spec.keyBytes;
   space.add({ name: `key of map ${access.spec.name}`, base, lenBytes, writable: false, block, offset: 0 });
   let visited = 0n;
-  for (const { key, offset } of access.entries()) {
+  for (const { key, offset } of access.entries(slotOf(world, access.spec))) {
     block.bytes.set(key);
     visited++;
     if (visit(base, maps.addressOfValue(map, offset)) !== 0n) break;

@@ -5,7 +5,14 @@
  * a pointer to it. A value's region stays: its memory belongs to the map for as long as the map lives. A record's
  * region goes with its submit or discard.
  */
-import type { LookupMapAccess, MapAccess, RingMapAccess } from "./host.ts";
+import type {
+  LookupMapAccess,
+  MapAccess,
+  OuterMapAccess,
+  PushMapAccess,
+  RingMapAccess,
+  StackMapAccess,
+} from "./host.ts";
 import { type AddressSpace, type Block, blockOf, MemoryFault } from "./memory.ts";
 
 const HANDLE_BASE = 0x10_0000_0000n;
@@ -35,6 +42,38 @@ export class InterpreterMaps {
     if (!("lookup" in map))
       throw new MemoryFault(`map helper on map ${map.spec.name} of kind ${map.spec.kind}`);
     return map;
+  }
+
+  getOuterMap(handle: bigint): OuterMapAccess | undefined {
+    const map = this.#get(handle);
+    return "innerAt" in map ? map : undefined;
+  }
+
+  getPushMap(handle: bigint): PushMapAccess {
+    const map = this.#get(handle);
+    if (!("push" in map))
+      throw new MemoryFault(`map helper on map ${map.spec.name} of kind ${map.spec.kind}`);
+    return map;
+  }
+
+  getStackMap(handle: bigint): StackMapAccess {
+    const map = this.#get(handle);
+    if (!("insert" in map))
+      throw new MemoryFault(`stack helper on map ${map.spec.name} of kind ${map.spec.kind}`);
+    return map;
+  }
+
+  getRingMap(handle: bigint): RingMapAccess {
+    return this.#getRing(this.#indexOf(handle));
+  }
+
+  /** The inner map in a slot of a map of maps, or 0. Only a map that is as the outer one says is handed on. */
+  innerMap(outer: OuterMapAccess, key: Uint8Array): bigint {
+    const at = outer.innerAt(key);
+    const index = this.#maps.findIndex(
+      (map) => map.byteOffset === at && outer.spec.inner?.kind === map.spec.kind,
+    );
+    return at === undefined || index < 0 ? 0n : this.handleOf(index);
   }
 
   /** Index of the program in a slot of a program array. */

@@ -10,12 +10,13 @@
  */
 import type { Assembler, Label } from "../../x86/assembler.ts";
 import { R8, R9, R10, RAX, RCX, RDI, RDX, type Reg, RSI, RSP } from "../../x86/registers.ts";
-import { ELEMENT_KEY, HASH_BUCKETS, HASH_MULTIPLIER, HASH_ROTATE } from "../maps/layout.ts";
-import type { HashRoutineInput } from "./hash-pool.ts";
-import { emitAddress, emitCopyWords, emitLoadBytes } from "./memory-moves.ts";
+import { ELEMENT_KEY, HASH_BUCKETS } from "../maps/hash-layout.ts";
+import { emitHashWords } from "./key-hash.ts";
+import { emitMapAddress, type HashRoutineInput } from "./map-input.ts";
+import { emitCopyWords, emitLoadBytes } from "./memory-moves.ts";
 import type { Routine } from "./routine.ts";
 
-/** Above this many words a key is hashed and compared in loops. */
+/** Above this many words a key is compared in a loop. */
 const UNROLLED_KEY_WORDS = 8;
 
 /** Where a padded copy of the key lies in the frame of a routine, if its size is no multiple of 8. */
@@ -31,10 +32,9 @@ export function nextReg(input: HashRoutineInput): Reg {
 
 /** rdi = map, rdx = key word 0; rsi = whole key, padded, if it has more words. */
 export function emitLoadMapAndKey(a: Assembler, input: HashRoutineInput, keyFrame: number): void {
-  const { spec, mapAddr } = input;
+  const { spec, layout } = input;
   if (isOneWord(input)) {
-    // rdi is loaded afterwards: it serves as the second register of the odd sizes.
-    emitLoadBytes(a, RDX, { base: RSI, disp: 0 }, spec.keyBytes, RDI);
+    emitLoadBytes(a, RDX, { base: RSI, disp: 0 }, spec.keyBytes, R8);
   } else {
     if (keyFrameBytes(input) > 0) {
       emitCopyWords(a, { base: RSP, disp: keyFrame }, { base: RSI, disp: 0 }, spec.keyBytes, R9, R10, R8);
@@ -42,7 +42,7 @@ export function emitLoadMapAndKey(a: Assembler, input: HashRoutineInput, keyFram
     }
     a.mov(RDX, { base: RSI });
   }
-  emitAddress(a, RDI, mapAddr);
+  emitMapAddress(a, input, { offset: layout.headerBytes });
 }
 
 export interface Traversal {
@@ -110,30 +110,14 @@ export function emitTraversal(
 
 /** rcx = hash of the key; uses rax, and r9 for long keys. */
 function emitHash(a: Assembler, input: HashRoutineInput): void {
-  const { keyWords } = input.layout;
-  if (isOneWord(input)) {
-    a.movImm(RCX, HASH_MULTIPLIER);
-    a.imul(RCX, RDX);
-    return;
-  }
-  a.movImm(RAX, HASH_MULTIPLIER);
-  a.mov(RCX, RDX);
-  a.imul(RCX, RAX);
-  if (keyWords <= UNROLLED_KEY_WORDS) {
-    for (let i = 1; i < keyWords; i++) {
-      a.rol(RCX, HASH_ROTATE);
-      a.xor(RCX, { base: RSI, disp: i * 8 });
-      a.imul(RCX, RAX);
-    }
-    return;
-  }
-  a.movImm(R9, -(keyWords - 1) * 8);
-  const word = a.here("hash");
-  a.rol(RCX, HASH_ROTATE);
-  a.xor(RCX, { base: RSI, index: R9, disp: keyWords * 8 });
-  a.imul(RCX, RAX);
-  a.addImm(R9, 8);
-  a.jcc("ne", word);
+  emitHashWords(a, {
+    hash: RCX,
+    first: RDX,
+    rest: RSI,
+    words: input.layout.keyWords,
+    temp: RAX,
+    counter: R9,
+  });
 }
 
 /** Compares the words after the first; uses r10. A long key's loop counts in the element's address. */

@@ -21,8 +21,8 @@ import {
   r4,
   r10,
 } from "../index.ts";
-import { hashOf } from "../maps/hash-map.ts";
 import { type HashMap, layoutMap, RingConsumer, type RingMap } from "../maps/index.ts";
+import { hashOf } from "../maps/key-hash.ts";
 
 const ENTRIES = 8;
 

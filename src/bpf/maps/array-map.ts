@@ -1,7 +1,7 @@
 /** An array in shared memory, as the tracer sees it. */
 import type { MapSpec } from "../program.ts";
+import type { ArrayLayout } from "./array-layout.ts";
 import { BPF_EXIST, BPF_NOEXIST, E2BIG, EEXIST, EINVAL } from "./error-numbers.ts";
-import type { ArrayLayout } from "./layout.ts";
 import type { SharedMemory } from "./shared-memory.ts";
 import { copyToWords, readValue } from "./value-access.ts";
 
@@ -10,18 +10,19 @@ export class ArrayMap {
   readonly spec: MapSpec;
   readonly layout: ArrayLayout;
   readonly memory: SharedMemory;
-  readonly #base: number;
+  /** Where the map's storage begins in `memory`. */
+  readonly byteOffset: number;
 
   constructor(spec: MapSpec, layout: ArrayLayout, memory: SharedMemory, byteOffset: number) {
     this.spec = spec;
     this.layout = layout;
     this.memory = memory;
-    this.#base = byteOffset;
+    this.byteOffset = byteOffset;
   }
 
   /** Byte offset of element `index` in `memory`; undefined beyond the end. */
   valueOffset(index: number): number | undefined {
-    return index < this.spec.maxEntries ? this.#base + index * this.layout.stride : undefined;
+    return index < this.spec.maxEntries ? this.byteOffset + index * this.layout.stride : undefined;
   }
 
   /** Byte offset of the value in `memory`. The key is an index, 4 bytes, little endian. */
@@ -30,7 +31,7 @@ export class ArrayMap {
   }
 
   update(key: Uint8Array, value: Uint8Array, flags: bigint): number {
-    if (flags > BPF_EXIST) return EINVAL;
+    if (BigInt.asUintN(64, flags) > BPF_EXIST) return EINVAL;
     const offset = this.lookup(key);
     if (offset === undefined) return E2BIG;
     if (flags === BPF_NOEXIST) return EEXIST;
@@ -52,8 +53,7 @@ export class ArrayMap {
   /** All elements, as copies, in order. */
   *entries(): Generator<{ readonly key: Uint8Array; readonly value: Uint8Array; readonly offset: number }> {
     for (let index = 0; index < this.spec.maxEntries; index++) {
-      const key = new Uint8Array(4);
-      new DataView(key.buffer).setUint32(0, index, true);
+      const key = keyOfIndex(index);
       const offset = this.valueOffset(index)!;
       yield { key, value: readValue(this.memory, offset, this.spec.valueBytes), offset };
     }
@@ -62,12 +62,19 @@ export class ArrayMap {
   /** Makes every value zero. Additions by programs meanwhile are either kept or cleared. */
   clear(): void {
     const { words } = this.memory;
-    const first = this.#base / 8;
+    const first = this.byteOffset / 8;
     const end = first + (this.layout.stride * this.spec.maxEntries) / 8;
     for (let i = first; i < end; i++) if (Atomics.load(words, i) !== 0n) Atomics.store(words, i, 0n);
   }
 }
 
-function indexOfKey(key: Uint8Array): number {
+/** The index that a 4-byte key is. */
+export function indexOfKey(key: Uint8Array): number {
   return new DataView(key.buffer, key.byteOffset, key.byteLength).getUint32(0, true);
+}
+
+export function keyOfIndex(index: number): Uint8Array {
+  const key = new Uint8Array(4);
+  new DataView(key.buffer).setUint32(0, index, true);
+  return key;
 }

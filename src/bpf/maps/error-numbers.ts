@@ -2,10 +2,13 @@
 
 export const ENOENT = -2;
 export const E2BIG = -7;
-/** Only from the tracer's accessors: the memory is corrupt or changes faster than it can be read. */
+export const EAGAIN = -11;
+export const ENOMEM = -12;
+/** The memory is corrupt or changes faster than it can be read. */
 export const EBUSY = -16;
 export const EEXIST = -17;
 export const EINVAL = -22;
+export const ENOSPC = -28;
 
 export const BPF_ANY = 0n;
 export const BPF_NOEXIST = 1n;

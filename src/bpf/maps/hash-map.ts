@@ -1,39 +1,47 @@
 /**
- * A hash map in shared memory, as the tracer sees it: the same algorithm as the routines of the JIT (layout.ts has
- * the invariants), and as safe against everything that runs at the same time.
+ * A hash map in shared memory, as the tracer sees it: the same algorithm as the routines of the JIT (hash-layout.ts
+ * has the invariants), and as safe against everything that runs at the same time.
  *
  * The memory belongs to a traced process and may hold anything: refs are checked, loops are bounded, and a map
  * that makes no sense reads as empty.
  *
- * Not handled: a value of more than 8 bytes that a program writes meanwhile can be read half old and half new.
- * An update of a key that is there writes in place; if the key is deleted in the same instant the write can hit the
- * next user of the element, as with a value pointer that a program holds.
+ * Not handled: a value of more than 8 bytes that a program writes through a pointer can be read half old and half
+ * new. A program that holds such a pointer while its key is deleted or replaced can see the value of the element's
+ * next user, as with the kernel's preallocated maps.
  */
 import type { MapSpec } from "../program.ts";
-import { BPF_ANY, BPF_EXIST, BPF_NOEXIST, E2BIG, EBUSY, EEXIST, EINVAL, ENOENT } from "./error-numbers.ts";
 import {
-  ELEMENT_FREE_LINK,
+  BPF_ANY,
+  BPF_EXIST,
+  BPF_NOEXIST,
+  E2BIG,
+  EBUSY,
+  EEXIST,
+  EINVAL,
+  ENOENT,
+  ENOMEM,
+} from "./error-numbers.ts";
+import {
+  CLOCK_MOST_STEPS,
+  CLOCK_STEPS,
   ELEMENT_KEY,
   HASH_BUCKETS,
-  HASH_FREE,
-  HASH_MULTIPLIER,
+  HASH_HAND,
   HASH_REFUSED,
-  HASH_ROTATE,
-  HASH_USED,
   type HashLayout,
-  MARK,
-  REF_MASK,
-} from "./layout.ts";
+  hashPool,
+  REF_IS_SPARE,
+  sparePool,
+} from "./hash-layout.ts";
+import { hashOf } from "./key-hash.ts";
 import type { SharedMemory } from "./shared-memory.ts";
+import { ElementPool, MARK, REF_MASK, retarget } from "./tagged-words.ts";
 import { copyToWords, readValue, wordsOf } from "./value-access.ts";
 
 /** Traversals that start over before the tracer gives up; programs never wait for the tracer, it may for them. */
 const MAX_RESTARTS = 2000;
-/**
- * Attempts at the free list. Programs that insert and delete all the time change it every few nanoseconds, so some
- * thousands can fail; giving up loses an element.
- */
-const MAX_POOL_TRIES = 5_000_000;
+/** Deletions in a full LRU map whose element another thread took. */
+const MAX_EVICTIONS = 100;
 
 /** Where a traversal for a key ended. Indexes are into `memory.words`. */
 type Found =
@@ -48,21 +56,41 @@ type Found =
   | { readonly kind: "absent"; readonly headWord: bigint }
   | { readonly kind: "broken" };
 
+/** An element that is not in the map yet. */
+interface NewElement {
+  readonly element: number;
+  readonly isSpare: boolean;
+}
+
+export interface HashEntry {
+  readonly key: Uint8Array;
+  readonly value: Uint8Array;
+  /** Byte offset of the value in `memory`. */
+  readonly offset: number;
+}
+
 export class HashMap {
   readonly kind = "hash";
   readonly spec: MapSpec;
   readonly layout: HashLayout;
   readonly memory: SharedMemory;
-  /** Index of the map's first word. */
+  /** Where the map's storage begins in `memory`. */
+  readonly byteOffset: number;
+  /** Index of the word from which offsets of the layout count. */
   readonly #base: number;
   readonly #words: BigInt64Array;
+  readonly #pool: ElementPool;
+  readonly #spares: ElementPool;
 
   constructor(spec: MapSpec, layout: HashLayout, memory: SharedMemory, byteOffset: number) {
     this.spec = spec;
     this.layout = layout;
     this.memory = memory;
-    this.#base = byteOffset / 8;
+    this.byteOffset = byteOffset;
+    this.#base = (byteOffset + layout.headerBytes) / 8;
     this.#words = memory.words;
+    this.#pool = new ElementPool(hashPool(layout), memory, this.#base);
+    this.#spares = new ElementPool(sparePool(layout), memory, this.#base);
   }
 
   /** How many updates found the map full, by anyone. */
@@ -70,45 +98,122 @@ export class HashMap {
     return BigInt.asUintN(64, Atomics.load(this.#words, this.#base + HASH_REFUSED / 8));
   }
 
-  /** Byte offset of the value in `memory`. */
-  lookup(key: Uint8Array): number | undefined {
+  /** Byte offset of the value in `memory`; of a per-CPU map that of this slot's copy. */
+  lookup(key: Uint8Array, slot = 0): number | undefined {
     const found = this.#find(wordsOf(key, this.spec.keyBytes));
-    return found.kind === "found" ? found.element * 8 + this.layout.valueOffset : undefined;
+    if (found.kind !== "found") return undefined;
+    this.#touch(found.element);
+    return this.#valueOffset(found.element, slot);
   }
 
-  update(key: Uint8Array, value: Uint8Array, flags: bigint = BPF_ANY): number {
-    if (flags > BPF_EXIST) return EINVAL;
+  /** A copy of the value, which nobody wrote over meanwhile other than through a pointer. Does not touch an LRU map. */
+  read(key: Uint8Array): Uint8Array | undefined {
+    return this.find(key)?.value;
+  }
+
+  /** As `read`, with the place of the value; of a per-CPU map it is that of slot 0. */
+  find(key: Uint8Array): { readonly value: Uint8Array; readonly offset: number } | undefined {
+    return this.#read(wordsOf(key, this.spec.keyBytes));
+  }
+
+  /** Of a per-CPU map only this slot's copy is written; the others of a new key are zeros. */
+  update(key: Uint8Array, value: Uint8Array, flags: bigint = BPF_ANY, slot = 0): number {
+    return this.#update(key, flags, (element, isFresh) => {
+      const { copies, valueBytes } = this.layout;
+      if (copies !== undefined && isFresh === false) this.#zeroCopies(element);
+      copyToWords(this.memory, this.#valueOffset(element, slot), value, valueBytes);
+    });
+  }
+
+  /** As `update`, with a value for every slot of a per-CPU map. */
+  updateCopies(key: Uint8Array, values: readonly Uint8Array[], flags: bigint = BPF_ANY): number {
+    return this.#update(key, flags, (element) => {
+      for (let slot = 0; slot < (this.layout.copies?.cpus ?? 1); slot++) {
+        const value = values[slot] ?? new Uint8Array(0);
+        copyToWords(this.memory, this.#valueOffset(element, slot), value, this.layout.valueBytes);
+      }
+    });
+  }
+
+  /** `write` fills the value of an element; `isFresh` is undefined where it overwrites a value. */
+  #update(
+    key: Uint8Array,
+    flags: bigint,
+    write: (element: number, isFresh: boolean | undefined) => void,
+  ): number {
+    if (BigInt.asUintN(64, flags) > BPF_EXIST) return EINVAL;
     const words = this.#words;
     const keyWords = wordsOf(key, this.spec.keyBytes);
     const head = this.#bucketOf(keyWords);
-    let element: number | undefined;
+    let taken: NewElement | undefined;
+    let writesInPlace = this.layout.spareBytes === 0;
+    const fill = (element: number, isFresh: boolean) => {
+      for (let i = 0; i < keyWords.length; i++)
+        Atomics.store(words, element + ELEMENT_KEY / 8 + i, keyWords[i]!);
+      write(element, isFresh);
+    };
+    const finish = (result: number) => {
+      if (taken !== undefined) (taken.isSpare ? this.#spares : this.#pool).release(taken.element);
+      return result;
+    };
     for (let tries = 0; tries < MAX_RESTARTS; tries++) {
       const found = this.#find(keyWords);
-      if (found.kind !== "absent") {
-        if (element !== undefined) this.#release(element);
-        if (found.kind === "broken") return EBUSY;
-        if (flags === BPF_NOEXIST) return EEXIST;
-        copyToWords(this.memory, found.element * 8 + this.layout.valueOffset, value, this.spec.valueBytes);
-        return 0;
-      }
-      if (flags === BPF_EXIST) return ENOENT;
-      if (element === undefined) {
-        element = this.#take();
-        if (element === undefined) {
-          Atomics.add(words, this.#base + HASH_REFUSED / 8, 1n);
-          return E2BIG;
+      if (found.kind === "broken") return finish(EBUSY);
+      if (found.kind === "found") {
+        if (flags === BPF_NOEXIST) return finish(EEXIST);
+        if (writesInPlace) {
+          write(found.element, undefined);
+          this.#touch(found.element);
+          return finish(0);
         }
-        for (let i = 0; i < keyWords.length; i++)
-          Atomics.store(words, element + ELEMENT_KEY / 8 + i, keyWords[i]!);
-        copyToWords(this.memory, element * 8 + this.layout.valueOffset, value, this.spec.valueBytes);
+        if (taken === undefined) {
+          const spare = this.#spares.take();
+          const fresh = spare ?? this.#pool.take();
+          if (fresh === undefined) writesInPlace = true;
+          else {
+            taken = { element: fresh.element, isSpare: spare !== undefined };
+            fill(fresh.element, fresh.isFresh);
+          }
+          continue;
+        }
+        if (this.#replace(found, taken)) return 0;
+        continue;
       }
-      const next = Atomics.load(words, element);
-      Atomics.store(words, element, retarget(next, found.headWord & REF_MASK));
+      if (flags === BPF_EXIST) return finish(ENOENT);
+      if (taken?.isSpare === true) {
+        // A spare becomes no entry: the map would hold more than it may.
+        this.#spares.release(taken.element);
+        taken = undefined;
+      }
+      if (taken === undefined) {
+        const fresh = this.#takeOrEvict();
+        if (fresh === undefined) {
+          Atomics.add(words, this.#base + HASH_REFUSED / 8, 1n);
+          return this.layout.touchedOffset === undefined ? E2BIG : ENOMEM;
+        }
+        taken = { element: fresh.element, isSpare: false };
+        fill(fresh.element, fresh.isFresh);
+      }
+      const { element } = taken;
+      this.#touch(element, 0n);
+      Atomics.store(words, element, retarget(Atomics.load(words, element), found.headWord & REF_MASK));
       const linked = retarget(found.headWord, BigInt(element - this.#base));
       if (Atomics.compareExchange(words, head, found.headWord, linked) === found.headWord) return 0;
     }
-    if (element !== undefined) this.#release(element);
-    return EBUSY;
+    return finish(EBUSY);
+  }
+
+  /** Puts the new element into the place of the one that was found; false if that has changed. */
+  #replace(found: Extract<Found, { kind: "found" }>, taken: NewElement): boolean {
+    const words = this.#words;
+    const { element: old, next, from, fromWord } = found;
+    this.#touch(taken.element);
+    Atomics.store(words, taken.element, retarget(Atomics.load(words, taken.element), next & REF_MASK));
+    const ref = BigInt(taken.element - this.#base) | (taken.isSpare ? REF_IS_SPARE : 0n);
+    const marked = retarget(next, ref) | MARK;
+    if (Atomics.compareExchange(words, old, next, marked) !== next) return false;
+    if (!this.#unlink(from, fromWord, old, marked)) this.#find(this.#keyOf(taken.element));
+    return true;
   }
 
   delete(key: Uint8Array): number {
@@ -127,41 +232,114 @@ export class HashMap {
   }
 
   /**
-   * The entries, as copies. A key that is there all the time is seen exactly once; one that comes or goes meanwhile
-   * is seen once or not at all. `offset` is the byte offset of the value in `memory`.
+   * The entries, as copies; of a per-CPU map with the copy of slot 0. A key that is there all the time is seen
+   * exactly once; one that comes or goes meanwhile is seen once or not at all.
    */
-  *entries(): Generator<{ readonly key: Uint8Array; readonly value: Uint8Array; readonly offset: number }> {
+  *entries(): Generator<HashEntry> {
     // A key that is deleted and inserted again meanwhile can turn up in two elements.
     const seen = new Set<string>();
-    for (const { keyWords, element } of this.#elements()) {
+    for (const keyWords of this.#keys()) {
       const name = keyWords.join();
       if (seen.has(name)) continue;
+      const read = this.#read(keyWords);
+      if (read === undefined) continue;
       seen.add(name);
-      const offset = element * 8 + this.layout.valueOffset;
-      const value = readValue(this.memory, offset, this.spec.valueBytes);
-      const key = new Uint8Array(keyWords.buffer, 0, this.spec.keyBytes);
-      yield { key, value, offset };
+      yield { key: new Uint8Array(keyWords.buffer, 0, this.spec.keyBytes), ...read };
     }
   }
 
   /** Deletes every entry. One that a program inserts meanwhile may stay. */
   clear(): void {
-    for (const { keyWords } of this.#elements()) this.delete(new Uint8Array(keyWords.buffer));
+    for (const keyWords of this.#keys()) this.delete(new Uint8Array(keyWords.buffer));
   }
 
-  /** Elements that were ever used and that a traversal for their key finds; buckets that nobody used stay untouched. */
-  *#elements(): Generator<{ readonly keyWords: BigInt64Array; readonly element: number }> {
-    const { stride, poolBytes, elementsOffset, keyWords: keyLength } = this.layout;
-    const usedWords = BigInt.asUintN(64, Atomics.load(this.#words, this.#base + HASH_USED / 8));
-    const used = Math.min(Number(usedWords) * 8, poolBytes);
+  /** A copy of the value that no replacement or new user of the element came into. */
+  #read(keyWords: BigInt64Array): { readonly value: Uint8Array; readonly offset: number } | undefined {
+    for (let tries = 0; tries < MAX_RESTARTS; tries++) {
+      const found = this.#find(keyWords);
+      if (found.kind !== "found") return undefined;
+      const offset = this.#valueOffset(found.element, 0);
+      const value = readValue(this.memory, offset, this.layout.valueBytes);
+      if (Atomics.load(this.#words, found.element) === found.next) return { value, offset };
+    }
+    return undefined;
+  }
+
+  /**
+   * The keys that are there. Where keys stay in their element the elements that were ever used are looked at, so that
+   * buckets that nobody used stay untouched; where replacements move them, all buckets.
+   */
+  *#keys(): Generator<BigInt64Array> {
+    if (this.layout.spareBytes > 0) {
+      for (let bucket = 0; bucket < this.layout.buckets; bucket++) yield* this.#keysIn(bucket);
+      return;
+    }
+    const { stride, elementsOffset } = this.layout;
+    const used = this.#pool.usedBytes;
     for (let at = 0; at < used; at += stride) {
       const element = this.#base + (elementsOffset + at) / 8;
-      const keyWords = new BigInt64Array(keyLength);
-      for (let i = 0; i < keyLength; i++)
-        keyWords[i] = Atomics.load(this.#words, element + ELEMENT_KEY / 8 + i);
+      const keyWords = this.#keyOf(element);
       const found = this.#find(keyWords);
-      if (found.kind === "found" && found.element === element) yield { keyWords, element };
+      if (found.kind === "found" && found.element === element) yield keyWords;
     }
+  }
+
+  /** The keys of one bucket, at one moment. */
+  #keysIn(bucket: number): BigInt64Array[] {
+    const words = this.#words;
+    const head = this.#base + HASH_BUCKETS / 8 + bucket;
+    const most = (this.layout.poolBytes + this.layout.spareBytes) / this.layout.stride;
+    restart: for (let tries = 0; tries < MAX_RESTARTS; tries++) {
+      const keys: BigInt64Array[] = [];
+      let from = head;
+      let fromWord = Atomics.load(words, head);
+      for (let steps = 0; steps <= most; steps++) {
+        const ref = Number(fromWord & REF_MASK);
+        if (ref === 0) return keys;
+        if (!this.#pool.isElement(ref)) return [];
+        const element = this.#base + ref;
+        const next = Atomics.load(words, element);
+        const key = this.#keyOf(element);
+        if (Atomics.load(words, from) !== fromWord) continue restart;
+        if ((next & MARK) !== 0n) {
+          this.#unlink(from, fromWord, element, next);
+          continue restart;
+        }
+        keys.push(key);
+        from = element;
+        fromWord = next;
+      }
+      return [];
+    }
+    return [];
+  }
+
+  #keyOf(element: number): BigInt64Array {
+    const keyWords = new BigInt64Array(this.layout.keyWords);
+    for (let i = 0; i < keyWords.length; i++)
+      keyWords[i] = Atomics.load(this.#words, element + ELEMENT_KEY / 8 + i);
+    return keyWords;
+  }
+
+  /** Byte offset in `memory`. */
+  #valueOffset(element: number, slot: number): number {
+    const { copies, valueOffset, elementsOffset } = this.layout;
+    if (copies === undefined) return element * 8 + valueOffset;
+    const index = ((element - this.#base) * 8 - elementsOffset) / 2 ** copies.elementShift;
+    return this.#base * 8 + copies.offset + (slot % copies.cpus) * copies.slotBytes + index * copies.stride;
+  }
+
+  #zeroCopies(element: number): void {
+    const none = new Uint8Array(0);
+    for (let slot = 0; slot < this.layout.copies!.cpus; slot++)
+      copyToWords(this.memory, this.#valueOffset(element, slot), none, this.layout.valueBytes);
+  }
+
+  #touch(element: number, how = 1n): void {
+    const { touchedOffset } = this.layout;
+    if (touchedOffset === undefined) return;
+    const place = element + touchedOffset / 8;
+    if (Atomics.load(this.#words, place) !== how) Atomics.store(this.#words, place, how);
   }
 
   #bucketOf(keyWords: BigInt64Array): number {
@@ -172,14 +350,15 @@ export class HashMap {
   #find(keyWords: BigInt64Array): Found {
     const words = this.#words;
     const head = this.#bucketOf(keyWords);
+    const most = (this.layout.poolBytes + this.layout.spareBytes) / this.layout.stride;
     restart: for (let tries = 0; tries < MAX_RESTARTS; tries++) {
       const headWord = Atomics.load(words, head);
       let from = head;
       let fromWord = headWord;
-      for (let steps = 0; steps <= this.spec.maxEntries; steps++) {
+      for (let steps = 0; steps <= most; steps++) {
         const ref = Number(fromWord & REF_MASK);
         if (ref === 0) return { kind: "absent", headWord };
-        if (!this.#isElement(ref)) return { kind: "broken" };
+        if (!this.#pool.isElement(ref)) return { kind: "broken" };
         const element = this.#base + ref;
         const next = Atomics.load(words, element);
         const isMatch = keyWords.every(
@@ -199,66 +378,46 @@ export class HashMap {
     return { kind: "broken" };
   }
 
-  #isElement(ref: number): boolean {
-    const at = ref * 8 - this.layout.elementsOffset;
-    return at >= 0 && at < this.layout.poolBytes && at % this.layout.stride === 0;
-  }
-
-  /** Takes a marked element out of its list and gives it to the pool; false if the word before it has changed. */
+  /** Takes a marked element out of its list and gives it to its pool; false if the word before it has changed. */
   #unlink(from: number, fromWord: bigint, element: number, next: bigint): boolean {
-    const skipping = retarget(fromWord, next & REF_MASK);
+    const skipping = retarget(fromWord, next & REF_MASK & ~REF_IS_SPARE);
     if (Atomics.compareExchange(this.#words, from, fromWord, skipping) !== fromWord) return false;
-    this.#release(element);
+    ((next & REF_IS_SPARE) === 0n ? this.#pool : this.#spares).release(element);
     return true;
   }
 
-  /** An element from the pool; its index, or undefined if there is none. */
-  #take(): number | undefined {
-    const words = this.#words;
-    const freePlace = this.#base + HASH_FREE / 8;
-    for (let tries = 0; tries < MAX_POOL_TRIES; tries++) {
-      const word = Atomics.load(words, freePlace);
-      const ref = Number(word & REF_MASK);
-      if (ref === 0 || !this.#isElement(ref)) break;
-      const link = Atomics.load(words, this.#base + ref + ELEMENT_FREE_LINK / 8) & REF_MASK;
-      if (Atomics.compareExchange(words, freePlace, word, retarget(word, link)) === word)
-        return this.#base + ref;
+  /** An element for a new key; in a full LRU map that of another key, which is deleted. */
+  #takeOrEvict(): { readonly element: number; readonly isFresh: boolean } | undefined {
+    const fresh = this.#pool.take();
+    if (fresh !== undefined || this.layout.touchedOffset === undefined) return fresh;
+    for (let tries = 0; tries < MAX_EVICTIONS; tries++) {
+      if (!this.#evict()) return undefined;
+      const element = this.#pool.take();
+      if (element !== undefined) return element;
     }
-    const { stride, poolBytes, elementsOffset } = this.layout;
-    const usedPlace = this.#base + HASH_USED / 8;
-    const poolWords = BigInt(poolBytes / 8);
-    if (BigInt.asUintN(64, Atomics.load(words, usedPlace)) >= poolWords) return undefined;
-    const used = BigInt.asUintN(64, Atomics.add(words, usedPlace, BigInt(stride / 8)));
-    return used < poolWords ? this.#base + elementsOffset / 8 + Number(used) : undefined;
+    return undefined;
   }
 
-  #release(element: number): void {
-    const words = this.#words;
-    const freePlace = this.#base + HASH_FREE / 8;
-    const ref = BigInt(element - this.#base);
-    for (let tries = 0; tries < MAX_POOL_TRIES; tries++) {
-      const word = Atomics.load(words, freePlace);
-      Atomics.store(words, element + ELEMENT_FREE_LINK / 8, word & REF_MASK);
-      if (Atomics.compareExchange(words, freePlace, word, retarget(word, ref)) === word) return;
+  /** Deletes a key that was not touched lately; false if nothing can be deleted. */
+  #evict(): boolean {
+    const { stride, poolBytes, spareBytes, elementsOffset, touchedOffset } = this.layout;
+    const count = BigInt((poolBytes + spareBytes) / stride);
+    for (let steps = 0; steps < CLOCK_MOST_STEPS; steps++) {
+      const hand = Atomics.add(this.#words, this.#base + HASH_HAND / 8, 1n);
+      const index = Number(BigInt.asUintN(32, hand) % count);
+      const element = this.#base + (elementsOffset + index * stride) / 8;
+      if (steps < CLOCK_STEPS && Atomics.load(this.#words, element + touchedOffset! / 8) !== 0n) {
+        this.#touch(element, 0n);
+        continue;
+      }
+      const keyWords = this.#keyOf(element);
+      const found = this.#find(keyWords);
+      if (found.kind !== "found" || found.element !== element) continue;
+      const marked = retarget(found.next, found.next & REF_MASK) | MARK;
+      if (Atomics.compareExchange(this.#words, element, found.next, marked) !== found.next) continue;
+      if (!this.#unlink(found.from, found.fromWord, element, marked)) this.#find(keyWords);
+      return true;
     }
+    return false;
   }
-}
-
-/** `word` with another ref, without mark, and with the next tag. */
-function retarget(word: bigint, ref: bigint): bigint {
-  return BigInt.asIntN(64, (((word >> 32n) + 1n) << 32n) | ref);
-}
-
-/** The hash of a padded key, unsigned. */
-export function hashOf(keyWords: BigInt64Array): bigint {
-  let hash = 0n;
-  for (const [i, word] of keyWords.entries()) {
-    const unsigned = BigInt.asUintN(64, word);
-    const mixed =
-      i === 0
-        ? unsigned
-        : BigInt.asUintN(64, (hash << BigInt(HASH_ROTATE)) | (hash >> BigInt(64 - HASH_ROTATE))) ^ unsigned;
-    hash = BigInt.asUintN(64, mixed * HASH_MULTIPLIER);
-  }
-  return hash;
 }

@@ -2,8 +2,9 @@
 import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { MapSpec } from "../program.ts";
+import { HASH_BUCKETS, HASH_USED } from "./hash-layout.ts";
 import { ArrayMap, HashMap, layoutMap, openMap, RingConsumer, RingMap, sharedMemoryOf } from "./index.ts";
-import { HASH_BUCKETS, HASH_USED, RING_CELLS, RING_TAIL } from "./layout.ts";
+import { RING_CELLS, RING_TAIL } from "./ring-layout.ts";
 
 function spec(kind: MapSpec["kind"], keyBytes: number, valueBytes: number, maxEntries: number): MapSpec {
   return { name: "m", kind, keyBytes, valueBytes, maxEntries };

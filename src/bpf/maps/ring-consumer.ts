@@ -18,7 +18,7 @@ import {
   RING_HEAD,
   RING_TAIL,
   type RingLayout,
-} from "./layout.ts";
+} from "./ring-layout.ts";
 import type { SharedMemory } from "./shared-memory.ts";
 
 export interface RingConsumerOptions {

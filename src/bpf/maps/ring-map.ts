@@ -1,6 +1,6 @@
 /**
  * A ring buffer in shared memory from the writers' side, for programs that run in the tracer itself: the same
- * steps as the routine of the JIT (layout.ts has the states).
+ * steps as the routine of the JIT (ring-layout.ts has the states).
  */
 import type { MapSpec } from "../program.ts";
 import {
@@ -11,9 +11,13 @@ import {
   RING_CELLS,
   RING_DROPPED,
   RING_HEAD,
+  RING_QUERY_AVAILABLE,
+  RING_QUERY_HEAD,
+  RING_QUERY_SIZE,
+  RING_QUERY_TAIL,
   RING_TAIL,
   type RingLayout,
-} from "./layout.ts";
+} from "./ring-layout.ts";
 import type { SharedMemory } from "./shared-memory.ts";
 
 export class RingMap {
@@ -61,6 +65,34 @@ export class RingMap {
       }
       // A retired cell, or the tail has moved: then this fails.
       Atomics.compareExchange(words, base + RING_TAIL / 8, tail, tail + 1n);
+    }
+  }
+
+  /** Sends a copy of `record`; false if the ring is full (counted) or the record too long. */
+  output(record: Uint8Array): boolean {
+    const offset = this.reserve(record.length);
+    if (offset === undefined) return false;
+    this.memory.bytes.set(record, offset);
+    this.submit(offset);
+    return true;
+  }
+
+  /** What bpf_ringbuf_query returns, in bytes of cells. */
+  query(what: bigint): bigint {
+    const { cells, cellBytes } = this.layout;
+    const at = (offset: number) =>
+      BigInt.asUintN(64, Atomics.load(this.memory.words, (this.byteOffset + offset) / 8) * BigInt(cellBytes));
+    switch (what) {
+      case RING_QUERY_AVAILABLE:
+        return BigInt.asUintN(64, at(RING_TAIL) - at(RING_HEAD));
+      case RING_QUERY_SIZE:
+        return BigInt(cells * cellBytes);
+      case RING_QUERY_HEAD:
+        return at(RING_HEAD);
+      case RING_QUERY_TAIL:
+        return at(RING_TAIL);
+      default:
+        return 0n;
     }
   }
 
