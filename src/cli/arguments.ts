@@ -112,7 +112,7 @@ function parseAction(words: Words): Action {
       refuseMore(rest, 1, `${verb} takes no words`);
       return { verb, options: { format } };
     case "run":
-      return parseRun(words, { mechanism, pids });
+      return parseRun(words, { format, mechanism, pids });
     case "bpf verify":
       return { verb, options: parseObject(rest, verb) };
     case "bpf disasm":
@@ -167,14 +167,14 @@ function parseTrace(
 /** `run FILE.bpf.o`. */
 function parseRun(
   { values, rest }: Words,
-  shared: Pick<RunObjectOptions, "mechanism" | "pids">,
+  shared: Pick<RunObjectOptions, "format" | "mechanism" | "pids">,
 ): Extract<Action, { verb: "run" }> {
   const path = rest[1];
   if (path === undefined)
     throw new UsageError("run: say which object file", "for example: trapline run FILE.bpf.o -p PID");
   refuseMore(rest, 2, "run takes one object file");
   const command = parseCommand(values.get("command")?.[0]);
-  if (shared.pids.length === 0 && command === undefined)
+  if (shared.pids.length === 0 && command === undefined && !values.has("dryRun"))
     throw new UsageError("run: say in which process", `for example: trapline run ${path} -p PID`);
   return {
     verb: "run",
@@ -185,6 +185,7 @@ function parseRun(
       attach: values.get("attach") ?? [],
       quiet: values.has("quiet"),
       verbose: values.has("verbose"),
+      dryRun: values.has("dryRun"),
       maxActive: parseMaxActive(values.get("maxActive")?.[0]),
     },
   };

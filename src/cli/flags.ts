@@ -46,8 +46,8 @@ export type FlagName =
   | "help"
   | "version";
 
-const reports: readonly VerbName[] = ["trace", "list", "explain", "ps", "detach", "doctor"];
-const everywhere: readonly VerbName[] = [...reports, "run", "bpf verify", "bpf disasm", "bpf exec"];
+const reports: readonly VerbName[] = ["trace", "list", "explain", "ps", "detach", "doctor", "run"];
+const everywhere: readonly VerbName[] = [...reports, "bpf verify", "bpf disasm", "bpf exec"];
 
 const define = (
   name: FlagName,
@@ -77,7 +77,7 @@ export const flags: readonly Flag[] = [
   define("quiet", "-q", undefined, ["trace", "run", "detach"], "print only what the program prints"),
   define("verbose", "-v", undefined, ["trace", "run"], "say what was done to which site, and why"),
   define("debug", "-d", undefined, everywhere, "show bytecode and machine code; stacks of internal errors"),
-  define("dryRun", "--dry-run", undefined, ["trace"], "compile, verify, plan and print; touch nothing"),
+  define("dryRun", "--dry-run", undefined, ["trace", "run"], "compile, verify, plan and print; touch nothing"),
   define("mechanism", "--mechanism", "KIND", ["trace", "run", "explain"], "auto (default), jump or int3"),
   define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),
   define("attach", "--attach", "PROG=IMAGE:SYM", ["run"], "where a program of the object goes, instead of its section", true),

@@ -359,6 +359,12 @@ export class ElfFile implements ImageReader {
     return blocks.flatMap(({ bytes, alignBytes }) => (bytes ? parseNotes(bytes, alignBytes) : []));
   }
 
+  /** The notes of one section, loaded or not. */
+  readNotes(section: Section): readonly ElfNote[] {
+    const bytes = this.readSection(section);
+    return bytes === undefined ? [] : parseNotes(bytes, 4);
+  }
+
   /** The build-id in hex. */
   get buildId(): string | undefined {
     this.#buildId ??= { id: this.#readBuildId() };

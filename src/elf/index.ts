@@ -14,3 +14,4 @@ export {
 } from "./location.ts";
 export { editDistance, nearestNames } from "./nearest-names.ts";
 export type { ElfSymbol, SymbolKind, SymbolTable } from "./symbol-table.ts";
+export { findUsdtProbes, type UsdtProbe } from "./usdt-probes.ts";

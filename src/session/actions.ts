@@ -186,7 +186,8 @@ export class Actions {
     const { name } = map;
     const valueKind = viewKind(map);
     const opened = this.#input.maps.maps[map.map];
-    if (opened === undefined || !("entries" in opened)) throw new Error(`map ${name} is no map of values`);
+    if (opened?.kind !== "array" && opened?.kind !== "hash")
+      throw new Error(`map ${name} is no map of values`);
     if (map.keys.length > 0) {
       const entries: MapEntry[] = [];
       for (const { key, value } of opened.entries()) {
@@ -235,7 +236,7 @@ export class Actions {
 
   #zero(map: ScriptMap): void {
     const opened = this.#input.maps.maps[map.map];
-    if (opened === undefined || !("entries" in opened)) return;
+    if (opened?.kind !== "array" && opened?.kind !== "hash") return;
     const BPF_EXIST = 2n;
     if (map.keys.length === 0) opened.update(FIRST_ELEMENT, zeroedMapValue(map, opened.spec.valueBytes), 0n);
     else
@@ -247,7 +248,7 @@ export class Actions {
   #exitFlag(): boolean {
     const { script, maps } = this.#input;
     const flag = script.exitMap === undefined ? undefined : maps.maps[script.exitMap];
-    if (flag === undefined || !("entries" in flag)) return false;
+    if (flag?.kind !== "array" && flag?.kind !== "hash") return false;
     const [element] = flag.entries();
     return element?.value.some((byte) => byte !== 0) ?? false;
   }

@@ -2,14 +2,23 @@
  * `trapline bpf disasm`: the bytecode of an object's programs between the lines of its source, and with `--jit` the
  * machine code of each instruction beside it. Addresses of maps and of the code are made up: nothing is placed.
  */
-import { type Bundle, type Insn, type MapSpec, printInsn, verifyProgram } from "../bpf/index.ts";
+import {
+  type Bundle,
+  type Insn,
+  type MapSpec,
+  type Proof,
+  printInsn,
+  type Verdict,
+  verifyProgram,
+} from "../bpf/index.ts";
 import { JitUnit, type LinkEnv } from "../bpf/jit/index.ts";
 import { layoutMap } from "../bpf/maps/index.ts";
-import type { BpfObject, ObjectProgram, SourceLine } from "../bpf/object/index.ts";
+import type { BpfObject, SourceLine } from "../bpf/object/index.ts";
 import { OP_LDIMM64 } from "../bpf/opcodes.ts";
 import { hexBytes } from "../patch/index.ts";
 import { Assembler } from "../x86/assembler.ts";
 import { decodeBlock, textOf } from "../x86/decode.ts";
+import { bundleMaps, fitRings } from "./object-bundle.ts";
 import { isSameLine, type LinkedCode, loadObject, printLine, selectPrograms } from "./object-file.ts";
 import type { BpfDisasmOptions, SessionIo } from "./options.ts";
 import { processorSource } from "./processor.ts";
@@ -29,32 +38,58 @@ const BEFORE = -1;
 
 /** Prints all programs. Returns 1 if one cannot be linked, or cannot be compiled because it is rejected. */
 export async function disassembleObject(options: BpfDisasmOptions, io: SessionIo): Promise<number> {
-  const object = loadObject(options.path, OPERATION);
-  let code = 0;
-  for (const program of selectPrograms(object, options.section, { operation: OPERATION, path: options.path }))
-    if (!disassemble(program, object, options.jit, io)) code = 1;
-  return code;
+  const { path, section, jit } = options;
+  const object = loadObject(path, OPERATION);
+  const selected = selectPrograms(object, section, { operation: OPERATION, path });
+  const unit = jit ? proveObject(object) : undefined;
+  const maps = object.maps.map(({ spec }) => spec);
+  let result = 0;
+  for (const { name, section: place, code } of selected) {
+    const refuse = (reason: string) => {
+      io.err.write(`trapline: ${OPERATION}: program ${name} (${place}): ${reason}\n`);
+      result = 1;
+    };
+    if (code.kind === "refused") {
+      refuse(code.reason);
+      continue;
+    }
+    const verdict = unit?.verdicts.get(name);
+    const machine = unit !== undefined && verdict?.kind === "accepted" ? compile(unit, name) : undefined;
+    io.out.write(`program ${name} (${place}): ${code.insns.length} instructions\n`);
+    for (const line of listing(code, maps, machine)) io.out.write(`${line}\n`);
+    io.out.write("\n");
+    if (verdict?.kind === "rejected")
+      refuse(`not compiled: the verifier rejects instruction ${verdict.at}: ${verdict.message}`);
+  }
+  return result;
 }
 
-function disassemble(program: ObjectProgram, object: BpfObject, jit: boolean, io: SessionIo): boolean {
-  const { name, section, code } = program;
-  if (code.kind === "refused") {
-    io.err.write(`trapline: ${OPERATION}: program ${name} (${section}): ${code.reason}\n`);
-    return false;
-  }
-  const specs = object.maps.map(({ spec }) => spec);
-  const verdict = jit ? verifyProgram(code, specs) : undefined;
-  io.out.write(`program ${name} (${section}): ${code.insns.length} instructions\n`);
-  const machine =
-    verdict?.kind === "accepted" ? compile({ name, insns: code.insns }, verdict.proof, specs) : undefined;
-  for (const line of listing(code, specs, machine)) io.out.write(`${line}\n`);
-  io.out.write("\n");
-  if (verdict?.kind !== "rejected") return true;
-  io.err.write(
-    `trapline: ${OPERATION}: program ${name} (${section}): not compiled: ` +
-      `the verifier rejects instruction ${verdict.at}: ${verdict.message}\n`,
+/** All programs of an object that could run together. */
+interface ProvedObject {
+  readonly verdicts: ReadonlyMap<string, Verdict>;
+  /** Of those that are accepted: a tail call may lead to any of them. */
+  readonly bundle: Bundle;
+  readonly proofs: readonly Proof[];
+}
+
+function proveObject(object: BpfObject): ProvedObject {
+  const linked = object.programs.flatMap(({ name, code }) =>
+    code.kind === "linked" ? [{ name, insns: code.insns }] : [],
   );
-  return false;
+  const { specs, printk } = bundleMaps(object, linked);
+  const verdicts = new Map(linked.map((program) => [program.name, verifyProgram(program, specs)] as const));
+  const accepted = linked.flatMap((program) => {
+    const verdict = verdicts.get(program.name)!;
+    return verdict.kind === "accepted" ? [{ program, proof: verdict.proof }] : [];
+  });
+  const proofs = accepted.map(({ proof }) => proof);
+  const maps = fitRings(object, specs, proofs);
+  const programs = accepted.map(({ program }) => program);
+  return {
+    verdicts,
+    bundle: { maps, programs, ...(printk === undefined ? {} : { printk }) },
+    proofs,
+  };
 }
 
 function* listing(
@@ -91,34 +126,33 @@ function* beside(left: string, right: readonly string[]): Generator<string> {
   for (const [i, line] of right.entries()) yield `${(i === 0 ? left : "").padEnd(BYTECODE_COLUMNS)} ${line}`;
 }
 
-function compile(
-  program: Bundle["programs"][number],
-  proof: Parameters<JitUnit["emit"]>[1],
-  maps: readonly MapSpec[],
-): MachineCode {
+function compile({ bundle, proofs }: ProvedObject, name: string): MachineCode {
+  const index = bundle.programs.findIndex((program) => program.name === name);
   const addresses: bigint[] = [];
   let next = MAPS_AT;
-  for (const spec of maps) {
+  for (const spec of bundle.maps) {
     addresses.push(next);
     next += BigInt(layoutMap(spec).totalBytes);
   }
   const env: LinkEnv = {
-    mapAddr: (index) => addresses[index]!,
+    mapAddr: (map) => addresses[map]!,
     cpu: processorSource(),
     clockGettime: undefined,
     tidOffset: undefined,
     pidCache: PID_CACHE_AT,
   };
   const asm = new Assembler(CODE_AT);
-  const unit = new JitUnit(asm, { maps, programs: [] }, env);
-  const { slots, end } = unit.emit(program, proof, { marksSlots: true });
+  const unit = new JitUnit(asm, bundle, env, proofs);
+  const { slots, start, end } = unit.emit(bundle.programs[index]!, proofs[index]!, { marksSlots: true });
   unit.finish();
-  const bytes = asm.finish().subarray(0, asm.offsetOf(end));
+  const code = asm.finish();
+  const first = asm.offsetOf(start);
+  const bytes = code.subarray(first, asm.offsetOf(end));
 
   const starts = new Map([...slots].map(([slot, label]) => [asm.offsetOf(label), slot] as const));
   const listed = new Map<number, string[]>();
   let slot = BEFORE;
-  for (const insn of decodeBlock(CODE_AT, bytes).insns()) {
+  for (const insn of decodeBlock(CODE_AT + BigInt(first), bytes).insns()) {
     const offset = Number(insn.addr - CODE_AT);
     slot = starts.get(offset) ?? slot;
     const line = `${offset.toString(16).padStart(4)}: ${hexBytes(insn.bytes).padEnd(BYTES_COLUMNS)} ${textOf(insn)}`;

@@ -2,6 +2,7 @@
 import { basename } from "node:path";
 import { type MapSpec, verifyProgram } from "../bpf/index.ts";
 import type { ObjectProgram } from "../bpf/object/index.ts";
+import { bundleMaps } from "./object-bundle.ts";
 import { annotateLog, lineAt, loadObject, refusalOf, selectPrograms } from "./object-file.ts";
 import type { BpfVerifyOptions, SessionIo } from "./options.ts";
 
@@ -11,10 +12,10 @@ const OPERATION = "bpf verify";
 export async function verifyObject(options: BpfVerifyOptions, io: SessionIo): Promise<number> {
   const { path, section } = options;
   const object = loadObject(path, OPERATION);
-  const maps = object.maps.map(({ spec }) => spec);
-  const verdicts = selectPrograms(object, section, { operation: OPERATION, path }).map((program) =>
-    verifyOne(program, maps, io),
-  );
+  const selected = selectPrograms(object, section, { operation: OPERATION, path });
+  const linked = selected.flatMap(({ code }) => (code.kind === "linked" ? [code] : []));
+  const { specs } = bundleMaps(object, linked);
+  const verdicts = selected.map((program) => verifyOne(program, specs, io));
   return verdicts.every(Boolean) ? 0 : 1;
 }
 
@@ -25,6 +26,10 @@ function verifyOne(program: ObjectProgram, maps: readonly MapSpec[], io: Session
     io.err.write(`trapline: ${OPERATION}: program ${name} (${section}): ${refusal}\n`);
     return false;
   }
+  if (program.attach.kind === "unknown")
+    io.err.write(
+      `note: program ${name}: section ${section} is of no type that libbpf knows; it is verified as a probe in a process\n`,
+    );
   const verdict = verifyProgram(code, maps);
   if (verdict.kind === "accepted") {
     const { visited, stackBytes } = verdict.proof;

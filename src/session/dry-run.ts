@@ -1,23 +1,19 @@
 /** `--dry-run`: everything up to the plan, printed; nothing is touched. */
-import type { Proof } from "../bpf/index.ts";
 import { printProgram } from "../bpf/text.ts";
-import type { Script } from "../lang/index.ts";
 import { explainSite } from "../patch/index.ts";
 import { checkAttachable } from "../target/process/attach-check.ts";
 import { ProcessImages } from "../target/process/images.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
-import { type AttachRequest, CodeCache, ProbeNames, resolveProbes } from "./probe-resolution.ts";
-
-export interface DryRunInput {
-  readonly script: Script;
-  readonly proofs: readonly Proof[];
-  readonly requests: readonly AttachRequest[];
-}
+import { CodeCache, ProbeNames, resolveProbes } from "./probe-resolution.ts";
+import type { RunPrograms } from "./run.ts";
 
 /** Prints programs and, for each process, the plan of every site. Returns 1 if something could not be probed. */
-export function printPlan(options: TraceOptions, io: SessionIo, input: DryRunInput): number {
-  const { script, proofs, requests } = input;
-  script.bundle.programs.forEach((program, index) => {
+export function printPlan(
+  options: Pick<TraceOptions, "pids" | "mechanism">,
+  io: SessionIo,
+  { bundle, proofs, requests }: RunPrograms,
+): number {
+  bundle.programs.forEach((program, index) => {
     const proof = proofs[index]!;
     io.out.write(
       `program ${program.name}: ${program.insns.length} instructions, proved in ${proof.visited} steps\n`,
@@ -39,7 +35,7 @@ export function printPlan(options: TraceOptions, io: SessionIo, input: DryRunInp
       const lines = explainSite(plan, undefined, undefined, (at) => images.symbolize(at).text);
       for (const line of lines) io.out.write(`  ${line}\n`);
       for (const { when, run } of probes)
-        if (run.kind === "program") io.out.write(`    ${when}: ${script.bundle.programs[run.index]!.name}\n`);
+        if (run.kind === "program") io.out.write(`    ${when}: ${bundle.programs[run.index]!.name}\n`);
     }
     for (const { probe, reason } of skipped) io.out.write(`  left out, by ${probe}: ${reason}\n`);
     for (const { probe, reason, hint } of problems) {

@@ -69,7 +69,10 @@ export interface BpfExecOptions {
 }
 
 export interface RunObjectOptions
-  extends Pick<TraceOptions, "pids" | "command" | "mechanism" | "quiet" | "verbose" | "maxActive"> {
+  extends Pick<
+    TraceOptions,
+    "pids" | "command" | "mechanism" | "format" | "quiet" | "verbose" | "dryRun" | "maxActive"
+  > {
   /** An object file. */
   readonly path: string;
   /** `PROGRAM=IMAGE:SYMBOL`: goes before what the program's section says. */

@@ -69,7 +69,6 @@ export interface CodeWritePort {
   write(at: bigint, bytes: Uint8Array): Promise<void>;
 }
 
-const PROGRAM_SPACE_BYTES = 24 << 10;
 const POINT_SPACE_BYTES = 768;
 const TRAMPOLINE_SPACE_BYTES = 1024;
 
@@ -116,7 +115,7 @@ export class PointBuilder {
     const requests = [...images.values()].map(({ image, count }) => ({
       name: image.name,
       image: image.range,
-      lenBytes: PROGRAM_SPACE_BYTES + count * POINT_SPACE_BYTES,
+      lenBytes: this.#compiler.spaceBytes + count * POINT_SPACE_BYTES,
     }));
     const spaces = await this.#spaces.provide(requests);
     const spaceOf = new Map([...images.keys()].map((key, index) => [key, spaces[index]!]));
@@ -213,7 +212,7 @@ export class PointBuilder {
     count: number,
     write: (space: CodeSpace, at: bigint, bytes: Uint8Array) => void,
   ): Promise<void> {
-    const needed = PROGRAM_SPACE_BYTES + count * TRAMPOLINE_SPACE_BYTES;
+    const needed = this.#compiler.spaceBytes + count * TRAMPOLINE_SPACE_BYTES;
     if (this.#returnSpace !== undefined && this.#returnSpace.space.freeBytes >= needed) return;
     if (this.#returnSpace !== undefined) throw new Error("no room is left for more return probes");
     const space = await this.#spaces.provideOwn({ name: near.name, image: near.range, lenBytes: needed * 4 });

@@ -22,6 +22,33 @@ import type { AttachedProbe, PlannedPoint } from "./point-builder.ts";
 export interface AttachRequest {
   readonly attachPoint: UserAttachPoint;
   readonly programIndex: number;
+  /** Undefined: a number for the probe's name. */
+  readonly cookie?: bigint;
+  /** A static probe of the image, whose places and cookies this finds; the attach point's own place is not looked at. */
+  readonly usdt?: UsdtFinder;
+}
+
+/** One place of a static probe; addresses are those of the file. */
+export interface UsdtSite {
+  readonly addr: bigint;
+  readonly cookie: bigint;
+  /** A 16-bit counter of those who listen: at 0 the program passes the place by. Undefined: it always comes there. */
+  readonly semaphore: bigint | undefined;
+}
+
+/** Finds the places of a static probe. */
+export interface UsdtFinder {
+  find(image: MappedImage): {
+    readonly sites: readonly UsdtSite[];
+    readonly problem: string | undefined;
+  };
+}
+
+/** An address with the cookie that programs see there. */
+interface FoundPlace {
+  readonly location: ResolvedLocation;
+  readonly cookie: bigint;
+  readonly semaphore?: bigint | undefined;
 }
 
 /** What is wrong with one attach point. */
@@ -39,6 +66,8 @@ export interface ResolvedProbes {
   readonly problems: readonly ProbeProblem[];
   /** Places that a wildcard also selects and that cannot be probed: left out. */
   readonly skipped: readonly ProbeProblem[];
+  /** Run-time addresses of counters that have to be above 0 for points to be reached. */
+  readonly semaphores: readonly bigint[];
 }
 
 /** Names of probes by attach cookie: cookie n is name n. Shared by all targets of a session. */
@@ -107,34 +136,79 @@ export function resolveProbes(
   const problems: ProbeProblem[] = [];
   const skipped: ProbeProblem[] = [];
   const sites = new Map<bigint, Site>();
+  const semaphores = new Set<bigint>();
   for (const request of requests) {
     const { attachPoint } = request;
-    const { locations, refusal } = images.resolve(attachPoint.image, placeOf(attachPoint));
-    if (refusal !== undefined) {
-      const { message, hint } = describeLocationRefusal(refusal);
-      problems.push({
-        probe: attachPoint.name,
-        reason: message,
-        hint,
-        // A pattern of images may match one with such a function later.
-        isMissingImage: refusal.kind === "unknown-image" || isGlob(attachPoint.image),
-      });
+    const found = findPlaces(images, request, options);
+    if ("reason" in found) {
+      problems.push(found);
       continue;
     }
-    for (const location of locations) {
+    for (const { location, cookie, semaphore } of found.places) {
       if (options.only !== undefined && !options.only.has(location.image)) continue;
+      if (semaphore !== undefined) semaphores.add(semaphore + location.image.bias);
       const site = sites.get(location.addr) ?? { location, probes: [], requests: [] };
       sites.set(location.addr, site);
       site.requests.push(request);
       site.probes.push({
         run: { kind: "program", index: request.programIndex },
         when: attachPoint.kind === "uretprobe" ? "return" : "entry",
-        cookie: options.names.cookieOf(fullName(attachPoint, location)),
+        cookie,
       });
     }
   }
   const points = planAll(images, [...sites.values()], options, problems, skipped);
-  return { points, problems, skipped };
+  return { points, problems, skipped, semaphores: [...semaphores] };
+}
+
+function findPlaces(
+  images: ProcessImages,
+  request: AttachRequest,
+  { names }: ResolveOptions,
+): { readonly places: readonly FoundPlace[] } | ProbeProblem {
+  const { attachPoint, cookie, usdt } = request;
+  if (usdt !== undefined && images.find(attachPoint.image).length > 0) return findUsdt(images, request, usdt);
+  const { locations, refusal } = images.resolve(attachPoint.image, placeOf(attachPoint));
+  if (refusal === undefined)
+    return {
+      places: locations.map((location) => ({
+        location,
+        cookie: cookie ?? names.cookieOf(fullName(attachPoint, location)),
+      })),
+    };
+  const { message, hint } = describeLocationRefusal(refusal);
+  return {
+    probe: attachPoint.name,
+    reason: message,
+    hint,
+    // A pattern of images may match one with such a function later.
+    isMissingImage: refusal.kind === "unknown-image" || isGlob(attachPoint.image),
+  };
+}
+
+function findUsdt(
+  images: ProcessImages,
+  { attachPoint }: AttachRequest,
+  usdt: UsdtFinder,
+): { readonly places: readonly FoundPlace[] } | ProbeProblem {
+  const places: FoundPlace[] = [];
+  let problem: string | undefined;
+  for (const image of images.find(attachPoint.image)) {
+    const found = usdt.find(image);
+    problem ??= found.problem;
+    for (const { addr, cookie, semaphore } of found.sites) {
+      const place: Place = { kind: "address", address: addr };
+      const location = images.resolve(image.path, place).locations.find((each) => each.image === image);
+      if (location !== undefined) places.push({ location, cookie, semaphore });
+    }
+  }
+  if (places.length > 0 && problem === undefined) return { places };
+  return {
+    probe: attachPoint.name,
+    reason: problem ?? "the process has no executable mapping of its places",
+    hint: undefined,
+    isMissingImage: isGlob(attachPoint.image),
+  };
 }
 
 function planAll(

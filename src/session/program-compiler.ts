@@ -2,12 +2,17 @@
  * Compiles the session's programs for the places where they will be: each once for every code space that calls it.
  * Only a program with a proof is compiled.
  */
+import { HELPER_TAIL_CALL } from "../bpf/helpers.ts";
 import type { Bundle, Proof } from "../bpf/index.ts";
 import { JitUnit, type LinkEnv } from "../bpf/jit/index.ts";
 import type { GateProgram } from "../gate/index.ts";
 import { emitLoadGate, LOAD_GATE_STACK_BYTES, loadGateClobbers } from "../patch/load-gate.ts";
 import { Assembler } from "../x86/assembler.ts";
 import type { CodeSpace } from "./code-space.ts";
+
+/** Most that an instruction becomes, and that the routines of one program take; what is not used is never touched. */
+const INSN_SPACE_BYTES = 96;
+const ROUTINES_SPACE_BYTES = 24 << 10;
 
 /** A program of the bundle, or code of the engine itself. */
 export type Runnable =
@@ -37,6 +42,17 @@ export class ProgramCompiler {
 
   constructor(input: CompilerInput) {
     this.#input = input;
+  }
+
+  /** Most bytes that all programs together take in one space. */
+  get spaceBytes(): number {
+    const { bundle, proofs } = this.#input;
+    const all = bundle.programs.reduce((sum, { insns }) => sum + insns.length * INSN_SPACE_BYTES, 0);
+    // A program that makes tail calls has all others beside it.
+    const own = bundle.programs.map(({ insns }, index) =>
+      proofs[index]?.helpers.has(HELPER_TAIL_CALL) ? all : insns.length * INSN_SPACE_BYTES,
+    );
+    return own.reduce((sum, lenBytes) => sum + lenBytes + ROUTINES_SPACE_BYTES, ROUTINES_SPACE_BYTES);
   }
 
   /** The program as compiled for this space; compiled and handed to `write` the first time it is asked for. */

@@ -27,6 +27,7 @@ import {
 } from "./probe-resolution.ts";
 import { findJournalMappings, type RestoreReport } from "./restore-process.ts";
 import { findSyscallHelper } from "./seccomp.ts";
+import { changeSemaphores } from "./semaphores.ts";
 import { SessionError } from "./session-error.ts";
 import { layoutSharedMaps, SharedMaps } from "./shared-maps.ts";
 
@@ -66,6 +67,8 @@ interface Member {
   readonly attachment: Attachment;
   /** Attach points whose images were not mapped when the process was attached to. */
   readonly pending: AttachRequest[];
+  /** Counters of static probes that have been raised. */
+  readonly raised: Set<bigint>;
 }
 
 export class Targets {
@@ -117,6 +120,15 @@ export class Targets {
       if (symbol !== undefined) return symbol;
     }
     return undefined;
+  }
+
+  /** `symbol+0x10 (libc.so.6)` in the first target that knows the address; what no target knows is the bare address. */
+  describe(at: bigint): string {
+    for (const { images } of this.attachments) {
+      const { image, symbol, text } = images.symbolize(at);
+      if (image !== undefined || symbol !== undefined) return text;
+    }
+    return `0x${at.toString(16)}`;
   }
 
   /** Attaches to a running process. Nothing of its code is changed yet. */
@@ -176,7 +188,7 @@ export class Targets {
       const maps = new SharedMaps(bundle.maps, layoutSharedMaps(bundle.maps), mapping.buffer);
       this.#maps = { maps, unmap: () => mapping.unmap(), fd };
     }
-    this.#members.push({ target, attachment, ...resolved });
+    this.#members.push({ target, attachment, ...resolved, raised: new Set() });
   }
 
   /** Finds all places of the script in a process; throws when one that must be there is not. */
@@ -204,7 +216,8 @@ export class Targets {
   /** Arms everything that was planned, one transaction for each target. */
   async arm(): Promise<ArmedTarget[]> {
     const armed: ArmedTarget[] = [];
-    for (const { target, attachment, resolved, pending } of this.#members) {
+    for (const member of this.#members) {
+      const { target, attachment, resolved, pending } = member;
       const points = [...resolved.points];
       const gate = pending.length > 0 ? loadGatePoint(attachment, this.#codes) : undefined;
       if (gate !== undefined) points.push(gate);
@@ -216,6 +229,7 @@ export class Targets {
           object: attachment.images.symbolize(first.planned.plan.at).text,
           reason: refusalText(first.refusal, (at) => attachment.images.symbolize(at).text),
         });
+      await raise(member, resolved.semaphores);
       armed.push({
         pid: target.pid,
         points: resolved.points.length,
@@ -230,22 +244,24 @@ export class Targets {
 
   /** Arms what targets have loaded since, and lets the threads go that wait at the loader for it. */
   async followLoads(): Promise<void> {
-    for (const { attachment, pending } of this.#members) {
+    for (const member of this.#members) {
+      const { attachment } = member;
       if (!attachment.pollLoadGate()) continue;
       const announced = attachment.announcedLoads;
       try {
         await attachment.findTidLate();
-        await this.#armLoaded(attachment, pending);
+        await this.#armLoaded(member);
       } finally {
         attachment.acknowledgeLoads(announced);
       }
     }
   }
 
-  async #armLoaded(attachment: Attachment, pending: readonly AttachRequest[]): Promise<void> {
+  async #armLoaded(member: Member): Promise<void> {
+    const { attachment, pending } = member;
     const { added } = attachment.images.refresh();
     if (added.length === 0) return;
-    const { points } = resolveProbes(attachment.images, pending, {
+    const { points, semaphores } = resolveProbes(attachment.images, pending, {
       mechanism: this.#input.mechanism,
       names: this.names,
       codes: this.#codes,
@@ -254,6 +270,7 @@ export class Targets {
       returnObstacle: findReturnObstacle(attachment.target.pid),
     });
     if (points.length > 0) await attachment.arm(points);
+    await raise(member, semaphores);
   }
 
   /** One batch of the optimizer in every target. */
@@ -285,13 +302,14 @@ export class Targets {
   async leave(): Promise<LeftTarget[]> {
     const left: LeftTarget[] = [];
     const failures: unknown[] = [];
-    for (const { target, attachment } of this.#members.toReversed()) {
+    for (const { target, attachment, raised } of this.#members.toReversed()) {
       const mechanisms = countMechanisms(attachment);
       try {
         const isGone = target.hasEnded || findJournalMappings(target.pid).length === 0;
         const heirs = attachment.findHeirs();
+        if (!isGone) await changeSemaphores(target, raised, -1);
         left.push({ pid: target.pid, report: isGone ? undefined : await attachment.restore(), mechanisms });
-        for (const heir of heirs) left.push(await this.#leaveHeir(attachment, heir));
+        for (const heir of heirs) left.push(await this.#leaveHeir(attachment, heir, raised));
       } catch (error) {
         if (target.hasEnded) left.push({ pid: target.pid, report: undefined, mechanisms });
         else failures.push(error);
@@ -301,11 +319,12 @@ export class Targets {
     return left;
   }
 
-  async #leaveHeir(attachment: Attachment, pid: number): Promise<LeftTarget> {
+  async #leaveHeir(attachment: Attachment, pid: number, raised: ReadonlySet<bigint>): Promise<LeftTarget> {
     const mechanisms = new Map<string, number>();
     let heir: ProcessTarget | undefined;
     try {
       heir = await this.#tracer.open(pid);
+      await changeSemaphores(heir, raised, -1);
       return { pid, report: await attachment.restoreHeir(heir), mechanisms };
     } catch {
       // It has ended, or become another program, while it was being asked.
@@ -359,6 +378,12 @@ export class Targets {
       jump === undefined ? undefined : `a jump is refused there: ${refusalText(jump.refusal)}`,
     );
   }
+}
+
+async function raise({ target, raised }: Member, semaphores: readonly bigint[]): Promise<void> {
+  const fresh = semaphores.filter((at) => !raised.has(at));
+  await changeSemaphores(target, fresh, 1);
+  for (const at of fresh) raised.add(at);
 }
 
 function countMechanisms(attachment: Attachment): Map<string, number> {

@@ -1,36 +1,18 @@
 /**
- * One tracing run, from the script to the exit code. This is the order in which things happen:
- *
- *     compile, prove            nothing is touched before every program has its proof
- *     attach, plan              the target gets memory, its code is as before
- *     BEGIN, arm                one transaction for each target
- *     run                       records are read, intervals run, what is loaded is armed, traps become jumps
- *     restore                   the reverse transaction
- *     END, print                with everything that was still in the ring buffer
+ * Tracing by a script: it is compiled and proved before anything is touched, and then run. BEGIN comes before probes are
+ * armed, intervals while they are, END and the maps when they are out again.
  */
 import type { AttachPoint, Script, UserAttachPoint } from "../lang/index.ts";
-import type { ProcessTarget } from "../target/process/tracer.ts";
 import { Tracer } from "../target/process/tracer.ts";
 import { Actions } from "./actions.ts";
-import { endCommand } from "./command-end.ts";
 import { compileProgram } from "./compile.ts";
 import { printPlan } from "./dry-run.ts";
-import { Interrupts } from "./interrupts.ts";
-import { reportLeft, reportMissedReturns } from "./left-report.ts";
 import { LocalPrograms } from "./local-programs.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
-import { pause } from "./pause.ts";
 import type { AttachRequest } from "./probe-resolution.ts";
-import { Progress } from "./progress.ts";
+import { type RunFront, runPrograms } from "./run.ts";
 import { SessionError } from "./session-error.ts";
-import { DEFAULT_MAX_ACTIVE, type LeftTarget, Targets } from "./targets.ts";
-import { VerboseReport } from "./verbose-report.ts";
-
-/** How often records are read while there are any, and how seldom when there are none. */
-const POLL_MS = 5;
-const IDLE_POLL_MS = 25;
-const OPTIMIZE_EVERY_MS = 100;
-const RECORDS_AT_ONCE = 10_000;
+import type { Targets } from "./targets.ts";
 
 /** Traces until the script, the targets or the user end it. Returns the exit code. */
 export async function trace(options: TraceOptions, io: SessionIo): Promise<number> {
@@ -47,27 +29,16 @@ async function traceWith(tracer: Tracer, options: TraceOptions, io: SessionIo): 
   const compiled = compileProgram(options, io);
   if (compiled === undefined) return 1;
   const { script, proofs } = compiled;
-  const requests = userRequests(script);
-  checkTargets(options, requests);
-  if (options.dryRun) return printPlan(options, io, { script, proofs, requests });
-
-  const targets = new Targets(
-    {
-      bundle: script.bundle,
-      proofs,
-      requests,
-      mechanism: options.mechanism,
-      maxActive: options.maxActive ?? DEFAULT_MAX_ACTIVE,
-    },
+  const programs = { bundle: script.bundle, proofs, requests: userRequests(script) };
+  checkTargets(options, programs.requests);
+  if (options.dryRun) return printPlan(options, io, programs);
+  return await runPrograms(
     tracer,
+    programs,
+    options,
+    io,
+    (targets) => new ScriptFront({ options, io, script, targets }),
   );
-  using interrupts = new Interrupts(io);
-  try {
-    const run = new TraceRun({ options, io, script, targets, interrupts });
-    return await run.perform();
-  } finally {
-    await targets.close();
-  }
 }
 
 /** Uprobes and uretprobes of the script with their programs. */
@@ -92,83 +63,62 @@ function checkTargets(options: TraceOptions, requests: readonly AttachRequest[])
   );
 }
 
-interface RunInput {
+interface FrontInput {
   readonly options: TraceOptions;
   readonly io: SessionIo;
   readonly script: Script;
   readonly targets: Targets;
-  readonly interrupts: Interrupts;
 }
 
-class TraceRun {
-  readonly #input: RunInput;
-  readonly #report: VerboseReport;
-  #command: ProcessTarget | undefined;
+class ScriptFront implements RunFront {
+  readonly #input: FrontInput;
+  readonly #local: LocalPrograms;
+  readonly #actions: Actions;
 
-  constructor(input: RunInput) {
+  constructor(input: FrontInput) {
     this.#input = input;
-    this.#report = new VerboseReport(input.options, input.io);
+    const { targets, ...rest } = input;
+    const { maps, names } = targets;
+    this.#local = new LocalPrograms(input.script, maps, names);
+    this.#actions = new Actions({ ...rest, maps, names, findSymbol: (at) => targets.findSymbol(at) });
   }
 
-  async perform(): Promise<number> {
-    const { targets } = this.#input;
-    try {
-      await this.#attach();
-    } catch (error) {
-      // What was attached to before the one that failed is left as it was.
-      await targets.leave();
-      throw error;
-    }
-    return await this.#performAttached();
+  begin(): boolean {
+    const actions = this.#actions;
+    if (!this.#input.options.quiet) actions.output.attachedProbes(this.#probeCount());
+    this.#local.run("begin");
+    actions.drain();
+    return !actions.wantsExit;
   }
 
-  async #performAttached(): Promise<number> {
-    const { options, io, script, targets } = this.#input;
-    const maps = targets.maps;
-    const local = new LocalPrograms(script, maps, targets.names);
-    const actions = new Actions({
-      options,
-      io,
-      script,
-      maps,
-      names: targets.names,
-      findSymbol: (at) => targets.findSymbol(at),
-    });
-    let left: LeftTarget[] = [];
-    try {
-      if (!options.quiet) actions.output.attachedProbes(this.#probeCount());
-      local.run("begin");
-      actions.drain();
-      if (!actions.wantsExit) {
-        const armed = await targets.arm();
-        this.#report.armed(armed, targets);
-        await this.#command?.release();
-        await this.#loop(actions, local);
-      }
-    } finally {
-      left = await targets.leave();
-    }
-    this.#report.left(left);
+  start(): void {
+    this.#local.startIntervals();
+  }
+
+  tick(): void {
+    this.#local.runDueIntervals();
+  }
+
+  untilNextMs(): number {
+    return this.#local.untilNextMs();
+  }
+
+  poll(max: number): number {
+    return this.#actions.poll(max);
+  }
+
+  get wantsExit(): boolean {
+    return this.#actions.wantsExit;
+  }
+
+  finish(): void {
+    const actions = this.#actions;
+    this.#local.stopIntervals();
     actions.drain();
     actions.endOfRun();
-    local.run("end");
+    this.#local.run("end");
     actions.drain();
     actions.printMaps();
-    reportMissedReturns(maps.missedReturns, io);
-    await endCommand(this.#command);
-    return reportLeft(left, io);
-  }
-
-  async #attach(): Promise<void> {
-    const { options, io, targets } = this.#input;
-    using progress = new Progress(io);
-    for (const pid of options.pids) {
-      progress.show(`attach to process ${pid}`);
-      await targets.attach(pid);
-    }
-    if (options.command === undefined) return;
-    progress.show(`start ${options.command[0]}`);
-    this.#command = await targets.start(options.command);
   }
 
   /** As bpftrace counts them: every attach point of every address, and those that run in the tracer. */
@@ -176,30 +126,5 @@ class TraceRun {
     const { script, targets } = this.#input;
     const local = script.probes.flatMap((probe) => probe.attachPoints.filter((point) => !isUserPoint(point)));
     return local.length + targets.plannedProbes + targets.unresolved.length;
-  }
-
-  async #loop(actions: Actions, local: LocalPrograms): Promise<void> {
-    const { interrupts, targets, options } = this.#input;
-    local.startIntervals();
-    const hasTargets = options.pids.length > 0 || options.command !== undefined;
-    let nextOptimizeMs = performance.now() + OPTIMIZE_EVERY_MS;
-    let waitMs = POLL_MS;
-    while (!interrupts.stop.aborted) {
-      await pause(waitMs, interrupts.stop);
-      local.runDueIntervals();
-      await targets.followLoads();
-      const records = actions.poll(RECORDS_AT_ONCE);
-      if (actions.wantsExit) break;
-      waitMs =
-        records > 0 || targets.awaitsLoads
-          ? POLL_MS
-          : Math.min(waitMs + 1, IDLE_POLL_MS, local.untilNextMs());
-      if (hasTargets && targets.allEnded) break;
-      if (performance.now() >= nextOptimizeMs) {
-        await targets.optimize();
-        nextOptimizeMs = performance.now() + OPTIMIZE_EVERY_MS;
-      }
-    }
-    local.stopIntervals();
   }
 }

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { Btf, type BtfType } from "./btf.ts";
-import { printBtfValue } from "./btf-value.ts";
+import { btfValueJson, decodeBtfValue, printBtfValue } from "./btf-value.ts";
 import { ByteReader } from "./byte-reader.ts";
 
 const types: readonly BtfType[] = [
@@ -34,8 +34,26 @@ const types: readonly BtfType[] = [
   { kind: "array", of: 1, count: 2 },
   { kind: "alias", name: "round", of: 12 },
   { kind: "float", name: "double", sizeBytes: 8 },
+  {
+    kind: "union",
+    name: "",
+    sizeBytes: 4,
+    members: [
+      { name: "a", type: 1, bitOffset: 0, bitSize: 0 },
+      { name: "b", type: 9, bitOffset: 0, bitSize: 0 },
+    ],
+  },
+  {
+    kind: "struct",
+    name: "outer",
+    sizeBytes: 4,
+    members: [{ name: "", type: 14, bitOffset: 0, bitSize: 0 }],
+  },
 ];
 const btf = new Btf(types, new ByteReader(new Uint8Array(1), "strings"));
+
+const decode = (type: number | undefined, hex: string) =>
+  decodeBtfValue(btf, type, Uint8Array.from(Buffer.from(hex, "hex")));
 
 describe("printing values by their type", () => {
   const cases: readonly {
@@ -63,6 +81,27 @@ describe("printing values by their type", () => {
     { name: "type that is its own name", type: 12, hex: "01", text: "1" },
   ];
   it.each(cases)("$name", ({ type, hex, text }) => {
-    expect(printBtfValue(btf, type, Uint8Array.from(Buffer.from(hex, "hex")))).toBe(text);
+    expect(printBtfValue(decode(type, hex))).toBe(text);
+  });
+
+  it.each([
+    { name: "number", type: 1, hex: "fefffffe", json: -16777218 },
+    { name: "number of 64 bits", type: undefined, hex: "ff00000000000000", json: 255 },
+    { name: "text", type: 3, hex: "61c3a900", json: "a\u00e9" },
+    { name: "named value", type: 5, hex: "ffffffff", json: "BROKEN" },
+    { name: "pointer", type: 4, hex: "0010000000000000", json: "0x1000" },
+    { name: "truth", type: 10, hex: "00", json: false },
+    { name: "array", type: 11, hex: "01000000ffffffff", json: [1, -1] },
+    { name: "struct", type: 6, hex: "0500000061000000", json: { number: 5, text: "a" } },
+    {
+      name: "struct with members of a union without a name",
+      type: 15,
+      hex: "01000000",
+      json: { a: 1, b: 1 },
+    },
+    { name: "infinity", type: 13, hex: "000000000000f07f", json: null },
+    { name: "bytes", type: undefined, hex: "0102ff", json: "01 02 ff" },
+  ])("as JSON: $name", ({ type, hex, json }) => {
+    expect(JSON.parse(btfValueJson(decode(type, hex)))).toEqual(json);
   });
 });

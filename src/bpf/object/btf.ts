@@ -71,6 +71,11 @@ export class Btf {
     return type;
   }
 
+  /** The id of a type that `resolve` has returned. */
+  idOf(type: BtfType): number {
+    return this.types.indexOf(type);
+  }
+
   /** Size of a value in bytes; undefined for what has none. */
   findSize(id: number, depth = 0): number | undefined {
     const type = this.resolve(id);

@@ -7,7 +7,7 @@ import { fakeHost } from "../interpreter/test-world.ts";
 import { layoutMap, openMap, sharedMemoryOf } from "../maps/index.ts";
 import { printInsn } from "../text.ts";
 import { verifyProgram } from "../verifier/index.ts";
-import { type BpfObject, readObject } from "./index.ts";
+import { type BpfObject, fitRing, readObject } from "./index.ts";
 
 function objectOf(path: string): BpfObject {
   const result = readObject(readFileSync(path));
@@ -44,8 +44,8 @@ describe("an object of clang's", () => {
         contents: Uint8Array.of(7, 0, 0, 0),
       },
       { name: "by_size", kind: "hash", keyBytes: 8, valueBytes: 16, maxEntries: 1024, isReadOnly: false },
-      // 65536 bytes of records of 16 bytes and their headers of 8.
-      { name: "events", kind: "ringbuf", keyBytes: 0, valueBytes: 16, maxEntries: 2730, isReadOnly: false },
+      // Its records decide how large its cells are.
+      { name: "events", kind: "ringbuf", keyBytes: 0, valueBytes: 0, maxEntries: 1, isReadOnly: false },
       { name: "slots", kind: "array", keyBytes: 4, valueBytes: 12, maxEntries: 4, isReadOnly: false },
     ]);
   });
@@ -78,6 +78,30 @@ describe("an object of clang's", () => {
     ]);
   });
 
+  it.each([
+    // Each record of the kernel's has a header of 8 bytes.
+    { name: "small records", ringBytes: 65_536, largest: 16, valueBytes: 16, maxEntries: 2730 },
+    { name: "records of an odd size", ringBytes: 65_536, largest: 17, valueBytes: 24, maxEntries: 2048 },
+    {
+      name: "records nearly as large as the ring",
+      ringBytes: 4096,
+      largest: 4000,
+      valueBytes: 4000,
+      maxEntries: 64,
+    },
+    {
+      name: "records of up to a mebibyte",
+      ringBytes: 4096,
+      largest: 1 << 20,
+      valueBytes: 1 << 20,
+      maxEntries: 63,
+    },
+    { name: "no records", ringBytes: 4096, largest: 0, valueBytes: 8, maxEntries: 256 },
+  ])("has cells in a ring for $name", ({ ringBytes, largest, valueBytes, maxEntries }) => {
+    const spec = { name: "r", kind: "ringbuf", keyBytes: 0, valueBytes: 0, maxEntries: 1 } as const;
+    expect(fitRing(spec, ringBytes, largest)).toEqual({ ...spec, valueBytes, maxEntries });
+  });
+
   it("knows licence and notes", () => {
     const { license, notes } = object();
     expect(license).toBe("Dual BSD/GPL");
@@ -108,7 +132,7 @@ describe("an object of clang's", () => {
         "both array_of_maps 4 4 3",
         "named hash_of_maps 8 4 7",
         "constants array 4 4 2",
-        "records ringbuf 0 16 341",
+        "records ringbuf 0 0 1",
         ".kconfig array 4 16 1",
       ]),
     );

@@ -7,7 +7,6 @@
  * Not handled: the kernel's types, variables and functions (CO-RE, kconfig, ksyms, kfuncs), maps with initial values,
  * old map definitions.
  */
-import type { MapSpec } from "../program.ts";
 import { type AttachTarget, parseSectionName } from "./attach-target.ts";
 import { type Btf, parseBtf } from "./btf.ts";
 import { type BtfExt, parseBtfExt } from "./btf-ext.ts";
@@ -15,7 +14,6 @@ import { type ElfObject, readElfObject, type Section } from "./elf-object.ts";
 import { findFunctions, type LinkedProgram, linkProgram } from "./link.ts";
 import { fail, ObjectError } from "./object-error.ts";
 import { type ObjectMap, type PlacedMap, readMaps } from "./object-maps.ts";
-import { fitRing } from "./ring-size.ts";
 
 export interface ObjectProgram {
   /** Name of its function. */
@@ -62,24 +60,13 @@ function read(bytes: Uint8Array): BpfObject {
   const notes: string[] = [];
   const maps = readMaps(elf, btf, notes);
   const programs = readPrograms(elf, maps, btf, ext);
-  const linked = programs.flatMap(({ code }) => (code.kind === "linked" ? [code.insns] : []));
   return {
     license: withSection(elf, "license", ({ data }) => (data.length > 0 ? data.string(0) : "")),
-    maps: maps.map((map, index) => ({ ...map, spec: fitSpec(map, index, linked) })),
+    maps,
     programs,
     btf,
     notes,
   };
-}
-
-function fitSpec(
-  { spec, ringBytes }: ObjectMap,
-  index: number,
-  programs: readonly LinkedProgram["insns"][],
-): MapSpec {
-  return spec.kind === "ringbuf" && ringBytes !== undefined
-    ? fitRing({ ...spec, maxEntries: ringBytes }, index, programs)
-    : spec;
 }
 
 function readPrograms(
