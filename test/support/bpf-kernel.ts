@@ -68,7 +68,8 @@ function createMap(spec: MapSpec): number {
   const fd = bpf(BPF_MAP_CREATE, (attr) => {
     attr.setUint32(0, mapKindNumber(kind), true);
     attr.setUint32(4, keyBytes, true);
-    attr.setUint32(8, kind === "ringbuf" ? 0 : valueBytes, true);
+    // Theirs hold file descriptors.
+    attr.setUint32(8, kind === "ringbuf" ? 0 : kind === "perf_event_array" ? 4 : valueBytes, true);
     // A direct value needs an array of one; a ring buffer is measured in pages.
     attr.setUint32(12, kind === "ringbuf" ? 4096 : kind === "array" ? 1 : maxEntries, true);
     attr.setUint32(16, (isReadOnly ? BPF_F_RDONLY_PROG : 0) | (isWriteOnly ? BPF_F_WRONLY_PROG : 0), true);

@@ -245,6 +245,14 @@ export function checkRegion(reg: number, pointer: Pointer, off: number, lenBytes
   }
 }
 
+/** A helper writes 64 bits at register `reg`, aligned. */
+export function checkHelperU64(step: Step, reg: number): void {
+  checkHelperMemory(step, reg, 8, "fill", true);
+  const pointer = getMemoryArgument(step, reg);
+  if (pointer.to === "stack") checkStackAligned(step, pointer, 0, 8);
+  else checkAligned(pointer, 0, 8, pointer.to === "map-value" ? "value " : "");
+}
+
 function checkAligned(pointer: Pointer, off: number, lenBytes: number, what: string): void {
   const { variable } = pointer;
   const low = BigInt(lenBytes - 1);

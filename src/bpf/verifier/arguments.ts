@@ -6,14 +6,19 @@ import {
   HELPER_MAP_UPDATE_ELEM,
   HELPER_PERF_EVENT_OUTPUT,
   HELPER_RINGBUF_OUTPUT,
+  HELPER_SNPRINTF,
+  HELPER_TAIL_CALL,
   type HelperArg,
   type HelperSpec,
 } from "../helpers.ts";
 import { mapKindNumber } from "../map-kinds.ts";
+import { MAX_FORMAT_ARGS } from "../print-format.ts";
+import { checkFormat } from "../printk.ts";
 import type { MapSpec } from "../program.ts";
 import {
   checkCtxPointer,
   checkHelperMemory,
+  checkHelperU64,
   checkRegion,
   getMemoryArgument,
   getReg,
@@ -21,7 +26,7 @@ import {
   type Step,
 } from "./access.ts";
 import { reject } from "./rejection.ts";
-import { isConstant, type Scalar } from "./scalar.ts";
+import { isConstant, min, type Scalar } from "./scalar.ts";
 import { isFixed, type Pointer, typeName, type Value } from "./value.ts";
 
 /** Helpers that change what is in the map that they get. */
@@ -97,7 +102,7 @@ function checkArgument(step: Step, helper: HelperSpec, arg: HelperArg, reg: numb
       if (!found.memoryIsNull) getMemoryArgument(step, reg);
       return;
     case "u64-out":
-      checkHelperMemory(step, reg, 8, "fill", true);
+      checkHelperU64(step, reg);
       return;
     case "const-string":
       checkString(step, helper, reg, expectPointer(value, reg, "map_value"));
@@ -147,6 +152,7 @@ function checkMap(
   found.map = pointer.target;
   const { kind, isReadOnly } = mapOf(step, found);
   if (!kinds.includes(kind)) {
+    if (helper.number === HELPER_TAIL_CALL) reject("expected prog array map for tail call");
     reject(`cannot pass map_type ${mapKindNumber(kind)} into func ${helper.name}#${helper.number}`);
   }
   if (isReadOnly === true && writers.has(helper.number)) reject("write into map forbidden");
@@ -172,7 +178,19 @@ function checkString(step: Step, helper: HelperSpec, reg: number, pointer: Point
   const from = pointer.off + Number(pointer.variable.smin);
   const end = contents.indexOf(0, from);
   if (end < 0) reject("string is not zero-terminated");
-  machine.noteStringAtCall(at, contents.slice(from, end), nameOf(helper));
+  const text = contents.slice(from, end);
+  if (helper.number === HELPER_SNPRINTF) checkSnprintf(step, text);
+  machine.noteStringAtCall(at, text, nameOf(helper));
+}
+
+/** Its format is known, so the number of arguments that it takes is; r5 says how many there are. */
+function checkSnprintf(step: Step, format: Uint8Array): void {
+  const bytes = getReg(step, 5);
+  if (bytes.kind !== "scalar") reject(`R5 type=${typeName(bytes)} expected=scalar`);
+  step.note.needs |= 1 << 5;
+  if (((bytes.value | bytes.mask) & 7n) !== 0n) reject("R5 is not a multiple of 8: data is an array of u64");
+  const wrong = checkFormat(format, Number(min(bytes.umin / 8n, BigInt(MAX_FORMAT_ARGS))));
+  if (wrong !== undefined) reject(wrong);
 }
 
 /** The size in `reg` belongs to the memory in the register before it. */
@@ -191,7 +209,10 @@ function checkSize(
   if (value.umax >= MAX_OFFSET)
     reject(`R${reg} unbounded memory access, use 'var &= const' or 'if (var < const)'`);
   found.size = value.umax;
-  if (found.memoryIsNull && value.umax === 0n) return;
+  if (found.memoryIsNull) {
+    if (value.umax !== 0n) reject(`R${reg - 1} type=scalar expected=fp`);
+    return;
+  }
   checkHelperMemory(step, reg - 1, Number(value.umax), found.memoryMode, isConstant(value));
   if (recorders.has(helper.number)) noteOutput(step, value, reg, found);
 }

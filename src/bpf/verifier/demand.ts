@@ -131,6 +131,12 @@ export class Demand {
     return this.frames[index]!;
   }
 
+  clone(): Demand {
+    const copy = new Demand();
+    copy.add(this);
+    return copy;
+  }
+
   add(other: Demand): void {
     other.frames.forEach((frame, i) => {
       this.frame(i).add(frame);

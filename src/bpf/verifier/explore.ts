@@ -47,6 +47,8 @@ class Node {
   readonly start: number;
   /** Until the node is finished, what comes after its steps; then what comes from its first step on. */
   readonly demand = new Demand();
+  /** The same without what paths need only because an unfinished ancestor ended them; undefined: no difference. */
+  decided: Demand | undefined;
   pendingChildren = 0;
   /** Instruction indexes of the steps; freed when finished. */
   ats: number[] = [];
@@ -62,6 +64,19 @@ class Node {
     this.parent = parent;
     this.start = start;
     this.snapshot = snapshot;
+  }
+
+  /** What comes after the steps also needs what `other` needs. */
+  need(other: Node): void {
+    if (other.decided) this.decided ??= this.demand.clone();
+    this.decided?.add(other.decided ?? other.demand);
+    this.demand.add(other.demand);
+  }
+
+  /** An unfinished ancestor with this snapshot ends the path. */
+  needAll(snapshot: State): void {
+    this.decided ??= this.demand.clone();
+    this.demand.addWhole(snapshot);
   }
 
   record(at: number, note: StepNote | undefined): void {
@@ -219,11 +234,11 @@ export class Explorer {
   #meetsCallback(): boolean {
     const { state } = this;
     if (state.activation === 0) {
+      forgetLoneIds(state);
+      state.left = mostIterations(findHelper(this.#machine.insns[this.at]!.imm)!, state.regs);
       if (this.#isCovered()) return true;
       this.#refuseRepetition();
-      forgetLoneIds(state);
       state.activation = this.#machine.newId();
-      state.left = mostIterations(findHelper(this.#machine.insns[this.at]!.imm)!, state.regs);
       this.#checkpoint();
       this.node.opens = state.activation;
       return false;
@@ -238,7 +253,7 @@ export class Explorer {
     const prunes = this.#observer?.prunes !== false;
     for (const { snapshot } of prunes ? earlier.slice(-MAX_ITERATIONS_COMPARED) : [last]) {
       if (!covers(snapshot!, undefined, state)) continue;
-      this.node.demand.addWhole(snapshot!);
+      this.node.needAll(snapshot!);
       this.#holdWithin([state.activation]);
       this.#finish(this.node);
       return true;
@@ -251,14 +266,19 @@ export class Explorer {
   #neededSince(ancestor: Node): Demand {
     const needed = new Demand();
     for (let node: Node | undefined = this.node; node && node !== ancestor; node = node.parent) {
-      needed.add(node.demand);
-      let depth = node === this.node ? this.state.depth : node.depth;
-      for (let i = node.ats.length - 1; i >= 0; i--) {
-        depth = needed.stepBack(this.#machine.insns[node.ats[i]!]!, node.notes[i], depth);
-      }
+      needed.add(node.decided ?? node.demand);
+      this.#carryBack(needed, node, node === this.node ? this.state.depth : node.depth);
     }
-    needed.add(ancestor.demand);
+    needed.add(ancestor.decided ?? ancestor.demand);
     return needed;
+  }
+
+  /** From what is needed after the steps of a node, where frame `after` runs, to what is needed before them. */
+  #carryBack(demand: Demand, { ats, notes }: Node, after: number): void {
+    let depth = after;
+    for (let i = ats.length - 1; i >= 0; i--) {
+      depth = demand.stepBack(this.#machine.insns[ats[i]!]!, notes[i], depth);
+    }
   }
 
   #isCovered(): boolean {
@@ -267,7 +287,7 @@ export class Explorer {
     for (let i = finished.length - 1; i >= 0; i--) {
       const node = finished[i]!;
       if (!covers(node.snapshot!, node.demand, this.state) || !this.#holdsHere(node)) continue;
-      this.node.demand.add(node.demand);
+      this.node.need(node);
       if (node.within) this.#holdWithin(node.within);
       // What covered something will do so again: last, so first to be tried and last to be dropped.
       finished.splice(i, 1);
@@ -323,16 +343,14 @@ export class Explorer {
   /** The node's children are finished: carries what they need to its start, and so on up. */
   #finish(last: Node): void {
     for (let node: Node | undefined = last; node; node = node.parent) {
-      let { depth } = node;
-      for (let i = node.ats.length - 1; i >= 0; i--) {
-        depth = node.demand.stepBack(this.#machine.insns[node.ats[i]!]!, node.notes[i], depth);
-      }
+      this.#carryBack(node.demand, node, node.depth);
+      if (node.decided) this.#carryBack(node.decided, node, node.depth);
       node.ats = [];
       node.notes = [];
       if (node.snapshot) this.#keepFinished(node, node.snapshot);
       const { parent } = node;
       if (!parent) return;
-      parent.demand.add(node.demand);
+      parent.need(node);
       if (node.within) parent.within = [...new Set([...(parent.within ?? []), ...node.within])];
       if (--parent.pendingChildren > 0) return;
     }
@@ -340,6 +358,7 @@ export class Explorer {
 
   #keepFinished(node: Node, snapshot: State): void {
     node.demand.forgetUnknown(snapshot);
+    node.decided?.forgetUnknown(snapshot);
     if (node.opens !== 0) {
       const others = node.within?.filter((activation) => activation !== node.opens);
       node.within = others?.length ? others : undefined;

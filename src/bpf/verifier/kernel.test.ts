@@ -14,6 +14,8 @@ import {
 } from "../../../test/support/bpf-kernel.ts";
 import { randomProgram, randomProgramMaps } from "../random-program.ts";
 import { printProgram } from "../text.ts";
+import { acceptedFunctionCases, rejectedFunctionCases } from "./test-function-cases.ts";
+import { acceptedMapCases, rejectedMapCases } from "./test-map-cases.ts";
 import { assembleCase } from "./test-text.ts";
 import { verifyProgram } from "./verify.ts";
 import { acceptedCases, caseMaps, rejectedCases, type VerifyCase } from "./verify-cases.ts";
@@ -50,13 +52,18 @@ describe.skipIf(!canAskKernel())("the kernel's verifier", () => {
     closeKernelMaps([...caseFds, ...randomFds]);
   });
 
-  it.each(acceptedCases)("on $name", ({ text, kernel }) => {
-    const said = askKernel(assembleCase(text), caseFds);
-    if (kernel === "rejects") expect(said).toBeDefined();
-    else expect(said).toBeUndefined();
-  });
+  it.each([...acceptedCases, ...acceptedFunctionCases, ...acceptedMapCases])(
+    "on $name",
+    ({ text, kernel }) => {
+      const said = askKernel(assembleCase(text), caseFds);
+      if (kernel === "rejects") expect(said).toBeDefined();
+      else expect(said).toBeUndefined();
+    },
+  );
 
-  const asked = rejectedCases.filter(({ kernel, text }: VerifyCase) => kernel !== "too slow" && text !== "");
+  const asked = [...rejectedCases, ...rejectedFunctionCases, ...rejectedMapCases].filter(
+    ({ kernel, text }: VerifyCase) => kernel !== "too slow" && text !== "",
+  );
   it.each(asked)("on $name", ({ text, message, kernel }) => {
     const said = askKernel(assembleCase(text), caseFds);
     if (kernel === "accepts") {

@@ -64,7 +64,8 @@ export function typeName(value: Value): string {
     case "stack":
       return "fp";
     case "map":
-      return `map_ptr${orNull}`;
+      // What a lookup in a map of maps gives.
+      return value.nullId === 0 ? "map_ptr" : "map_value_or_null";
     case "map-key":
       return "map_key";
     case "map-value":

@@ -6,12 +6,36 @@
  */
 import type { MapSpec } from "../program.ts";
 
-/** What the programs call map[0], map[1], map[2], map[3]. */
+const inner: MapSpec = { name: "inner", kind: "hash", keyBytes: 8, valueBytes: 16, maxEntries: 10 };
+
+/** The string "%d %s" at 0, the numbers 40 at 8 and -3 (16 bits) at 12, and at 14 bytes without a NUL. */
+const contents = Uint8Array.of(0x25, 0x64, 0x20, 0x25, 0x73, 0, 0, 0, 40, 0, 0, 0, 0xfd, 0xff, 1, 1);
+
+/** What the programs call map[0], map[1], ... */
 export const caseMaps: readonly MapSpec[] = [
   { name: "counts", kind: "array", keyBytes: 4, valueBytes: 64, maxEntries: 1 },
   { name: "by_key", kind: "hash", keyBytes: 8, valueBytes: 8, maxEntries: 100 },
   { name: "events", kind: "ringbuf", keyBytes: 0, valueBytes: 32, maxEntries: 64 },
   { name: "other", kind: "hash", keyBytes: 8, valueBytes: 8, maxEntries: 100 },
+  { name: "per_cpu", kind: "percpu_array", keyBytes: 4, valueBytes: 16, maxEntries: 4, cpus: 4 },
+  { name: "per_cpu_hash", kind: "lru_percpu_hash", keyBytes: 8, valueBytes: 16, maxEntries: 100, cpus: 4 },
+  { name: "recent", kind: "lru_hash", keyBytes: 8, valueBytes: 8, maxEntries: 100 },
+  { name: "queue", kind: "queue", keyBytes: 0, valueBytes: 8, maxEntries: 10 },
+  { name: "bloom", kind: "bloom_filter", keyBytes: 0, valueBytes: 8, maxEntries: 10 },
+  { name: "programs", kind: "prog_array", keyBytes: 4, valueBytes: 4, maxEntries: 4 },
+  { name: "tables", kind: "array_of_maps", keyBytes: 4, valueBytes: 4, maxEntries: 4, inner },
+  { name: "samples", kind: "perf_event_array", keyBytes: 4, valueBytes: 0, maxEntries: 4 },
+  { name: "stacks", kind: "stack_trace", keyBytes: 4, valueBytes: 80, maxEntries: 16 },
+  {
+    name: "fixed",
+    kind: "array",
+    keyBytes: 4,
+    valueBytes: 16,
+    maxEntries: 1,
+    isReadOnly: true,
+    contents,
+  },
+  { name: "written", kind: "array", keyBytes: 4, valueBytes: 16, maxEntries: 1, isWriteOnly: true },
 ];
 
 export interface VerifyCase {
@@ -292,8 +316,8 @@ export const rejectedCases: readonly VerifyCase[] = [
   {
     name: "a map that does not exist",
     kernel: { says: "not pointing to valid bpf_map" },
-    text: "r1 = map[9]\nr0 = 0\nexit",
-    message: "map 9 does not exist: there are 4",
+    text: "r1 = map[99]\nr0 = 0\nexit",
+    message: "map 99 does not exist: there are 15",
   },
 
   {

@@ -1,4 +1,6 @@
 import { describe, expect, it } from "vitest";
+import { acceptedFunctionCases, rejectedFunctionCases } from "./test-function-cases.ts";
+import { acceptedMapCases, rejectedMapCases } from "./test-map-cases.ts";
 import { assembleCase } from "./test-text.ts";
 import { type VerifyOptions, verifyProgram } from "./verify.ts";
 import { acceptedCases, caseMaps, lookup, rejectedCases } from "./verify-cases.ts";
@@ -11,16 +13,19 @@ function verify(text: string, options: VerifyOptions = strict) {
 }
 
 describe("verifier", () => {
-  it.each(acceptedCases)("accepts $name", ({ text }) => {
+  it.each([...acceptedCases, ...acceptedFunctionCases, ...acceptedMapCases])("accepts $name", ({ text }) => {
     const verdict = verify(text);
     expect(verdict.kind === "rejected" ? verdict.log : verdict.kind).toBe("accepted");
   });
 
-  it.each(rejectedCases)("rejects $name", ({ text, message }) => {
-    const verdict = verify(text);
-    expect(verdict).toMatchObject({ kind: "rejected", message });
-    if (verdict.kind === "rejected") expect(verdict.log).toContain(message);
-  });
+  it.each([...rejectedCases, ...rejectedFunctionCases, ...rejectedMapCases])(
+    "rejects $name",
+    ({ text, message }) => {
+      const verdict = verify(text);
+      expect(verdict).toMatchObject({ kind: "rejected", message });
+      if (verdict.kind === "rejected") expect(verdict.log).toContain(message);
+    },
+  );
 });
 
 describe("proof", () => {
