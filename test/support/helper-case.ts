@@ -56,8 +56,12 @@ const memoryMap: MapSpec = {
 export class HelperCases implements Disposable {
   readonly native: NativeBpf;
 
-  constructor(maps: readonly MapSpec[] = [], env: Partial<LinkEnv> = {}) {
-    this.native = new NativeBpf({ maps: [memoryMap, ...maps], env });
+  constructor(
+    maps: readonly MapSpec[] = [],
+    env: Partial<LinkEnv> = {},
+    options: { readonly printk?: number } = {},
+  ) {
+    this.native = new NativeBpf({ maps: [memoryMap, ...maps], env, ...options });
   }
 
   /** Address of the memory of the cases as compiled code sees it. */

@@ -66,6 +66,8 @@ export interface NativeRun {
 export interface NativeBpfOptions {
   readonly maps?: readonly MapSpec[];
   readonly env?: Partial<LinkEnv>;
+  /** Index of the ring buffer that takes what programs print. */
+  readonly printk?: number;
   /** Whether the maps lie in reach of the code. */
   readonly isNear?: boolean;
   /** What the slots of program arrays name. */
@@ -80,12 +82,15 @@ export class NativeBpf implements Disposable {
   readonly maps: readonly OpenedMap[];
   readonly memory: SharedMemory;
   readonly env: LinkEnv;
+  readonly printk: number | undefined;
   readonly machine = new Machine();
   readonly #code: { readonly at: bigint; readonly bytes: Uint8Array };
   readonly #owned: NativeMemory[] = [];
   #nextCode: bigint;
 
-  constructor({ maps: specs = [], env = {}, isNear = false, programs = [], memory }: NativeBpfOptions = {}) {
+  constructor(options: NativeBpfOptions = {}) {
+    const { maps: specs = [], env = {}, isNear = false, programs = [], memory, printk } = options;
+    this.printk = printk;
     this.specs = specs;
     this.programs = programs;
     this.#code = memory ?? this.#own(nativeMemory(CODE_BYTES));
@@ -115,7 +120,11 @@ export class NativeBpf implements Disposable {
   }
 
   get bundle(): Bundle {
-    return { maps: this.specs, programs: this.programs };
+    return {
+      maps: this.specs,
+      programs: this.programs,
+      ...(this.printk === undefined ? {} : { printk: this.printk }),
+    };
   }
 
   /** The verifier's proof; throws with its log. */
@@ -225,6 +234,7 @@ export class NativeBpf implements Disposable {
       insns,
       programs: this.programs,
       maps: this.maps,
+      printk: this.printk,
       host: { ...quietHost, ...host },
       entry: { kind: "context", bytes: ctx },
     });

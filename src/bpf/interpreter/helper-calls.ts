@@ -15,6 +15,7 @@ import {
   HELPER_GET_PRANDOM_U32,
   HELPER_GET_SMP_PROCESSOR_ID,
   HELPER_GET_STACK,
+  HELPER_GET_STACKID,
   HELPER_JIFFIES64,
   HELPER_KTIME_GET_BOOT_NS,
   HELPER_KTIME_GET_COARSE_NS,
@@ -31,6 +32,8 @@ import {
   HELPER_STRNCMP,
   HELPER_STRTOL,
   HELPER_STRTOUL,
+  HELPER_TRACE_PRINTK,
+  HELPER_TRACE_VPRINTK,
   MAX_CPU,
 } from "../helpers.ts";
 import { readNumber } from "../text-number.ts";
@@ -38,8 +41,8 @@ import { bytesAt, copyIn, type HelperWorld, textAt } from "./helper-world.ts";
 import { callMapHelper } from "./map-calls.ts";
 import { loadAt, MemoryFault, storeAt } from "./memory.ts";
 import { readMemory, readString } from "./memory-reads.ts";
-import { snprintf } from "./print-calls.ts";
-import { getStack } from "./stack-walk.ts";
+import { snprintf, tracePrintk, traceVprintk } from "./print-calls.ts";
+import { getStack, getStackId } from "./stack-walk.ts";
 
 const EINVAL = -22n;
 const EFAULT = -14n;
@@ -94,6 +97,10 @@ export function callHelper(world: HelperWorld, number: number, args: readonly bi
       return u64(BigInt(compareText(copyIn(world, a1, Number(a2)), textAt(world, a3))));
     case HELPER_SNPRINTF:
       return snprintf(world, args);
+    case HELPER_TRACE_PRINTK:
+      return tracePrintk(world, args);
+    case HELPER_TRACE_VPRINTK:
+      return traceVprintk(world, args);
     case HELPER_STRTOL:
     case HELPER_STRTOUL: {
       storeU64(world, a4, 0n);
@@ -103,6 +110,8 @@ export function callHelper(world: HelperWorld, number: number, args: readonly bi
     }
     case HELPER_GET_STACK:
       return u64(BigInt(getStack(world, a1, bytesAt(world, a2, a3), a4)));
+    case HELPER_GET_STACKID:
+      return u64(BigInt(getStackId(world, a1, a2, a3)));
     case HELPER_OVERRIDE_RETURN:
       // No function stands still here that could be left.
       return 0n;

@@ -1,6 +1,6 @@
 /** What one run of the interpreter has for its helpers, and their arguments in memory. */
 import { s64 } from "../alu.ts";
-import type { HelperHost } from "./host.ts";
+import type { HelperHost, RingMapAccess } from "./host.ts";
 import type { InterpreterMaps } from "./map-regions.ts";
 import { type AddressSpace, MemoryFault } from "./memory.ts";
 
@@ -9,6 +9,8 @@ export interface HelperWorld {
   readonly host: HelperHost;
   readonly maps: InterpreterMaps;
   readonly space: AddressSpace;
+  /** Takes the records of printk; undefined: nobody reads them. */
+  readonly printk: RingMapAccess | undefined;
   noteWritten(addr: bigint, lenBytes: number): void;
   noteRead(addr: bigint, lenBytes: number): void;
 }

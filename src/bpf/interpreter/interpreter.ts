@@ -75,6 +75,8 @@ export interface InterpreterInput {
   readonly programs?: readonly { readonly insns: readonly Insn[] }[];
   /** Maps by the index that `ldimm64` names. */
   readonly maps: readonly MapAccess[];
+  /** Index of the ring buffer that takes what the program prints (`Bundle.printk`). */
+  readonly printk?: number | undefined;
   readonly host: HelperHost;
   /**
    * What r1 points to. A context is copied and read only; memory is written in place and its length is in r2.
@@ -152,8 +154,10 @@ class Run {
     this.#regs[1] = ENTRY_BASE;
     if (kind === "memory") this.#regs[2] = BigInt(bytes.length);
     if (input.checkInitialised) this.#written = (1 << 1) | (kind === "memory" ? 1 << 2 : 0);
+    const printk = input.printk === undefined ? undefined : input.maps[input.printk];
     this.#world = {
       host: input.host,
+      printk: printk !== undefined && "reserve" in printk ? printk : undefined,
       maps: this.#maps,
       space: this.#space,
       noteWritten: (addr, lenBytes) => this.#stack.noteWritten(addr, lenBytes),

@@ -1,5 +1,6 @@
 /** bpf_snprintf and printk as the interpreter does them. */
 import { u64 } from "../alu.ts";
+import { MAX_CPU } from "../helpers.ts";
 import {
   FORMAT_STRING_BYTES,
   type FormatMemory,
@@ -8,10 +9,12 @@ import {
   parseFormat,
   printFormat,
 } from "../print-format.ts";
+import { encodePrintk, PRINTK_ARGS, PRINTK_RECORD_BYTES } from "../printk.ts";
 import { bytesAt, copyIn, type HelperWorld, textAt } from "./helper-world.ts";
 import { readMemory, readString } from "./memory-reads.ts";
 
 const EINVAL = u64(-22n);
+const EBUSY = u64(-16n);
 
 /** bpf_snprintf; r0. */
 export function snprintf(world: HelperWorld, args: readonly bigint[]): bigint {
@@ -27,6 +30,41 @@ export function snprintf(world: HelperWorld, args: readonly bigint[]): bigint {
     into[kept.length] = 0;
   }
   return BigInt(text.length + 1);
+}
+
+/** bpf_trace_printk; r0. */
+export function tracePrintk(world: HelperWorld, args: readonly bigint[]): bigint {
+  const [format = 0n, size = 0n, ...values] = args;
+  return printk(world, copyIn(world, format, Number(size)), values.slice(0, PRINTK_ARGS));
+}
+
+/** bpf_trace_vprintk; r0. */
+export function traceVprintk(world: HelperWorld, args: readonly bigint[]): bigint {
+  const [format = 0n, size = 0n, data = 0n, lenBytes = 0n] = args;
+  const values = argumentsAt(world, data, lenBytes);
+  return values === undefined ? EINVAL : printk(world, copyIn(world, format, Number(size)), values);
+}
+
+/** Sends a record; the length of the format, which is judged by whoever prints the record. */
+function printk(world: HelperWorld, format: Uint8Array, args: readonly bigint[]): bigint {
+  const { host, printk: ring } = world;
+  const length = format.indexOf(0);
+  if (length < 0) return EINVAL;
+  if (ring === undefined) return BigInt(length);
+  const record = encodePrintk({
+    pidTgid: host.pidTgid(),
+    cpu: host.cpu() & MAX_CPU,
+    timeNs: host.ktimeGetNs(),
+    format: format.subarray(0, length),
+    args,
+    memory: memoryOf(world),
+    limitBytes: ring.spec.valueBytes === 0 ? PRINTK_RECORD_BYTES : ring.spec.valueBytes,
+  });
+  const offset = ring.reserve(record.length);
+  if (offset === undefined) return EBUSY;
+  ring.memory.bytes.set(record, offset);
+  ring.submit(offset, 0n);
+  return BigInt(length);
 }
 
 /** 64-bit arguments in memory; undefined: too many, or not whole ones. */

@@ -1,7 +1,13 @@
 /** The chain of frame pointers as the interpreter follows it; the JIT's routine keeps the same rules. */
 import { u64 } from "../alu.ts";
 import { CTX_IP, CTX_SITE, SITE_IS_ENTRY } from "../context.ts";
-import { MAX_STACK_FRAMES, STACK_SKIP_MASK, STACK_USER } from "../stack-flags.ts";
+import {
+  MAX_STACK_FRAMES,
+  STACK_FAST_COMPARE,
+  STACK_REUSE_ID,
+  STACK_SKIP_MASK,
+  STACK_USER,
+} from "../stack-flags.ts";
 import type { HelperWorld } from "./helper-world.ts";
 import { loadAt } from "./memory.ts";
 import { readMemory } from "./memory-reads.ts";
@@ -12,12 +18,7 @@ const CTX_BP = 32;
 const CTX_SP = 152;
 
 /** Addresses without the first `skip`, at most `limit`; undefined if there are fewer than `skip`. */
-export function walkStack(
-  world: HelperWorld,
-  ctx: bigint,
-  skip: number,
-  limit: number,
-): bigint[] | undefined {
+function walkStack(world: HelperWorld, ctx: bigint, skip: number, limit: number): bigint[] | undefined {
   const atMost = Math.min(skip + limit, MAX_STACK_FRAMES);
   const frames: bigint[] = [];
   for (const frame of frameAddresses(world, ctx)) {
@@ -58,6 +59,15 @@ function loadCtx(world: HelperWorld, ctx: bigint, offset: number): bigint {
 /** 0 where the context ends before it: then no gate has filled it. */
 function siteWord(world: HelperWorld, ctx: bigint): number {
   return world.space.findBytes(ctx + BigInt(CTX_SITE), 1)?.[0] ?? 0;
+}
+
+/** bpf_get_stackid: the id that the map gives, or an error number. */
+export function getStackId(world: HelperWorld, ctx: bigint, map: bigint, flags: bigint): number {
+  const stacks = world.maps.getStackMap(map);
+  if ((flags & ~(STACK_SKIP_MASK | STACK_USER | STACK_FAST_COMPARE | STACK_REUSE_ID)) !== 0n) return EINVAL;
+  const limit = Math.floor(stacks.spec.valueBytes / 8);
+  const frames = walkStack(world, ctx, Number(flags & STACK_SKIP_MASK), limit);
+  return frames === undefined || frames.length === 0 ? EFAULT : stacks.insert(frames, flags);
 }
 
 /** bpf_get_stack: fills `into`; bytes of addresses, or an error number and zeros. */

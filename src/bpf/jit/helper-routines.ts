@@ -10,6 +10,7 @@ import {
   HELPER_GET_NUMA_NODE_ID,
   HELPER_GET_PRANDOM_U32,
   HELPER_GET_STACK,
+  HELPER_GET_STACKID,
   HELPER_JIFFIES64,
   HELPER_KTIME_GET_BOOT_NS,
   HELPER_KTIME_GET_COARSE_NS,
@@ -26,16 +27,20 @@ import {
   HELPER_STRNCMP,
   HELPER_STRTOL,
   HELPER_STRTOUL,
+  HELPER_TRACE_PRINTK,
+  HELPER_TRACE_VPRINTK,
 } from "../helpers.ts";
 import { clockNs, jiffies, numaNodeId } from "./clock-routines.ts";
 import { funcArg, funcArgCount, funcRet } from "./function-routines.ts";
 import type { HelperCall, RoutineContext } from "./helper-call.ts";
 import { JitError } from "./jit-error.ts";
-import { mapRoutineFor } from "./map-routines.ts";
+import { mapRoutineFor, stackTraceInput } from "./map-routines.ts";
 import { overrideReturn } from "./override-routines.ts";
+import { tracePrintk, traceVprintk } from "./printk-routines.ts";
 import type { Routine } from "./routine.ts";
 import { snprintf } from "./snprintf-routines.ts";
-import { getStack } from "./stack-walk-routines.ts";
+import { stackInsert } from "./stack-trace-routines.ts";
+import { getStack, getStackId } from "./stack-walk-routines.ts";
 import { currentComm, pidTgid, prandomU32, uidGid } from "./task-routines.ts";
 import { stringToNumber, strncmp } from "./text-routines.ts";
 import { probeReadUser, probeReadUserStr } from "./user-read-routines.ts";
@@ -79,12 +84,22 @@ export function routineFor(context: RoutineContext, call: HelperCall): Routine {
       return strncmp(routines, textOf(call));
     case HELPER_SNPRINTF:
       return snprintf(routines, env, textOf(call));
+    case HELPER_TRACE_PRINTK:
+      return tracePrintk(context);
+    case HELPER_TRACE_VPRINTK:
+      return traceVprintk(context);
     case HELPER_STRTOL:
       return stringToNumber(routines, true);
     case HELPER_STRTOUL:
       return stringToNumber(routines, false);
     case HELPER_GET_STACK:
       return getStack(routines, env);
+    case HELPER_GET_STACKID: {
+      const input = stackTraceInput(context, call);
+      if (input === undefined) return noRoutine(context, call);
+      const map = { name: input.name, valueBytes: input.spec.valueBytes, insert: stackInsert(input) };
+      return getStackId(routines, env, map);
+    }
     case HELPER_OVERRIDE_RETURN:
       return overrideReturn(routines);
     case HELPER_GET_FUNC_ARG:
@@ -93,16 +108,15 @@ export function routineFor(context: RoutineContext, call: HelperCall): Routine {
       return funcRet(routines);
     case HELPER_GET_FUNC_ARG_CNT:
       return funcArgCount(routines);
-    default: {
-      const routine = mapRoutineFor(context, call);
-      if (routine !== undefined) return routine;
-      const map = call.mapIndex === undefined ? undefined : context.bundle.maps[call.mapIndex];
-      const on = map === undefined ? "" : ` on map ${map.name} of kind ${map.kind}`;
-      throw new JitError(
-        `compile call of ${findHelperName(call.helper) ?? `helper ${call.helper}`}${on}: no routine`,
-      );
-    }
+    default:
+      return mapRoutineFor(context, call) ?? noRoutine(context, call);
   }
+}
+
+function noRoutine({ bundle }: RoutineContext, { helper, mapIndex }: HelperCall): never {
+  const map = mapIndex === undefined ? undefined : bundle.maps[mapIndex];
+  const on = map === undefined ? "" : ` on map ${map.name} of kind ${map.kind}`;
+  throw new JitError(`compile call of ${findHelperName(helper) ?? `helper ${helper}`}${on}: no routine`);
 }
 
 function textOf(call: HelperCall): Uint8Array {

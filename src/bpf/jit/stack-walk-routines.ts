@@ -35,7 +35,13 @@ import {
 } from "../../x86/registers.ts";
 import { CTX_SITE, SITE_IS_ENTRY } from "../context.ts";
 import { EINVAL } from "../maps/error-numbers.ts";
-import { MAX_STACK_FRAMES, STACK_SKIP_MASK, STACK_USER } from "../stack-flags.ts";
+import {
+  MAX_STACK_FRAMES,
+  STACK_FAST_COMPARE,
+  STACK_REUSE_ID,
+  STACK_SKIP_MASK,
+  STACK_USER,
+} from "../stack-flags.ts";
 import type { LinkEnv } from "./link-env.ts";
 import { emitFrame, emitZeroBytes } from "./memory-moves.ts";
 import type { Routine, RoutineSet } from "./routine.ts";
@@ -236,8 +242,59 @@ export function getStack(routines: RoutineSet, env: LinkEnv): Routine {
   });
 }
 
+/**
+ * rdi = context, rdx = flags; rsi = the map, where it is not known. rax = id of the stack in the map, -EINVAL, -EFAULT
+ * where no frame is left, or what the map says.
+ */
+export function getStackId(
+  routines: RoutineSet,
+  env: LinkEnv,
+  map: { readonly name: string; readonly valueBytes: number; readonly insert: Routine },
+): Routine {
+  return routines.get(`get stack id ${map.name}`, () => {
+    const walk = walkStack(routines, env);
+    const takesMap = map.insert.args.includes(1);
+    const words = Math.min(MAX_STACK_FRAMES, Math.floor(map.valueBytes / 8));
+    const [flags, mapAt, addresses] = [0, 8, 16];
+    const frameBytes = addresses + words * 8;
+    return {
+      args: takesMap ? [1, 2, 3] : [1, 3],
+      clobbers: READ_CLOBBERS,
+      stackBytes: frameBytes,
+      calls: [walk, map.insert],
+      emit: (a) =>
+        emitFrame(a, frameBytes, (leave) => {
+          const [invalid, fault] = [a.label("invalid"), a.label("fault")];
+          a.testImm(RDX, ~Number(STACK_SKIP_MASK | STACK_USER | STACK_FAST_COMPARE | STACK_REUSE_ID));
+          a.jcc("ne", invalid);
+          a.mov({ base: RSP, disp: flags }, RDX);
+          if (takesMap) a.mov({ base: RSP, disp: mapAt }, RSI);
+          a.mov(RCX, RDX);
+          a.movImm(RDX, words * 8);
+          emitFrameCounts(a, fault);
+          a.lea(RSI, { base: RSP, disp: addresses });
+          a.call(walk.label);
+          a.test(RAX, RAX);
+          a.jcc("le", fault);
+          if (takesMap) a.mov(RDI, { base: RSP, disp: mapAt });
+          a.lea(RSI, { base: RSP, disp: addresses });
+          a.mov(RDX, RAX);
+          a.mov(RCX, { base: RSP, disp: flags });
+          a.call(map.insert.label);
+          leave();
+          a.bind(invalid);
+          a.movImm(RAX, EINVAL);
+          leave();
+          a.bind(fault);
+          a.movImm(RAX, EFAULT);
+          leave();
+        }),
+    };
+  });
+}
+
 /** From flags in rcx and bytes in rdx: frames to leave out in rcx, frames to keep in rdx; or this goes to `fault`. */
-export function emitFrameCounts(a: Assembler, fault: Label): void {
+function emitFrameCounts(a: Assembler, fault: Label): void {
   a.movzx(RCX, RCX, 8);
   a.movImm(RAX, MAX_STACK_FRAMES);
   a.sub(RAX, RCX);
