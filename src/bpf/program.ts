@@ -97,7 +97,10 @@ export interface Proof {
   readonly stackBytes: number;
   /** The main function, which starts at slot 0, and all others that a path reaches, in order of their slots. */
   readonly subprograms: readonly Subprogram[];
-  /** Offsets of the 8-byte `struct pt_regs` slots that the program may read through its context. */
+  /**
+   * Offsets of the 8-byte `struct pt_regs` slots that the program may read through its context, and of the words behind
+   * them that its helpers use (context.ts).
+   */
   readonly ctxReads: ReadonlySet<number>;
   /** Numbers of the helpers that reachable code may call. */
   readonly helpers: ReadonlySet<number>;

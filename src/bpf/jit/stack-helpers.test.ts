@@ -6,7 +6,9 @@ import { contextOf } from "../../../test/support/native-bpf.ts";
 import { nativeMemory } from "../../../test/support/native-code.ts";
 import { GATE_OVERRIDE_VALUE, GATE_OVERRIDES, GATE_SITE } from "../../gate/index.ts";
 import { CTX_OVERRIDE_VALUE, CTX_OVERRIDES, CTX_SITE } from "../context.ts";
-import { HELPER_GET_STACK } from "../helpers.ts";
+import { HELPER_GET_STACK, HELPER_GET_STACKID } from "../helpers.ts";
+import { StackTraceMap } from "../maps/index.ts";
+import type { MapSpec } from "../program.ts";
 
 const PAGE = 4096;
 const PAGES = 4;
@@ -14,7 +16,16 @@ const IP = 0x40_1000n;
 const libc = koffi.load("libc.so.6");
 const munmap = libc.func("int munmap(intptr_t addr, size_t len)");
 
-const cases = new HelperCases();
+/** Stacks of up to 20 addresses in `STACKS`, 200 in `DEEP`, 1 in `SHALLOW`. */
+const [STACKS, DEEP, SHALLOW] = [1, 2, 3];
+const stacksOf = (frames: number): MapSpec => ({
+  name: "stacks",
+  kind: "stack_trace",
+  keyBytes: 4,
+  valueBytes: 8 * frames,
+  maxEntries: 64,
+});
+const cases = new HelperCases([stacksOf(20), stacksOf(200), stacksOf(1)]);
 /** A stack of its own, with a hole behind it. */
 const stack = nativeMemory((PAGES + 1) * PAGE);
 munmap(stack.at + BigInt(PAGES * PAGE), PAGE);
@@ -50,14 +61,7 @@ interface Walk {
   readonly readUser?: typeof readMade;
 }
 
-function walk({
-  fp,
-  sp = stack.at,
-  size = 256,
-  flags = 1n << 8n,
-  isEntry = false,
-  readUser = readMade,
-}: Walk) {
+function contextAt({ fp, sp = stack.at, isEntry = false }: Walk): Uint8Array {
   const slots = new Map([
     [32, fp],
     [128, IP],
@@ -66,10 +70,15 @@ function walk({
   const ctx = new Uint8Array(CTX_SITE + 8);
   ctx.set(contextOf((offset) => slots.get(offset) ?? 0n));
   ctx[CTX_SITE] = isEntry ? 1 : 0;
+  return ctx;
+}
+
+function walk(input: Walk) {
+  const { size = 256, flags = 1n << 8n, readUser = readMade } = input;
   const { result, memory } = cases.run({
     helper: HELPER_GET_STACK,
     args: ["ctx", { memory: 0 }, size, flags],
-    ctx,
+    ctx: contextAt(input),
     host: { readUser },
   });
   const view = new DataView(memory.buffer);
@@ -175,5 +184,71 @@ describe("get_stack", () => {
     expect(walk({ fp: stack.at + 64n, size: 2048, flags: 100n }).frames).toEqual(addresses(126).slice(100));
     expect(walk({ fp: stack.at + 64n, size: 2048, flags: 127n }).result).toBe(0n);
     expect(walk({ fp: stack.at + 64n, size: 2048, flags: 128n }).result).toBe(-14n);
+  });
+});
+
+function idOf(map: number, input: Walk): number {
+  const { flags = 1n << 8n, readUser = readMade } = input;
+  const args = ["ctx", { map }, flags] as const;
+  const call = { helper: HELPER_GET_STACKID, args, ctx: contextAt(input), host: { readUser } };
+  return Number(cases.run(call).result);
+}
+
+function kept(map: number, id: number): readonly bigint[] | undefined {
+  const stacks = cases.native.maps[map];
+  return stacks instanceof StackTraceMap ? stacks.get(id) : undefined;
+}
+
+describe("get_stackid", () => {
+  const fp = stack.at + 64n;
+
+  it("one id for one stack, and others for others", () => {
+    const ids = [1, 5, 9, 12].map((count) => {
+      lay(spaced(count, 48));
+      const id = idOf(STACKS, { fp });
+      expect(kept(STACKS, id)).toEqual(addresses(count));
+      expect(idOf(STACKS, { fp })).toBe(id);
+      return id;
+    });
+    expect(new Set(ids).size).toBe(4);
+  });
+
+  it("as many addresses as the map holds, behind those that are left out", () => {
+    lay(spaced(150, 48));
+    expect(kept(STACKS, idOf(STACKS, { fp }))).toEqual(addresses(19));
+    expect(kept(STACKS, idOf(STACKS, { fp, flags: 7n }))).toEqual(addresses(26).slice(7));
+    expect(kept(DEEP, idOf(DEEP, { fp }))).toEqual(addresses(126));
+    expect(kept(DEEP, idOf(DEEP, { fp, flags: 120n }))).toEqual(addresses(126).slice(120));
+  });
+
+  it("at a function's entry with the caller", () => {
+    lay([64]);
+    stack.view.setBigUint64(32, 0x77n, true);
+    const id = idOf(STACKS, { fp, sp: stack.at + 32n, isEntry: true });
+    expect(kept(STACKS, id)).toEqual([IP, 0x77n, 0x50_0000n]);
+  });
+
+  it.each([
+    { name: "nothing is left", flags: 2n, want: -14 },
+    { name: "more is left out than there is", flags: 200n, want: -14 },
+    { name: "a flag that there is not", flags: 1n << 11n, want: -22 },
+    { name: "high flags", flags: 1n << 40n, want: -22 },
+  ])("$name", ({ flags, want }) => {
+    lay([64]);
+    expect(idOf(STACKS, { fp, flags })).toBe(want);
+  });
+
+  it("two stacks of one id: the second is refused, or takes the place of the first", () => {
+    const run = (ip: bigint, flags: bigint) => {
+      const ctx = contextAt({ fp: 0n });
+      new DataView(ctx.buffer).setBigUint64(128, ip, true);
+      const args = ["ctx", { map: SHALLOW }, flags] as const;
+      return Number(cases.run({ helper: HELPER_GET_STACKID, args, ctx }).result);
+    };
+    expect(kept(SHALLOW, run(1n, 0n))).toEqual([1n]);
+    // There are 64 ids.
+    let other = 2n;
+    while (run(other, 0n) !== -17) other++;
+    expect(kept(SHALLOW, run(other, 1n << 10n))).toEqual([other]);
   });
 });

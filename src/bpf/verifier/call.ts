@@ -1,6 +1,6 @@
 /** Calls of helpers: the arguments, what the helper does to the state, and its result. */
 
-import { CTX_COOKIE, CTX_IP } from "../context.ts";
+import { CTX_COOKIE, CTX_IP, CTX_OVERRIDE_VALUE, CTX_OVERRIDES, CTX_SITE } from "../context.ts";
 import {
   findHelper,
   HELPER_GET_ATTACH_COOKIE,
@@ -9,6 +9,7 @@ import {
   HELPER_GET_FUNC_RET,
   HELPER_GET_STACK,
   HELPER_GET_STACKID,
+  HELPER_OVERRIDE_RETURN,
   HELPER_TAIL_CALL,
   type HelperSpec,
   MIN_ERRNO,
@@ -24,8 +25,8 @@ import { pointerTo, uninit, type Value } from "./value.ts";
 /** Far more than a program can use; without a limit a loop that leaks would fill the memory of the verifier. */
 const MAX_REFERENCES = 64;
 
-/** Offsets in the context, see context.ts, of the registers that unwinding a stack begins with: rbp, rip, rsp. */
-const unwindReads: readonly number[] = [32, CTX_IP, 152];
+/** Offsets in the context, see context.ts, of what unwinding a stack begins with: rbp, rip, rsp, the kind of place. */
+const unwindReads: readonly number[] = [32, CTX_IP, 152, CTX_SITE];
 
 /** What helpers read through the context that they are passed. */
 const contextReads: ReadonlyMap<number, readonly number[]> = new Map([
@@ -37,6 +38,7 @@ const contextReads: ReadonlyMap<number, readonly number[]> = new Map([
   [HELPER_GET_FUNC_ARG, [112, 104, 96, 88, 72, 64]],
   // rax
   [HELPER_GET_FUNC_RET, [80]],
+  [HELPER_OVERRIDE_RETURN, [CTX_OVERRIDES, CTX_OVERRIDE_VALUE]],
 ]);
 
 export function callHelper(step: Step, helperNumber: number): StepResult {
