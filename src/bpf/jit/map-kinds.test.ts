@@ -55,9 +55,44 @@ const spec = (
 
 /** `lenBytes` bytes that all depend on `value`. */
 const bytesOf = (value: number, lenBytes: number) =>
-  Uint8Array.from({ length: lenBytes }, (_, i) => (value * 31 + i * 7 + (value >> 8)) & 0xff);
+  Uint8Array.from({ length: lenBytes }, (_, i) => ((i % 2 === 0 ? value : value >> 8) * 31 + i * 7) & 0xff);
 const index = (value: number) => Uint8Array.of(value, value >> 8, value >> 16, value >> 24);
 const [ANY, NOEXIST, EXIST] = [0n, 1n, 2n];
+
+const isThere = (map: HashMap, k: number) => map.read(bytesOf(k, 8)) !== undefined;
+
+const consume = (map: RingMap) => {
+  const got: Uint8Array[] = [];
+  new RingConsumer(map.layout, map.memory, map.byteOffset, { nowMs: () => 0 }).poll(1000, (record) =>
+    got.push(record),
+  );
+  return got;
+};
+
+const stack = (seed: number, frames: number) =>
+  Array.from({ length: frames }, (_, i) => 0x7f00_0000_0000n + BigInt(seed * 4096 + i * 16));
+
+const walk = (
+  caller: RoutineCaller,
+  memory: Uint8Array,
+  visit: (key: Uint8Array, value: bigint) => void,
+  slot = 0,
+) => {
+  const keys: number[] = [];
+  for (let cursor = 0n; keys.length < 1000; ) {
+    const next = caller.next(HELPER_FOR_EACH_MAP_ELEM, 0, cursor, { slot });
+    if (next.cursor === 0n) return keys;
+    const at = caller.offsetOf(next.key);
+    keys.push(memory[at]!);
+    visit(memory.slice(at, at + 8), next.value);
+    ({ cursor } = next);
+  }
+  throw new Error("does not end");
+};
+
+const key = (k: number) => Uint8Array.of(k, 0, 0, 0, 0, 0, 0, 0);
+
+const sorted = (keys: readonly number[]) => keys.toSorted((a, b) => a - b);
 
 describe("hash map with values that are replaced", () => {
   it.each([
@@ -140,8 +175,6 @@ describe("hash map with values that are replaced", () => {
 });
 
 describe("lru hash map", () => {
-  const isThere = (map: HashMap, k: number) => map.read(bytesOf(k, 8)) !== undefined;
-
   it.each([
     { name: "routines", isNative: true },
     { name: "tracer", isNative: false },
@@ -399,14 +432,6 @@ describe("bloom filter", () => {
 });
 
 describe("records", () => {
-  const consume = (map: RingMap) => {
-    const got: Uint8Array[] = [];
-    new RingConsumer(map.layout, map.memory, map.byteOffset, { nowMs: () => 0 }).poll(1000, (record) =>
-      got.push(record),
-    );
-    return got;
-  };
-
   it("ringbuf_output: every length, then full, then flags", () => {
     const { caller, map } = open<RingMap>(spec("ringbuf", 0, 37, 64));
     const sent = Array.from({ length: 38 }, (_, lenBytes) => bytesOf(lenBytes, lenBytes));
@@ -451,9 +476,6 @@ describe("records", () => {
 });
 
 describe("stack traces", () => {
-  const stack = (seed: number, frames: number) =>
-    Array.from({ length: frames }, (_, i) => 0x7f00_0000_0000n + BigInt(seed * 4096 + i * 16));
-
   it("the same stack has the same id on both sides, another has another or is refused", () => {
     const { caller, map } = open<StackTraceMap>(spec("stack_trace", 4, 10 * 8, 64));
     const ids = new Map<number, string>();
@@ -603,26 +625,7 @@ describe("maps of maps", () => {
 });
 
 describe("walk through a hash map", () => {
-  const walk = (
-    caller: RoutineCaller,
-    memory: Uint8Array,
-    visit: (key: Uint8Array, value: bigint) => void,
-    slot = 0,
-  ) => {
-    const keys: number[] = [];
-    for (let cursor = 0n; keys.length < 1000; ) {
-      const next = caller.next(HELPER_FOR_EACH_MAP_ELEM, 0, cursor, { slot });
-      if (next.cursor === 0n) return keys;
-      const at = caller.offsetOf(next.key);
-      keys.push(memory[at]!);
-      visit(memory.slice(at, at + 8), next.value);
-      ({ cursor } = next);
-    }
-    throw new Error("does not end");
-  };
-  const key = (k: number) => Uint8Array.of(k, 0, 0, 0, 0, 0, 0, 0);
   const all = Array.from({ length: 60 }, (_, k) => k);
-  const sorted = (keys: readonly number[]) => keys.toSorted((a, b) => a - b);
   const fill = (valueBytes: number, kind: "hash" | "lru_hash" = "hash") => {
     const { caller, map } = open<HashMap>(spec(kind, 8, valueBytes, 64));
     for (const k of all) map.update(key(k), bytesOf(k, valueBytes));
