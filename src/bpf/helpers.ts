@@ -10,8 +10,8 @@ import type { MapKind } from "./program.ts";
 
 /** What an argument must be. A `size` belongs to the memory argument right before it. */
 export type HelperArg =
-  /** Any initialised register. */
-  | { readonly kind: "anything" }
+  /** Any register; an initialised one unless it is `optional`. */
+  | { readonly kind: "anything"; readonly optional?: boolean }
   | { readonly kind: "ctx" }
   /** A map of one of these kinds, from `ldimm64` with src 1. */
   | { readonly kind: "map"; readonly kinds: readonly MapKind[] }
@@ -161,6 +161,7 @@ const keyedKinds: readonly MapKind[] = [
 ];
 
 const anything: HelperArg = { kind: "anything" };
+const optional: HelperArg = { kind: "anything", optional: true };
 const ctx: HelperArg = { kind: "ctx" };
 const lookupMap: HelperArg = { kind: "map", kinds: [...keyedKinds, "array_of_maps", "hash_of_maps"] };
 const keyedMap: HelperArg = { kind: "map", kinds: keyedKinds };
@@ -203,7 +204,7 @@ const specs: readonly HelperSpec[] = [
   spec(HELPER_MAP_DELETE_ELEM, [keyedMap, mapKey], status),
   spec(HELPER_PROBE_READ, [memoryOut, sizeOrZero, anything], status),
   spec(HELPER_KTIME_GET_NS, [], u64),
-  spec(HELPER_TRACE_PRINTK, [memoryIn, size, anything, anything, anything], count),
+  spec(HELPER_TRACE_PRINTK, [memoryIn, size, optional, optional, optional], count),
   spec(HELPER_GET_PRANDOM_U32, [], u32),
   spec(HELPER_GET_SMP_PROCESSOR_ID, [], cpu),
   // It returns only if there is no program to go to.

@@ -280,8 +280,9 @@ class Run {
     }
     if (insn.src !== CALL_HELPER)
       throw new MemoryFault(`call with source ${insn.src}: only helpers and functions can be called`);
-    const argCount = findHelper(insn.imm)?.args.length ?? 0;
-    const args = Array.from({ length: argCount }, (_, i) => this.#get(i + 1));
+    const args = (findHelper(insn.imm)?.args ?? []).map((arg, i) =>
+      arg.kind === "anything" && arg.optional === true ? this.#regs[i + 1]! : this.#get(i + 1),
+    );
     if (insn.imm === HELPER_TAIL_CALL && this.#tailCall(args)) return 0;
     const result =
       insn.imm === HELPER_TAIL_CALL

@@ -75,6 +75,7 @@ export function checkArguments(step: Step, helper: HelperSpec): Arguments {
 }
 
 function checkArgument(step: Step, helper: HelperSpec, arg: HelperArg, reg: number, found: Arguments): void {
+  if (arg.kind === "anything" && arg.optional === true) return;
   const value = getReg(step, reg);
   switch (arg.kind) {
     case "anything":
