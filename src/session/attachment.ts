@@ -7,7 +7,13 @@
  *     code memory      near each image
  */
 import { closeSync, fstatSync } from "node:fs";
-import { type Bundle, HELPER_GET_CURRENT_PID_TGID, type Proof } from "../bpf/index.ts";
+import {
+  type Bundle,
+  HELPER_GET_CURRENT_PID_TGID,
+  HELPER_TRACE_PRINTK,
+  HELPER_TRACE_VPRINTK,
+  type Proof,
+} from "../bpf/index.ts";
 import { type LinkEnv, PID_CACHE_TID_OFFSET } from "../bpf/jit/index.ts";
 import {
   decodeSignalAction,
@@ -353,7 +359,8 @@ function pidCacheBytes(pid: number): Uint8Array {
 }
 
 function usesTid(proofs: readonly Proof[]): boolean {
-  return proofs.some((proof) => proof.helpers.has(HELPER_GET_CURRENT_PID_TGID));
+  const users = [HELPER_GET_CURRENT_PID_TGID, HELPER_TRACE_PRINTK, HELPER_TRACE_VPRINTK];
+  return proofs.some((proof) => users.some((helper) => proof.helpers.has(helper)));
 }
 
 /** Whether the kernel lets user code read its fs base: bit 1 of AT_HWCAP2 (Documentation/arch/x86/x86_64/fsgs.rst). */

@@ -4,7 +4,7 @@ import { explainSite } from "../patch/index.ts";
 import { checkAttachable } from "../target/process/attach-check.ts";
 import { ProcessImages } from "../target/process/images.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
-import { CodeCache, ProbeNames, resolveProbes } from "./probe-resolution.ts";
+import { CodeCache, findOverriders, ProbeNames, resolveProbes } from "./probe-resolution.ts";
 import type { RunPrograms } from "./run.ts";
 
 /** Prints programs and, for each process, the plan of every site. Returns 1 if something could not be probed. */
@@ -29,6 +29,7 @@ export function printPlan(
       names: new ProbeNames(),
       codes: new CodeCache(),
       armed: [],
+      overriders: findOverriders(proofs),
     });
     io.out.write(`process ${pid}: ${points.length} sites\n`);
     for (const { plan, probes } of points) {

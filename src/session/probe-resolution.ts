@@ -2,9 +2,11 @@
  * From attach points to planned probe points in one process: which addresses they mean, what runs at each, how each can be
  * changed, and in words what is wrong with those that cannot be probed.
  */
+import { HELPER_OVERRIDE_RETURN, HELPER_TAIL_CALL, type Proof } from "../bpf/index.ts";
 import { isGlob, type Place } from "../elf/index.ts";
 import type { UserAttachPoint } from "../lang/index.ts";
 import {
+  findOverrideRefusal,
   findReturnRefusal,
   type Mechanism,
   type PlannedSite,
@@ -119,6 +121,18 @@ export interface ResolveOptions {
   readonly only?: ReadonlySet<MappedImage>;
   /** Why return probes are impossible in this process, if they are. */
   readonly returnObstacle?: string | undefined;
+  /** Programs that may decide what the probed function returns (`findOverriders`); none unless told. */
+  readonly overriders?: ReadonlySet<number>;
+}
+
+/** Indexes of the programs that may override the probed function, by themselves or by one that they go to. */
+export function findOverriders(proofs: readonly Proof[]): ReadonlySet<number> {
+  const overrides = (proof: Proof) => proof.helpers.has(HELPER_OVERRIDE_RETURN);
+  const isGoneTo = proofs.some(overrides);
+  const found = proofs.flatMap((proof, index) =>
+    overrides(proof) || (isGoneTo && proof.helpers.has(HELPER_TAIL_CALL)) ? [index] : [],
+  );
+  return new Set(found);
 }
 
 interface Site {
@@ -273,6 +287,13 @@ function problemOf(
       reason,
       options.mechanism === "jump" ? "without --mechanism jump it gets an int3" : undefined,
     );
+  }
+  for (const { attachPoint, programIndex } of site.requests) {
+    if (options.overriders?.has(programIndex) !== true) continue;
+    const when = attachPoint.kind === "uretprobe" ? "return" : "entry";
+    const refusal = findOverrideRefusal(plan, when);
+    if (refusal !== undefined)
+      return { ...fail(refusalText(refusal, print), undefined), probe: attachPoint.name };
   }
   if (!site.probes.some((attached) => attached.when === "return")) return undefined;
   const refusal = findReturnRefusal(plan);

@@ -19,6 +19,7 @@ import type { PlannedPoint } from "./point-builder.ts";
 import {
   type AttachRequest,
   CodeCache,
+  findOverriders,
   isWildcard,
   ProbeNames,
   type ProbeProblem,
@@ -77,6 +78,7 @@ export class Targets {
   readonly #tracer: Tracer;
   readonly #elfCache = new ElfCache();
   readonly #codes = new CodeCache();
+  readonly #overriders: ReadonlySet<number>;
   readonly #members: Member[] = [];
   #maps:
     | { readonly maps: SharedMaps; readonly unmap: () => void; readonly fd: number | undefined }
@@ -85,6 +87,7 @@ export class Targets {
   constructor(input: TargetsInput, tracer: Tracer) {
     this.#input = input;
     this.#tracer = tracer;
+    this.#overriders = findOverriders(input.proofs);
   }
 
   /** The maps of the session: in memory that all targets share; without a target, the tracer's own. */
@@ -200,6 +203,7 @@ export class Targets {
       codes: this.#codes,
       armed: [],
       returnObstacle: findReturnObstacle(pid),
+      overriders: this.#overriders,
     });
     const fatal = resolved.problems.filter((problem) => !(mayWait && problem.isMissingImage));
     if (fatal.length > 0) throw problemError(fatal);
@@ -268,6 +272,7 @@ export class Targets {
       armed: attachment.probes.points.map((point) => point.at),
       only: new Set(added),
       returnObstacle: findReturnObstacle(attachment.target.pid),
+      overriders: this.#overriders,
     });
     if (points.length > 0) await attachment.arm(points);
     await raise(member, semaphores);
