@@ -90,7 +90,7 @@ const walk = (
   throw new Error("does not end");
 };
 
-const key = (k: number) => Uint8Array.of(k, 0, 0, 0, 0, 0, 0, 0);
+const walkKey = (k: number) => Uint8Array.of(k, 0, 0, 0, 0, 0, 0, 0);
 
 const sorted = (keys: readonly number[]) => keys.toSorted((a, b) => a - b);
 
@@ -628,7 +628,7 @@ describe("walk through a hash map", () => {
   const all = Array.from({ length: 60 }, (_, k) => k);
   const fill = (valueBytes: number, kind: "hash" | "lru_hash" = "hash") => {
     const { caller, map } = open<HashMap>(spec(kind, 8, valueBytes, 64));
-    for (const k of all) map.update(key(k), bytesOf(k, valueBytes));
+    for (const k of all) map.update(walkKey(k), bytesOf(k, valueBytes));
     return { caller, map, memory: map.memory.bytes };
   };
 
@@ -640,7 +640,7 @@ describe("walk through a hash map", () => {
 
   it("of a per-CPU map with the copies of one slot", () => {
     const { caller, map } = open<PerCpuHashMap>(spec("percpu_hash", 8, 8, 64, { cpus: 4 }));
-    for (const k of all) map.update(key(k), bytesOf(k, 8), ANY, k % 4);
+    for (const k of all) map.update(walkKey(k), bytesOf(k, 8), ANY, k % 4);
     const keys = walk(
       caller,
       map.memory.bytes,
@@ -673,7 +673,7 @@ describe("walk through a hash map", () => {
   it("ends when every visit inserts another key", () => {
     const { caller, map, memory } = fill(8, "lru_hash");
     let next = 100;
-    expect(walk(caller, memory, () => map.update(key(next++), bytesOf(1, 8))).length).toBeLessThan(300);
+    expect(walk(caller, memory, () => map.update(walkKey(next++), bytesOf(1, 8))).length).toBeLessThan(300);
   });
 
   it("of an empty map ends at once", () => {
