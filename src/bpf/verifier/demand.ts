@@ -34,7 +34,7 @@ import {
   OP_JA32,
   opOf,
 } from "../opcodes.ts";
-import { unknownScalar } from "./scalar.ts";
+import { isUnknown } from "./scalar.ts";
 import type { Slot } from "./stack.ts";
 import type { FramePlaces, SlotSet, State } from "./state.ts";
 import type { StackNote, StepNote } from "./step-note.ts";
@@ -307,20 +307,7 @@ export class Demand {
 }
 
 function isAnyNumber(value: Value): boolean {
-  if (value.kind !== "scalar" || value.id !== 0) return false;
-  const { mask, umin, umax, umin32, umax32, smin, smax, smin32, smax32 } = unknownScalar;
-  return (
-    value === unknownScalar ||
-    (value.mask === mask &&
-      value.umin === umin &&
-      value.umax === umax &&
-      value.smin === smin &&
-      value.smax === smax &&
-      value.umin32 === umin32 &&
-      value.umax32 === umax32 &&
-      value.smin32 === smin32 &&
-      value.smax32 === smax32)
-  );
+  return value.kind === "scalar" && value.id === 0 && isUnknown(value);
 }
 
 /** All eight bytes were written, and nothing is known of them. */

@@ -19,6 +19,7 @@
 import { findHelper } from "../helpers.ts";
 import type { Insn } from "../insn.ts";
 import { OP_LDIMM64 } from "../opcodes.ts";
+import type { Step } from "./access.ts";
 import { covers, isSame } from "./cover.ts";
 import { Demand } from "./demand.ts";
 import { mostIterations } from "./functions.ts";
@@ -35,6 +36,8 @@ import { forgetLoneIds, widen } from "./widen.ts";
 const MAX_WAITING = 32_768;
 /** Checkpoints that are kept per instruction; those that covered something last stay. */
 const MAX_FINISHED = 48;
+/** Comparisons without success for each one with, and to begin with, after which a checkpoint is given up. */
+const MAX_MISSES = 24;
 /** Steps between checkpoints: a copy of the state for every step of a tight loop would fill the memory. */
 const MIN_STEPS_BETWEEN = 8;
 /** Earlier calls of a callback that a new one is compared with. */
@@ -50,6 +53,8 @@ class Node {
   /** The same without what paths need only because an unfinished ancestor ended them; undefined: no difference. */
   decided: Demand | undefined;
   pendingChildren = 0;
+  /** Comparisons with new states that may still fail. */
+  misses = MAX_MISSES;
   /** Instruction indexes of the steps; freed when finished. */
   ats: number[] = [];
   notes: (StepNote | undefined)[] = [];
@@ -111,6 +116,8 @@ export class Explorer {
   /** What holds only within other activations for one that is finished; absent: it is not. */
   readonly #closed = new Map<number, readonly number[] | undefined>();
   readonly #observer: Observer | undefined;
+  /** The step that is being made; one object for all, as there are many. */
+  readonly #step: { -readonly [Field in keyof Step]: Step[Field] };
   /** 1 for every slot that some path reached. */
   readonly reached: Uint8Array;
   visited = 0;
@@ -133,6 +140,7 @@ export class Explorer {
     this.reached = new Uint8Array(machine.insns.length);
     this.state = entry;
     this.node = new Node(undefined, 0, undefined);
+    this.#step = { machine, state: entry, note: newNote(), at: 0 };
   }
 
   /** Throws Rejection. */
@@ -182,14 +190,23 @@ export class Explorer {
       const { at, state } = this;
       this.#markReached(this.#machine.insns[at]!, at);
       const depth = state.depth;
-      const note = newNote();
-      const result = runStep({ machine: this.#machine, state, note, at });
+      const step = this.#step;
+      step.state = state;
+      step.at = at;
+      const result = runStep(step);
+      const { note } = step;
       if (result.kind === "branch") {
+        step.note = newNote();
         this.node.depth = depth;
         this.#split(at, result.ways, steps);
         return;
       }
-      this.node.record(at, isEmpty(note) ? undefined : note);
+      if (isEmpty(note)) {
+        this.node.record(at, undefined);
+      } else {
+        this.node.record(at, note);
+        step.note = newNote();
+      }
       this.node.depth = state.depth;
       if (result.kind === "end") {
         this.#finish(this.node);
@@ -286,7 +303,11 @@ export class Explorer {
     if (!finished || this.#observer?.prunes === false) return false;
     for (let i = finished.length - 1; i >= 0; i--) {
       const node = finished[i]!;
-      if (!covers(node.snapshot!, node.demand, this.state) || !this.#holdsHere(node)) continue;
+      if (!covers(node.snapshot!, node.demand, this.state) || !this.#holdsHere(node)) {
+        if (--node.misses < 0) finished.splice(i, 1);
+        continue;
+      }
+      node.misses += MAX_MISSES;
       this.node.need(node);
       if (node.within) this.#holdWithin(node.within);
       // What covered something will do so again: last, so first to be tried and last to be dropped.

@@ -23,11 +23,13 @@ import {
   ALU_XOR,
 } from "../opcodes.ts";
 import {
+  bitsDraft,
   constant,
   type Draft,
   draftOf,
   getScalar,
   isConstant,
+  isUnknown,
   max,
   meetBits,
   min,
@@ -58,15 +60,25 @@ export function swapScalar(swaps: boolean, bits: 16 | 32 | 64, dst: Scalar): Sca
   return isConstant(dst) ? constant(swapBytes(dst.value, bits)) : unsignedOfBits(bits);
 }
 
-/** Any number of `bits` bits. */
+const widths = [8, 16, 32, 64] as const;
+const unsignedByBits = new Map<number, Scalar>(
+  widths.map((bits) => [bits, bits === 64 ? unknownScalar : unsignedRange(0n, (1n << BigInt(bits)) - 1n)]),
+);
+const signedByBits = new Map<number, Scalar>(
+  widths.map((bits) => {
+    const half = 1n << BigInt(bits - 1);
+    return [bits, bits === 64 ? unknownScalar : signedRange(-half, half - 1n)];
+  }),
+);
+
+/** Any number of `bits` bits: 8, 16, 32 or 64. */
 export function unsignedOfBits(bits: number): Scalar {
-  return bits === 64 ? unknownScalar : unsignedRange(0n, (1n << BigInt(bits)) - 1n);
+  return unsignedByBits.get(bits)!;
 }
 
 /** Any number of `bits` bits, sign-extended. */
 export function signedOfBits(bits: number): Scalar {
-  const half = 1n << BigInt(bits - 1);
-  return bits === 64 ? unknownScalar : signedRange(-half, half - 1n);
+  return signedByBits.get(bits)!;
 }
 
 /** The low `bits` of `scalar`, zero-extended. */
@@ -74,7 +86,9 @@ export function truncate(scalar: Scalar, bits: number): Scalar {
   if (bits === 64) return scalar;
   const ones = (1n << BigInt(bits)) - 1n;
   if (scalar.umax <= ones) return scalar;
-  const draft: Draft = { ...newDraft(), value: scalar.value & ones, mask: scalar.mask & ones, umax: ones };
+  if (isUnknown(scalar)) return unsignedOfBits(bits);
+  const draft = bitsDraft(scalar.value & ones, scalar.mask & ones);
+  draft.umax = ones;
   if (bits === 32) keepLow32(draft, scalar);
   return getScalar(draft);
 }
@@ -206,20 +220,22 @@ function signedBounds(d: Draft, low: bigint, high: bigint): void {
 }
 
 function add(a: Scalar, b: Scalar): Scalar {
+  if (isUnknown(a) || isUnknown(b)) return unknownScalar;
   const sumOfValues = u64(a.value + b.value);
   const carries = u64(u64(a.mask + b.mask) + sumOfValues) ^ sumOfValues;
   const mask = carries | a.mask | b.mask;
-  const d: Draft = { ...newDraft(), value: sumOfValues & ~mask & U64_MAX, mask };
+  const d = bitsDraft(sumOfValues & ~mask & U64_MAX, mask);
   unsignedBounds(d, a.umin + b.umin, a.umax + b.umax);
   signedBounds(d, a.smin + b.smin, a.smax + b.smax);
   return getScalar(d);
 }
 
 function sub(a: Scalar, b: Scalar): Scalar {
+  if (isUnknown(a) || isUnknown(b)) return unknownScalar;
   const difference = u64(a.value - b.value);
   const borrows = u64(difference + a.mask) ^ u64(difference - b.mask);
   const mask = borrows | a.mask | b.mask;
-  const d: Draft = { ...newDraft(), value: difference & ~mask & U64_MAX, mask };
+  const d = bitsDraft(difference & ~mask & U64_MAX, mask);
   unsignedBounds(d, a.umin - b.umax, a.umax - b.umin);
   signedBounds(d, a.smin - b.smax, a.smax - b.smin);
   return getScalar(d);
@@ -247,18 +263,22 @@ function trailingZeros(a: Scalar): bigint {
 function and(a: Scalar, b: Scalar): Scalar {
   const value = a.value & b.value;
   const mask = (a.value | a.mask) & (b.value | b.mask) & ~value;
-  return getScalar({ ...newDraft(), value, mask, umax: min(a.umax, b.umax) });
+  const d = bitsDraft(value, mask);
+  d.umax = min(a.umax, b.umax);
+  return getScalar(d);
 }
 
 function or(a: Scalar, b: Scalar): Scalar {
   const value = a.value | b.value;
   const mask = (a.mask | b.mask) & ~value;
-  return getScalar({ ...newDraft(), value, mask, umin: max(a.umin, b.umin) });
+  const d = bitsDraft(value, mask);
+  d.umin = max(a.umin, b.umin);
+  return getScalar(d);
 }
 
 function xor(a: Scalar, b: Scalar): Scalar {
   const mask = a.mask | b.mask;
-  return getScalar({ ...newDraft(), value: (a.value ^ b.value) & ~mask, mask });
+  return mask === U64_MAX ? unknownScalar : getScalar(bitsDraft((a.value ^ b.value) & ~mask, mask));
 }
 
 /** The counts that a masked shift by `by` can have. */
@@ -284,7 +304,9 @@ function shiftLeft(a: Scalar, by: Scalar, width: 32 | 64): Scalar {
 
 function shiftRight(a: Scalar, by: Scalar, width: 32 | 64): Scalar {
   const { low, high } = counts(by, width);
-  const d: Draft = { ...newDraft(), umin: a.umin >> high, umax: a.umax >> low };
+  const d = newDraft();
+  d.umin = a.umin >> high;
+  d.umax = a.umax >> low;
   if (low === high) {
     d.value = a.value >> low;
     d.mask = a.mask >> low;
@@ -294,11 +316,9 @@ function shiftRight(a: Scalar, by: Scalar, width: 32 | 64): Scalar {
 
 function shiftRightSigned(a: Scalar, by: Scalar, width: 32 | 64): Scalar {
   const { low, high } = counts(by, width);
-  const d: Draft = {
-    ...newDraft(),
-    smin: a.smin >> (a.smin < 0n ? low : high),
-    smax: a.smax >> (a.smax < 0n ? high : low),
-  };
+  const d = newDraft();
+  d.smin = a.smin >> (a.smin < 0n ? low : high);
+  d.smax = a.smax >> (a.smax < 0n ? high : low);
   if (low === high) {
     d.value = u64(BigInt.asIntN(64, a.value) >> low);
     d.mask = u64(BigInt.asIntN(64, a.mask) >> low);

@@ -53,17 +53,41 @@ export function newDraft(): Draft {
   };
 }
 
+/** A draft that knows only bits. */
+export function bitsDraft(value: bigint, mask: bigint): Draft {
+  const draft = newDraft();
+  draft.value = value;
+  draft.mask = mask;
+  return draft;
+}
+
 /** A draft to change what is known about `scalar`. */
 export function draftOf(scalar: Scalar): Draft {
   const { value, mask, umin, umax, smin, smax, umin32, umax32, smin32, smax32 } = scalar;
   return { value, mask, umin, umax, smin, smax, umin32, umax32, smin32, smax32 };
 }
 
+/** Constants that programs use all the time, made when they are first needed. */
+const smallConstants: (Scalar | undefined)[] = [];
+const SMALLEST = -512n;
+const LARGEST = 4096n;
+
 /** Any number at all. */
 export const unknownScalar: Scalar = freeze(newDraft(), 0);
 
 /** The number `value`, signed or unsigned. */
 export function constant(value: bigint): Scalar {
+  if (value < SMALLEST || value > LARGEST) return newConstant(value);
+  const index = Number(value - SMALLEST);
+  let small = smallConstants[index];
+  if (!small) {
+    small = newConstant(value);
+    smallConstants[index] = small;
+  }
+  return small;
+}
+
+function newConstant(value: bigint): Scalar {
   const unsigned = BigInt.asUintN(64, value);
   const signed = BigInt.asIntN(64, value);
   const low = unsigned & U32_MAX;
@@ -94,6 +118,22 @@ export function unsignedRange(low: bigint, high: bigint): Scalar {
 /** Any number from `low` to `high`, signed. */
 export function signedRange(low: bigint, high: bigint): Scalar {
   return getScalar({ ...newDraft(), smin: low, smax: high });
+}
+
+/** Whether nothing at all is known. */
+export function isUnknown(scalar: Scalar): boolean {
+  return (
+    scalar === unknownScalar ||
+    (scalar.mask === U64_MAX &&
+      scalar.umin === 0n &&
+      scalar.umax === U64_MAX &&
+      scalar.smin === S64_MIN &&
+      scalar.smax === S64_MAX &&
+      scalar.umin32 === 0n &&
+      scalar.umax32 === U32_MAX &&
+      scalar.smin32 === S32_MIN &&
+      scalar.smax32 === S32_MAX)
+  );
 }
 
 export function isConstant(scalar: Scalar): boolean {
@@ -150,8 +190,22 @@ export function contains(scalar: Scalar, value: bigint): boolean {
   );
 }
 
-function freeze(draft: Draft, id: number): Scalar {
-  return { kind: "scalar", ...draft, id };
+function freeze(d: Draft, id: number): Scalar {
+  // One literal for all scalars, so that engines see one shape.
+  return {
+    kind: "scalar",
+    value: d.value,
+    mask: d.mask,
+    umin: d.umin,
+    umax: d.umax,
+    smin: d.smin,
+    smax: d.smax,
+    umin32: d.umin32,
+    umax32: d.umax32,
+    smin32: d.smin32,
+    smax32: d.smax32,
+    id,
+  };
 }
 
 /** A second round is worth it if the first found bits; returns whether a number may fit. */
@@ -185,8 +239,16 @@ function fitConstant(d: Draft): boolean {
     c.umax32 <= d.umax32 &&
     c.smin32 >= d.smin32 &&
     c.smax32 <= d.smax32;
-  if (fits) Object.assign(d, draftOf(c));
-  return fits;
+  if (!fits) return false;
+  d.umin = c.umin;
+  d.umax = c.umax;
+  d.smin = c.smin;
+  d.smax = c.smax;
+  d.umin32 = c.umin32;
+  d.umax32 = c.umax32;
+  d.smin32 = c.smin32;
+  d.smax32 = c.smax32;
+  return true;
 }
 
 function boundsFromBits(d: Draft): void {

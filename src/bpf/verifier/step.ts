@@ -253,7 +253,9 @@ function compare(step: Step, insn: Insn, dst: Scalar, src: Scalar, target: numbe
     const other = state.clone();
     const notTaken: Way = { next: at + 1, note: { ...newNote(), links: learn(state, no) }, state };
     const taken: Way = { next: target, note: { ...newNote(), links: learn(other, yes) }, state: other };
-    return { kind: "branch", ways: [notTaken, taken] };
+    // What is known to be one number is covered by what is not: the wider way first.
+    const takenFirst = code === op.JMP_JNE && target > at;
+    return { kind: "branch", ways: takenFirst ? [taken, notTaken] : [notTaken, taken] };
   }
   note.needs |= (1 << insn.dst) | (op.isSrcReg(insn.opcode) ? 1 << insn.src : 0);
   const only = yes ?? no;
