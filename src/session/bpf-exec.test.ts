@@ -64,7 +64,55 @@ const results: readonly {
   },
 ];
 
+/** What RFC 9669 allows and the kernel refuses, and what takes more than one function. */
+const functions: typeof results = [
+  {
+    name: "a local function",
+    text: "r1 = 20\nr2 = 22\ncall pc+1\nexit\nr0 = r1\nr0 += r2\nexit",
+    out: "0x2a\n",
+  },
+  {
+    name: "eight frames of 512 bytes",
+    text: `${"*(u64 *)(r10 -512) = 1\ncall pc+1\nexit\n".repeat(7)}*(u64 *)(r10 -512) = 9\nr0 = *(u64 *)(r10 -512)\nexit`,
+    out: "0x9\n",
+  },
+  {
+    name: "registers that a function must give back",
+    text: "r6 = 5\ncall pc+2\nr0 = r6\nexit\nr6 = 1\nr0 = 0\nexit",
+    out: "0x5\n",
+  },
+  {
+    name: "a callback",
+    text: "*(u64 *)(r10 -8) = 0\nr1 = 10\nr2 = subprog[+7]\nr3 = r10\nr3 += -8\nr4 = 0\ncall bpf_loop#181\nr0 = *(u64 *)(r10 -8)\nexit\nr3 = *(u64 *)(r2 +0)\nr3 += r1\n*(u64 *)(r2 +0) = r3\nr0 = 0\nexit",
+    out: "0x2d\n",
+  },
+  { name: "code that nothing leads to", text: "r0 = 3\nexit\nr0 = 4\nexit", out: "0x3\n" },
+  {
+    name: "a stack access that is not aligned",
+    text: "*(u64 *)(r10 -16) = -1\n*(u64 *)(r10 -8) = 0\nr0 = *(u32 *)(r10 -10)\nexit",
+    out: "0xffff\n",
+  },
+];
+
 describe("running bytecode", () => {
+  it.each(functions)("$name", async ({ text, out }) => {
+    for (const interpret of [false, true])
+      expect(await execute(hexOf(text), { interpret })).toEqual({ code: 0, out, err: "" });
+  });
+
+  it("shows on standard error what a program prints", async () => {
+    // "n=%d\n" and its NUL.
+    const text = hexOf(
+      "r1 = 0xa64253d6e ll\n*(u64 *)(r10 -8) = r1\nr1 = r10\nr1 += -8\nr2 = 6\nr3 = 42\nr4 = 0\nr5 = 0\ncall bpf_trace_printk#6\nr0 = 0\nexit",
+    );
+    for (const interpret of [false, true])
+      expect(await execute(text, { interpret })).toEqual({
+        code: 0,
+        out: "0x0\n",
+        err: expect.stringMatching(/-\d+ +\[\d+\] \.{5} +\d+\.\d{6}: bpf_trace_printk: n=42\n$/),
+      });
+  });
+
   it.each(results)("$name", async ({ text, memory = "", out }) => {
     for (const interpret of [false, true])
       expect(await execute(hexOf(text), { memory, interpret })).toEqual({ code: 0, out, err: "" });
@@ -94,9 +142,9 @@ describe("refusing bytecode", () => {
     const { code, out, err } = await execute(read3, { memory: "aabbcc", unverified: true });
     expect({ code, out }).toEqual({ code: 1, out: "" });
     expect(err).toMatch(/^trapline: bpf exec: fault at instruction 0: read of 1 bytes/);
-    const unreachable = hexOf("r0 = 3\nexit\nr0 = 4\nexit");
-    expect((await execute(unreachable)).code).toBe(1);
-    expect(await execute(unreachable, { unverified: true })).toEqual({ code: 0, out: "0x3\n", err: "" });
+    const unwritten = hexOf("r0 = *(u64 *)(r10 -8)\nexit");
+    expect((await execute(unwritten)).code).toBe(1);
+    expect(await execute(unwritten, { unverified: true })).toEqual({ code: 0, out: "0x0\n", err: "" });
   });
 
   it.each([

@@ -1,5 +1,5 @@
 /** Compiles one proved program and runs it in the tracer itself, on memory of its own. */
-import type { Insn, Proof } from "../bpf/index.ts";
+import type { Bundle, Insn, MapSpec, Proof } from "../bpf/index.ts";
 import { JitUnit, type LinkEnv } from "../bpf/jit/index.ts";
 import { callNativeCode, NativeMemory } from "../target/process/native-code.ts";
 import { Assembler } from "../x86/assembler.ts";
@@ -13,17 +13,26 @@ const CODE_BYTES_PER_INSN = 128;
 const PID_CACHE_BYTES = 64;
 const calleeSaved = [RBX, RBP, R12, R13, R14, R15];
 
+export interface NativeInput {
+  readonly insns: readonly Insn[];
+  readonly proof: Proof;
+  readonly memory: Uint8Array;
+  /** The ring that takes what the program prints, and where its storage lies; needed if it prints. */
+  readonly printk?: { readonly spec: MapSpec; readonly at: bigint } | undefined;
+}
+
 /**
  * Runs the program with r1 = the address of a copy of `memory` and r2 = its length; returns r0, unsigned, and copies
  * back what the program wrote. Throws SystemError where code cannot be executed.
  */
-export function runNatively(insns: readonly Insn[], proof: Proof, memory: Uint8Array): bigint {
+export function runNatively({ insns, proof, memory, printk }: NativeInput): bigint {
   using data = new NativeMemory(PID_CACHE_BYTES + memory.length);
   using code = new NativeMemory(CODE_BYTES + insns.length * CODE_BYTES_PER_INSN);
   const copy = data.bytes.subarray(PID_CACHE_BYTES);
   copy.set(memory);
   const env: LinkEnv = {
     mapAddr: (index) => {
+      if (printk !== undefined && index === 0) return printk.at;
       throw new Error(`a program without maps names map ${index}`);
     },
     cpu: processorSource(),
@@ -32,8 +41,10 @@ export function runNatively(insns: readonly Insn[], proof: Proof, memory: Uint8A
     pidCache: data.at,
   };
 
+  const bundle: Bundle =
+    printk === undefined ? { maps: [], programs: [] } : { maps: [printk.spec], programs: [], printk: 0 };
   const asm = new Assembler(code.at);
-  const unit = new JitUnit(asm, { maps: [], programs: [] }, env);
+  const unit = new JitUnit(asm, bundle, env);
   const { entry } = unit.emit({ name: "program", insns }, proof, { keepsResult: true, entry: "memory" });
   unit.finish();
   const call = asm.here("call program");

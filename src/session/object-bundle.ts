@@ -3,15 +3,12 @@
  * records that the proofs tell of, and one ring more for what programs print.
  */
 import { readFileSync } from "node:fs";
-import { HELPER_TRACE_PRINTK, HELPER_TRACE_VPRINTK } from "../bpf/helpers.ts";
 import type { Insn, MapSpec, Proof } from "../bpf/index.ts";
 import { type BpfObject, fitRing } from "../bpf/object/index.ts";
-import { CALL_HELPER, OP_CALL } from "../bpf/opcodes.ts";
-import { PRINTK_RECORD_BYTES } from "../bpf/printk.ts";
+import { printkRing, printsSomething } from "./printk-ring.ts";
 
 /** Slots of per-CPU maps beyond one for each processor: a thread can be preempted inside of a program. */
 const SPARE_CPU_SLOTS = 6;
-const PRINTK_RECORDS = 4096;
 
 export interface ObjectBundleMaps {
   /** The object's maps, and then the ring of what programs print. What proofs are made with. */
@@ -27,15 +24,8 @@ export function bundleMaps(
 ): ObjectBundleMaps {
   const cpus = possibleCpus() + SPARE_CPU_SLOTS;
   const specs = object.maps.map(({ spec }) => withCpus(spec, cpus));
-  if (!programs.some(({ insns }) => insns.some(printsSomething))) return { specs, printk: undefined };
-  const printk: MapSpec = {
-    name: "trace_printk",
-    kind: "ringbuf",
-    keyBytes: 0,
-    valueBytes: PRINTK_RECORD_BYTES,
-    maxEntries: PRINTK_RECORDS,
-  };
-  return { specs: [...specs, printk], printk: specs.length };
+  if (!programs.some(({ insns }) => printsSomething(insns))) return { specs, printk: undefined };
+  return { specs: [...specs, printkRing], printk: specs.length };
 }
 
 /** Rings get cells for the largest record that any of the programs sends. */
@@ -50,12 +40,6 @@ export function fitRings(object: BpfObject, specs: readonly MapSpec[], proofs: r
 function withCpus(spec: MapSpec, cpus: number): MapSpec {
   const inner = spec.inner === undefined ? {} : { inner: withCpus(spec.inner, cpus) };
   return spec.kind.includes("percpu") ? { ...spec, ...inner, cpus } : { ...spec, ...inner };
-}
-
-function printsSomething({ opcode, src, imm }: Insn): boolean {
-  return (
-    opcode === OP_CALL && src === CALL_HELPER && (imm === HELPER_TRACE_PRINTK || imm === HELPER_TRACE_VPRINTK)
-  );
 }
 
 /** How many processors there may ever be: the last number of `0-7` or `0,2-5`, and one. */
