@@ -15,7 +15,14 @@ export async function verifyObject(options: BpfVerifyOptions, io: SessionIo): Pr
   const selected = selectPrograms(object, section, { operation: OPERATION, path });
   const linked = selected.flatMap(({ code }) => (code.kind === "linked" ? [code] : []));
   const { specs } = bundleMaps(object, linked);
-  const verdicts = selected.map((program) => verifyOne(program, specs, io));
+  const verdicts = selected.map((program) => {
+    const refusal = refusalOf(program);
+    if (refusal === undefined || program.isAutoloaded || section !== undefined)
+      return verifyOne(program, specs, io);
+    // Nobody would have it loaded, either.
+    io.err.write(`note: program ${program.name} (${program.section}) is left out: ${refusal}\n`);
+    return true;
+  });
   return verdicts.every(Boolean) ? 0 : 1;
 }
 

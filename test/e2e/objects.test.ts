@@ -1,39 +1,13 @@
 /** Programs that clang has compiled run unchanged in a live process, and their counts are exact. */
-import { spawn } from "node:child_process";
 import { describe, expect, it } from "vitest";
 import { buildBpfFixture } from "../support/bpf-objects.ts";
-import { commandPath, runCommand } from "../support/built-command.ts";
+import { runCommand } from "../support/built-command.ts";
 import { buildFixture } from "../support/fixtures.ts";
+import { runObject } from "../support/object-run.ts";
 import { UnmanagedChild } from "../support/unmanaged-child.ts";
 
 const THREADS = 1;
 const CALLS = 2_000;
-
-/** Runs the command until `use`, which begins when it is attached, has ended; then Ctrl-C. */
-async function runObject(
-  args: readonly string[],
-  use: () => Promise<void>,
-): Promise<{ readonly code: number | null; readonly out: string; readonly err: string }> {
-  const run = spawn(process.execPath, [commandPath, "run", ...args]);
-  let [out, err] = ["", ""];
-  run.stdout.setEncoding("utf8").on("data", (text: string) => {
-    out += text;
-  });
-  const ended = new Promise<number | null>((resolve) => run.once("close", resolve));
-  await new Promise<void>((resolve, reject) => {
-    run.stderr.setEncoding("utf8").on("data", (text: string) => {
-      err += text;
-      if (/^attached \d+ probes/m.test(err)) resolve();
-    });
-    run.once("close", () => reject(new Error(`the command ended: ${err}`)));
-  });
-  try {
-    await use();
-  } finally {
-    run.kill("SIGINT");
-  }
-  return { code: await ended, out, err };
-}
 
 describe("an object file in a live process", () => {
   it("counts every call, in maps and in globals, and prints what it sends", async () => {
