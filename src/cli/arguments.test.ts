@@ -209,7 +209,7 @@ describe("refusing a command line", () => {
       {
         name: "unknown mechanism",
         argv: ["--mechanism", "call", "a.bt"],
-        what: "--mechanism call: must be one of auto, jump, int3",
+        what: "--mechanism call: must be one of auto, jump, punned, int3",
       },
       {
         name: "maxactive that is no number",

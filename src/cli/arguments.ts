@@ -55,6 +55,8 @@ export interface CommandLine {
 const PID_MAX = 4_194_304;
 const MAX_ACTIVE_MAX = 1 << 20;
 
+const mechanismChoices: readonly MechanismChoice[] = ["auto", "jump", "punned", "int3"];
+
 /** Words as they came, by flag; and the words that belong to none. */
 interface Words {
   readonly values: ReadonlyMap<FlagName, readonly string[]>;
@@ -75,7 +77,7 @@ export function parseArguments(argv: readonly string[]): CommandLine {
 function parseAction(words: Words): Action {
   const { values, rest } = words;
   const format = parseChoice(words, "format", ["text", "json"], "text") as OutputFormat;
-  const mechanism = parseChoice(words, "mechanism", ["auto", "jump", "int3"], "auto") as MechanismChoice;
+  const mechanism = parseChoice(words, "mechanism", mechanismChoices, "auto") as MechanismChoice;
   const pids = (values.get("pid") ?? []).flatMap((list) => list.split(",").map(parsePid));
   const verb = findVerb(words);
   refuseForeignFlags(values, verb);

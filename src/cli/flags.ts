@@ -78,7 +78,7 @@ export const flags: readonly Flag[] = [
   define("verbose", "-v", undefined, ["trace", "run"], "say what was done to which site, and why"),
   define("debug", "-d", undefined, everywhere, "show bytecode and machine code; stacks of internal errors"),
   define("dryRun", "--dry-run", undefined, ["trace", "run"], "compile, verify, plan and print; touch nothing"),
-  define("mechanism", "--mechanism", "KIND", ["trace", "run", "explain"], "auto (default), jump or int3"),
+  define("mechanism", "--mechanism", "KIND", ["trace", "run", "explain"], "auto (default), jump, punned or int3"),
   define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),
   define("attach", "--attach", "PROG=IMAGE:SYM", ["run"], "where a program of the object goes, instead of its section", true),
   define("jit", "--jit", undefined, ["bpf disasm"], "show the machine code beside the bytecode"),

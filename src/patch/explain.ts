@@ -9,6 +9,7 @@ import { regNames } from "../x86/registers.ts";
 import type { Detour } from "./detour.ts";
 import type { SitePlan } from "./plan.ts";
 import { refusalText } from "./refusal.ts";
+import { evictedBy, landingsOf, type Route, type RoutePatch } from "./route.ts";
 
 export interface CodeLine {
   readonly addr: bigint;
@@ -75,11 +76,45 @@ export function printCodeLines(lines: readonly CodeLine[]): string[] {
   });
 }
 
+/** How a punned site gets to its detour, one line a step; addresses as far as they are known. */
+export function routeLines(route: Route, patch: RoutePatch | undefined): string[] {
+  const lines: string[] = [];
+  const landings = landingsOf(route).map((at) => `0x${at.toString(16)}`);
+  switch (route.tactic) {
+    case "pun":
+      lines.push(`pun: the jump ends in the bytes that follow, ${hexBytes(route.kept)}`);
+      lines.push(`lands at ${landings[0]}`);
+      break;
+    case "padding":
+      lines.push(`padding: hops to 0x${route.pad.toString(16)}, which nothing executes`);
+      break;
+    case "neighbour":
+      lines.push(
+        `neighbour: hops into the instructions from 0x${route.evicted.start.toString(16)} on, which make way`,
+      );
+      break;
+    case "successor":
+      lines.push(
+        `successor: the jump ends in the jump by which the instructions from 0x${route.evicted.start.toString(16)} on make way`,
+      );
+      lines.push(`lands at ${landings[0]}; the successor's jump at ${landings[1]}`);
+      break;
+    default:
+      route satisfies never;
+  }
+  const evicted = evictedBy(route);
+  for (const insn of evicted?.insns ?? [])
+    lines.push(`  ${insn.addr.toString(16)}  ${hexBytes(insn.bytes).padEnd(29)}  ${textOf(insn)}`);
+  for (const { at, oldBytes, newBytes } of patch?.sides ?? [])
+    lines.push(`at 0x${at.toString(16)}  ${hexBytes(oldBytes)} -> ${hexBytes(newBytes)}`);
+  return lines;
+}
+
 /** Bytes before and after, mechanism, reasons, what is saved, and the detour line by line. */
 export function explainSite(
   plan: SitePlan,
   detour: Detour | undefined,
-  patch: Uint8Array | undefined,
+  patch: Uint8Array | RoutePatch | undefined,
   print: (addr: bigint) => string = (addr) => `0x${addr.toString(16)}`,
 ): string[] {
   const lines: string[] = [];
@@ -97,7 +132,13 @@ export function explainSite(
   for (const { mechanism, refusal } of plan.refused)
     lines.push(`  not ${mechanism}: ${refusalText(refusal, print)}`);
   lines.push(`  before  ${hexBytes(plan.oldBytes)}`);
-  if (patch !== undefined) lines.push(`  after   ${hexBytes(patch)}`);
+  const routePatch = patch instanceof Uint8Array ? undefined : patch;
+  const after = patch instanceof Uint8Array ? patch : patch?.siteBytes;
+  if (after !== undefined) lines.push(`  after   ${hexBytes(after)}`);
+  if (plan.route !== undefined) {
+    const [first, ...rest] = routeLines(plan.route, routePatch);
+    lines.push(`  by ${first}`, ...rest.map((line) => `    ${line}`));
+  }
   lines.push("  displaced instructions");
   for (const insn of plan.region.insns)
     lines.push(`    ${insn.addr.toString(16)}  ${hexBytes(insn.bytes).padEnd(29)}  ${textOf(insn)}`);

@@ -6,7 +6,8 @@ export {
   type ReturnHook,
   stackNeed,
 } from "./detour.ts";
-export { type CodeLine, codeLines, explainSite, hexBytes, printCodeLines } from "./explain.ts";
+export { type CodeLine, codeLines, explainSite, hexBytes, printCodeLines, routeLines } from "./explain.ts";
+export { encodeLanding, LANDING_BYTES, LandingPlaces } from "./landing-places.ts";
 export {
   findOverrideRefusal,
   findReturnRefusal,
@@ -41,6 +42,15 @@ export {
   returnTableBytes,
   returnTableEntries,
 } from "./return-table.ts";
+export {
+  evictedBy,
+  landingsOf,
+  type PunRoute,
+  patchRoute,
+  type Route,
+  type RoutePatch,
+  type SidePatch,
+} from "./route.ts";
 export {
   decodeSignalAction,
   emitTrapHandler,

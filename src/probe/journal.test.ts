@@ -17,6 +17,7 @@ test("what is written is read back", () => {
     oldBytes: Uint8Array.of(0x55, 0x48, 0x89, 0xe5, 0x53),
     newBytes: Uint8Array.of(0xe9, 1, 2, 3, 4),
     detour: 0x7f00_0000_1000n,
+    leadsTo: 0x7f00_0000_0800n,
   };
   const memory = journalWith((journal) => {
     journal.setPrivateMemory(0x5000n, 8192);

@@ -17,7 +17,7 @@
  *     record (64 bytes each)
  *       0  kind u8: 1 site, 2 code, 3 other memory    1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
  *       8  address u64               16  old bytes (16)   32  new bytes (16)   48  detour u64, or length of the code
- *      56  reserved
+ *      56  where the written jump leads u64, if not to the detour
  *
  * The memory belongs to the target: whoever reads it treats it as possibly damaged, and gets an error rather than nonsense.
  */
@@ -39,8 +39,13 @@ const KIND_MEMORY = 3;
 export type JournalState = "planned" | "armed" | "removed";
 const states: readonly JournalState[] = ["planned", "armed", "removed"];
 
-export type JournalMechanism = "none" | "jump" | "int3";
-const mechanisms: readonly JournalMechanism[] = ["none", "jump", "int3"];
+/** `padding` and `evicted` are text beside a site, which `punned` ones need: what nothing executed, and what was displaced. */
+export type JournalMechanism = "none" | "jump" | "int3" | "punned" | "padding" | "evicted";
+const mechanisms: readonly JournalMechanism[] = ["none", "jump", "int3", "punned", "padding", "evicted"];
+
+/** Is it text that is changed for the sake of a site, and no site itself? */
+export const isBesideSite = (mechanism: JournalMechanism): boolean =>
+  mechanism === "padding" || mechanism === "evicted";
 
 export interface JournalHeader {
   readonly tracerPid: number;
@@ -58,6 +63,8 @@ export interface JournalSite {
   readonly oldBytes: Uint8Array;
   readonly newBytes: Uint8Array;
   readonly detour: bigint;
+  /** Where the written jump leads: a thread there may go back to the site. 0: to the detour. */
+  readonly leadsTo: bigint;
 }
 
 /** Memory that was mapped into the target: code, or what programs share with the tracer. */
@@ -140,13 +147,14 @@ export class Journal {
   }
 
   /** Appends a record for a site that is about to be changed; returns its number. */
-  addSite(site: Omit<JournalSite, "kind" | "state">): number {
+  addSite(site: Omit<JournalSite, "kind" | "state" | "leadsTo"> & { readonly leadsTo?: bigint }): number {
     if (site.oldBytes.length > MAX_PATCH_BYTES) throw new Error("site is longer than a record holds");
     return this.#append((base) => {
       this.#bytes[base + 1] = site.oldBytes.length;
       this.#view.setBigUint64(base + 8, site.at, true);
       this.#bytes.set(site.oldBytes, base + 16);
       this.#view.setBigUint64(base + 48, site.detour, true);
+      this.#view.setBigUint64(base + 56, site.leadsTo ?? 0n, true);
       this.#setNewBytes(base, site.mechanism, site.newBytes);
       this.#bytes[base] = KIND_SITE;
     });
@@ -217,6 +225,7 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
         oldBytes: bytes.slice(base + 16, base + 16 + lenBytes),
         newBytes: bytes.slice(base + 32, base + 32 + lenBytes),
         detour: view.getBigUint64(base + 48, true),
+        leadsTo: view.getBigUint64(base + 56, true),
       });
     }
   }

@@ -4,7 +4,9 @@
  * The rules, in the order of a probe point's life:
  *   1. Journal first. A record of the old and the new bytes stands in the target before the text is touched.
  *   2. Detours first. A site is written only when the code that it leads to is in place.
- *   3. Arm now, optimise later (kprobes): a point whose region may be returned into by a signal handler gets its `int3`,
+ *   3. Helpers first. A short site may hop through other text (padding, a displaced neighbour): that is journalled and
+ *      written before the site, and when it cannot be written the site is not.
+ *   4. Arm now, optimise later (kprobes): a point whose region may be returned into by a signal handler gets its `int3`,
  *      and the optimizer tries the jump again in a later batch.
  *
  * Taking out is not done from here but from the journal (restoration.ts), as anybody else would do it.
@@ -28,13 +30,43 @@ export interface PointCode {
   readonly detour: bigint;
   /** From each displaced instruction's place in the text to its copy in the detour. */
   readonly twins: readonly Move[];
+  /** For a site that is too short for a jump of its own: `jumpBytes` are the first step of this way. */
+  readonly route?: PointRoute | undefined;
 }
 
-export type PointMechanism = "none" | "jump" | "int3";
+/** The way of a punned site to its detour. */
+export interface PointRoute {
+  /** Where the site's own bytes lead. */
+  readonly leadsTo: bigint;
+  /** Bytes behind the region that the jump is made of, and that no side changes. */
+  readonly kept: Uint8Array;
+  readonly sides: readonly SideCode[];
+}
+
+/** Text beside a site that has to be changed before it. */
+export interface SideCode {
+  readonly kind: "padding" | "evicted";
+  readonly at: bigint;
+  readonly oldBytes: Uint8Array;
+  readonly newBytes: Uint8Array;
+  /** Where its first byte leads. */
+  readonly leadsTo: bigint;
+  /** Where its displaced instructions, or its padding's jump, end up. */
+  readonly detour: bigint;
+  readonly twins: readonly Move[];
+}
+
+export type PointMechanism = "none" | "jump" | "punned" | "int3";
+
+interface ProbeSide extends SideCode {
+  readonly record: number;
+  isWritten: boolean;
+}
 
 export interface ProbePoint extends PointCode {
   readonly record: number;
   mechanism: PointMechanism;
+  readonly sides: readonly ProbeSide[];
 }
 
 /** A transaction that the target refused as a whole. */
@@ -91,16 +123,21 @@ export class ProbeSet {
    * then as before.
    */
   async arm(codes: readonly PointCode[]): Promise<ArmReport> {
-    const points = codes.map((code) => {
+    const points = codes.map((code): ProbePoint => {
+      const sides = (code.route?.sides ?? []).map((side): ProbeSide => {
+        const { at, oldBytes, newBytes, kind, leadsTo, detour } = side;
+        const record = this.#journal.addSite({ at, oldBytes, newBytes, mechanism: kind, detour, leadsTo });
+        return { ...side, record, isWritten: false };
+      });
       const newBytes = code.jumpBytes ?? trapBytes(code.oldBytes);
-      const mechanism = code.jumpBytes === undefined ? "int3" : "jump";
-      const { at, oldBytes, detour } = code;
-      const record = this.#journal.addSite({ at, oldBytes, newBytes, mechanism, detour });
-      return { ...code, record, mechanism: "none" as PointMechanism };
+      const { at, oldBytes, detour, route } = code;
+      const leadsTo = route?.leadsTo ?? 0n;
+      const mechanism = upperMechanism(code);
+      const record = this.#journal.addSite({ at, oldBytes, newBytes, mechanism, detour, leadsTo });
+      return { ...code, sides, record, mechanism: "none" };
     });
     const first = await this.#poke(
-      points.map((point) => pokeToArm(point)),
-      points,
+      points.map((point) => ({ point, poke: pokeToArm(point) })),
       "arm probes",
     );
     this.points.push(...points);
@@ -114,40 +151,36 @@ export class ProbeSet {
   async armTraps(points: readonly ProbePoint[]): Promise<void> {
     for (const point of points) this.#journal.changeSite(point.record, "int3", trapBytes(point.oldBytes));
     await this.#poke(
-      points.map((point) => pokeToTrap(point)),
-      points,
+      points.map((point) => ({ point, poke: pokeToTrap(point) })),
       "arm probes",
     );
   }
 
   /** Points that could take a jump and have not got it yet. */
   get unoptimized(): readonly ProbePoint[] {
-    return this.points.filter((point) => point.mechanism !== "jump" && point.jumpBytes !== undefined);
+    return this.points.filter((point) => isLower(point) && point.jumpBytes !== undefined);
   }
 
   /** One batch of the optimizer: tries to turn `int3` into the jump. Returns how many points were upgraded. */
   async optimize(): Promise<number> {
     const candidates = this.unoptimized;
     if (candidates.length === 0) return 0;
-    const pokes = candidates.map((point): SitePoke => {
+    const pokes = candidates.map((point) => {
       // The record names the jump from now on; the trap, whose bytes differ from the jump's only in front, is
       // recognised by whoever restores.
-      this.#journal.changeSite(point.record, "jump", point.jumpBytes!);
-      return {
-        at: point.at,
-        expect: point.mechanism === "int3" ? trapBytes(point.oldBytes) : point.oldBytes,
-        write: point.jumpBytes!,
-        fallback: undefined,
-        moves: interiorMoves(point),
-      };
+      this.#journal.changeSite(point.record, upperMechanism(point), point.jumpBytes!);
+      const now = point.mechanism === "int3" ? trapBytes(point.oldBytes) : point.oldBytes;
+      return { point, poke: pokeToJump(point, now) };
     });
-    await this.#poke(pokes, candidates, "optimize probes");
-    return candidates.filter((point) => point.mechanism === "jump").length;
+    await this.#poke(pokes, "optimize probes");
+    return candidates.filter((point) => !isLower(point)).length;
   }
 
   /** From copies of instructions in detours to their originals: where threads go on when the text is put back. */
   get homeMoves(): Move[] {
-    return this.points.flatMap((point) => point.twins.map(({ from, to }) => ({ from: to, to: from })));
+    return this.points.flatMap((point) =>
+      [point, ...point.sides].flatMap(({ twins }) => twins.map(({ from, to }) => ({ from: to, to: from }))),
+    );
   }
 
   /** Where an `int3` of ours stands. */
@@ -156,41 +189,86 @@ export class ProbeSet {
     return [...new Set(trapped.map((point) => point.at))];
   }
 
-  async #poke(pokes: readonly SitePoke[], points: readonly ProbePoint[], operation: string) {
+  async #poke(
+    wanted: readonly { readonly point: ProbePoint; readonly poke: SitePoke }[],
+    operation: string,
+  ): Promise<Extract<CommitReport, { kind: "committed" }>> {
+    const sites: SitePoke[] = [];
+    /** For each poke of `sites`: what to do when it was written. */
+    const done: (() => void)[] = [];
+    for (const { point, poke } of wanted) {
+      const isTrap = poke.write[0] === INT3;
+      const requires: number[] = [];
+      for (const side of isTrap ? [] : point.sides) {
+        if (side.isWritten) continue;
+        requires.push(sites.length);
+        sites.push(pokeToSide(side));
+        done.push(() => {
+          side.isWritten = true;
+          this.#journal.setState(side.record, "armed");
+        });
+      }
+      sites.push(requires.length === 0 ? poke : { ...poke, requires });
+      done.push(() => {
+        point.mechanism = isTrap ? "int3" : upperMechanism(point) === "punned" ? "punned" : "jump";
+        this.#journal.setState(point.record, "armed");
+      });
+    }
     const report = await this.#target.commit({
-      sites: pokes,
+      sites,
       moves: [],
-      trapSites: this.#trapSites(points),
+      trapSites: this.#trapSites(wanted.map(({ point }) => point)),
       returnTables: [],
       vacate: [],
-      usesTraps: pokes.some((poke) => poke.write[0] === INT3),
+      usesTraps: sites.some((poke) => poke.write[0] === INT3),
       finalCalls: [],
     });
     if (report.kind === "refused") throw new ArmError(operation, report.reason);
     report.outcomes.forEach((outcome, index) => {
-      const point = points[index]!;
-      if (outcome !== "written") return;
-      point.mechanism = pokes[index]!.write[0] === INT3 ? "int3" : "jump";
-      this.#journal.setState(point.record, "armed");
+      if (outcome === "written") done[index]!();
     });
     return report;
   }
 }
 
+/** What the point is to have in the end. */
+function upperMechanism({ jumpBytes, route }: PointCode): "jump" | "punned" | "int3" {
+  return jumpBytes === undefined ? "int3" : route === undefined ? "jump" : "punned";
+}
+
+function isLower({ mechanism }: ProbePoint): boolean {
+  return mechanism === "none" || mechanism === "int3";
+}
+
 /** A thread may stand at the first byte: it will execute the jump. */
-function interiorMoves(point: PointCode): Move[] {
-  const end = point.at + BigInt(point.oldBytes.length);
-  return point.twins.filter(({ from }) => from > point.at && from < end);
+function interiorMoves({ at, oldBytes, twins }: Pick<PointCode, "at" | "oldBytes" | "twins">): Move[] {
+  const end = at + BigInt(oldBytes.length);
+  return twins.filter(({ from }) => from > at && from < end);
 }
 
 function pokeToArm(point: PointCode): SitePoke {
-  if (point.jumpBytes === undefined) return pokeToTrap(point);
+  return point.jumpBytes === undefined ? pokeToTrap(point) : pokeToJump(point, point.oldBytes);
+}
+
+/** `now`: what the region holds. */
+function pokeToJump(point: PointCode, now: Uint8Array): SitePoke {
   return {
     at: point.at,
-    expect: point.oldBytes,
-    write: point.jumpBytes,
+    expect: point.route === undefined ? now : Uint8Array.of(...now, ...point.route.kept),
+    write: point.jumpBytes!,
     fallback: undefined,
     moves: interiorMoves(point),
+  };
+}
+
+function pokeToSide(side: SideCode): SitePoke {
+  return {
+    at: side.at,
+    expect: side.oldBytes,
+    write: side.newBytes,
+    fallback: undefined,
+    moves: interiorMoves(side),
+    hasNoStart: side.kind === "padding",
   };
 }
 

@@ -10,6 +10,7 @@ const site: JournalSite = {
   oldBytes: Uint8Array.of(0x55, 0x48, 0x89, 0xe5, 0x53),
   newBytes: Uint8Array.of(0xe9, 1, 2, 3, 4),
   detour: 0x9000n,
+  leadsTo: 0n,
 };
 
 test.each([
@@ -44,7 +45,14 @@ test("only what holds our bytes is put back, and what somebody else wrote is rep
   const { transaction, restored, foreign } = plan(0x9900n);
   expect(restored).toBe(1);
   expect(transaction.sites).toEqual([
-    { at: 0x1000n, expect: site.newBytes, write: site.oldBytes, fallback: site.oldBytes, moves: [] },
+    {
+      at: 0x1000n,
+      expect: site.newBytes,
+      write: site.oldBytes,
+      fallback: site.oldBytes,
+      moves: [],
+      hasNoStart: false,
+    },
   ]);
   expect(foreign.map(({ at }) => at)).toEqual([0x3000n]);
 });

@@ -7,7 +7,7 @@
  * written by somebody else and is left alone and reported.
  */
 import type { AddrRange, Move, RemoteCall, SitePoke, Transaction } from "../target/target.ts";
-import type { JournalContents, JournalSite } from "./journal.ts";
+import { isBesideSite, type JournalContents, type JournalSite } from "./journal.ts";
 
 const INT3 = 0xcc;
 const SYS_MUNMAP = 11;
@@ -65,36 +65,79 @@ export function planRestoration(input: RestorationInput): Restoration {
   const sites: SitePoke[] = [];
   const foreign: JournalSite[] = [];
   const trapSites: bigint[] = [];
-  journal.sites.forEach((site, index) => {
+  const moves = new HomeMoves(input);
+  let restored = 0;
+  // What a site needs stands before it in the journal, and goes after it.
+  for (let index = journal.sites.length - 1; index >= 0; index--) {
+    const site = journal.sites[index]!;
     const state = siteState(site, found[index]!);
     // A trap may have been taken just before the byte was changed from `int3` to something else.
     if (journal.trapAction !== undefined) trapSites.push(site.at);
     if (state === "foreign") foreign.push(site);
-    if (state !== "jump" && state !== "int3") return;
+    if (state !== "jump" && state !== "int3") continue;
+    const isBeside = isBesideSite(site.mechanism);
+    if (!isBeside) restored++;
     sites.push({
       at: site.at,
       expect: found[index]!,
       write: site.oldBytes,
-      fallback: site.oldBytes,
-      moves: [],
+      // A handler may return to the jump that stands there: then it has to stay.
+      fallback: isBeside ? undefined : site.oldBytes,
+      moves: isBeside ? moves.takeInto(site) : [],
+      hasNoStart: site.mechanism === "padding",
     });
-  });
+  }
   const code = journal.memory
     .filter((memory) => memory.kind === "code" && memory.state !== "removed")
     .map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) }));
   return {
     transaction: {
       sites,
-      moves: input.moves,
+      moves: moves.others,
       trapSites,
       returnTables: journal.returnTable === undefined ? [] : [journal.returnTable],
       vacate: code,
       usesTraps: false,
       finalCalls: finalCalls(input, code),
     },
-    restored: sites.length,
+    restored,
     foreign,
   };
+}
+
+/** Where threads go on when the text is put back. */
+class HomeMoves {
+  readonly #byTarget = new Map<bigint, Move[]>();
+
+  constructor({ journal, moves }: RestorationInput) {
+    for (const move of moves) this.#add(move);
+    // On the way from a site to its detour, or from displaced text to its copy, nothing of either has been executed.
+    for (const { mechanism, at, leadsTo, detour } of journal.sites) {
+      if (mechanism !== "punned" && mechanism !== "evicted") continue;
+      for (const from of [leadsTo, detour]) if (from !== 0n) this.#add({ from, to: at });
+    }
+  }
+
+  /** Those that lead behind the first byte of a site: to be made only if the site is written. */
+  takeInto(site: JournalSite): Move[] {
+    const taken: Move[] = [];
+    for (let at = site.at + 1n; at < site.at + BigInt(site.oldBytes.length); at++) {
+      taken.push(...(this.#byTarget.get(at) ?? []));
+      this.#byTarget.delete(at);
+    }
+    return taken;
+  }
+
+  /** Those that nobody has taken. */
+  get others(): Move[] {
+    return [...this.#byTarget.values()].flat();
+  }
+
+  #add(move: Move): void {
+    const moves = this.#byTarget.get(move.to);
+    if (moves === undefined) this.#byTarget.set(move.to, [move]);
+    else moves.push(move);
+  }
 }
 
 /** The journal goes last: as long as there is something to undo, there is a record of it. */

@@ -1,12 +1,14 @@
 /**
  * Code memory of one target, handed out from the front: one space for all images that it reaches.
  */
+import { LANDING_BYTES } from "../patch/landing-places.ts";
 import { findArenaPlace, reaches } from "../probe/arena.ts";
 import type { Journal } from "../probe/journal.ts";
 import type { AddrRange } from "../target/target.ts";
 
 const ALIGN = 64n;
 const GRAIN_BYTES = 64 << 10;
+const PAGE = 4096n;
 
 /** A range of code memory that is filled from the front. */
 export class CodeSpace {
@@ -38,6 +40,10 @@ export class CodeSpace {
 /** The part of a target that maps code memory. */
 export interface CodeMemoryPort {
   createCode(ranges: readonly { readonly at: bigint; readonly lenBytes: number }[]): Promise<void>;
+  /** Says which ranges could be mapped. */
+  createCodeWhereFree(
+    ranges: readonly { readonly at: bigint; readonly lenBytes: number }[],
+  ): Promise<boolean[]>;
 }
 
 /** No free address range reaches the image. */
@@ -64,11 +70,44 @@ export class CodeSpaces {
   readonly #target: CodeMemoryPort;
   readonly #journal: Journal;
   readonly #mappings: () => readonly AddrRange[];
+  /** Pages of landings, and whether they could be mapped. */
+  readonly #landingPages = new Map<bigint, boolean>();
 
   constructor(target: CodeMemoryPort, journal: Journal, mappings: () => readonly AddrRange[]) {
     this.#target = target;
     this.#journal = journal;
     this.#mappings = mappings;
+  }
+
+  /**
+   * Maps the pages of landings, which have to be where they are. Returns which of the landings cannot be used, since
+   * the process has put something there meanwhile.
+   */
+  async mapLandings(landings: readonly bigint[]): Promise<Set<bigint>> {
+    const pagesOf = (at: bigint) => [at & -PAGE, (at + BigInt(LANDING_BYTES) - 1n) & -PAGE];
+    const wanted = [...new Set(landings.flatMap(pagesOf))]
+      .filter((page) => !this.#landingPages.has(page))
+      .sort((a, b) => (a < b ? -1 : 1));
+    const ranges: { at: bigint; lenBytes: number }[] = [];
+    for (const page of wanted) {
+      const last = ranges.at(-1);
+      if (last !== undefined && last.at + BigInt(last.lenBytes) === page) last.lenBytes += Number(PAGE);
+      else ranges.push({ at: page, lenBytes: Number(PAGE) });
+    }
+    if (ranges.length > 0) {
+      const records = ranges.map(({ at, lenBytes }) => this.#journal.addMemory("code", at, lenBytes));
+      const mapped = await this.#target.createCodeWhereFree(ranges);
+      ranges.forEach(({ at, lenBytes }, index) => {
+        const isMapped = mapped[index]!;
+        // What is not ours must not be unmapped by whoever reads the journal.
+        if (!isMapped) this.#journal.setState(records[index]!, "removed");
+        for (let page = at; page < at + BigInt(lenBytes); page += PAGE)
+          this.#landingPages.set(page, isMapped);
+      });
+    }
+    return new Set(
+      landings.filter((at) => pagesOf(at).some((page) => this.#landingPages.get(page) !== true)),
+    );
   }
 
   /** A space for each request, in order; the same one for images that can share it. */

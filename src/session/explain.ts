@@ -4,7 +4,17 @@
  */
 import { verifyProgram } from "../bpf/verifier/index.ts";
 import { compileScript, printDiagnostics } from "../lang/index.ts";
-import { codeLines, explainSite, hexBytes, patchOf, printCodeLines, refusalText } from "../patch/index.ts";
+import {
+  codeLines,
+  evictedBy,
+  explainSite,
+  hexBytes,
+  patchOf,
+  printCodeLines,
+  type Route,
+  type RoutePatch,
+  refusalText,
+} from "../patch/index.ts";
 import { Journal, journalBytes } from "../probe/journal.ts";
 import { checkAttachable } from "../target/process/attach-check.ts";
 import { ProcessImages } from "../target/process/images.ts";
@@ -68,7 +78,11 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
       pidCache: EXAMPLE_PRIVATE_AT,
     },
   });
-  const nowhere = { write: async () => {}, createCode: async () => {} };
+  const nowhere = {
+    write: async () => {},
+    createCode: async () => {},
+    createCodeWhereFree: async (ranges: readonly unknown[]) => ranges.map(() => true),
+  };
   const spaces = new CodeSpaces(nowhere, journal, () => readMaps(options.pid));
   const builder = new PointBuilder(nowhere, spaces, compiler, {
     tableAt: EXAMPLE_PRIVATE_AT + 4096n,
@@ -85,21 +99,42 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
   return 0;
 }
 
+const hex = (at: bigint): string => `0x${at.toString(16)}`;
+
+function routeData(route: Route, patch: RoutePatch): object {
+  return {
+    tactic: route.tactic,
+    leads_to: hex(patch.leadsTo),
+    landings: patch.landings.map(({ at }) => hex(at)),
+    kept: route.tactic === "pun" ? hexBytes(route.kept) : "",
+    evicted: (evictedBy(route)?.insns ?? []).map((insn) => textOf(insn)),
+    beside: patch.sides.map(({ kind, at, oldBytes, newBytes }) => ({
+      kind,
+      at: hex(at),
+      before: hexBytes(oldBytes),
+      after: hexBytes(newBytes),
+    })),
+  };
+}
+
 function writePoint(
   point: BuiltPoint,
   options: ExplainOptions,
   io: SessionIo,
   print: (at: bigint) => string,
 ): void {
-  const { plan, detour, trampoline } = point;
-  const patch = patchOf(plan, plan.mechanism, detour.entry);
+  const { plan, detour, trampoline, route } = point;
+  const patch = route?.patch ?? patchOf(plan, plan.mechanism, detour.entry);
   if (options.format === "json") {
     const data = {
       site: `0x${plan.at.toString(16)}`,
       place: print(plan.at),
       mechanism: plan.mechanism,
       before: hexBytes(plan.oldBytes),
-      after: hexBytes(patch),
+      after: hexBytes(patch instanceof Uint8Array ? patch : patch.siteBytes),
+      ...(plan.route === undefined || route === undefined
+        ? {}
+        : { route: routeData(plan.route, route.patch) }),
       refused: plan.refused.map(({ mechanism, refusal }) => ({
         mechanism,
         reason: refusal.reason,
@@ -126,7 +161,15 @@ function writePoint(
     io.out.write("  the function returns through\n");
     for (const line of printCodeLines(codeLines(trampoline))) io.out.write(`    ${line}\n`);
   }
-  io.out.write(`  chain: ${print(plan.at)} -> detour 0x${detour.entry.toString(16)}`);
+  if (route?.evicted !== undefined) {
+    const { at, bytes, parts } = route.evicted;
+    const notes = parts.map((part) => ({ offset: part.offset, isData: part.kind === "constant", text: "" }));
+    io.out.write("  what made way runs at\n");
+    for (const line of printCodeLines(codeLines({ at, bytes, notes }))) io.out.write(`    ${line}\n`);
+  }
+  const ways = route === undefined ? [] : [route.patch.leadsTo];
+  const steps = ways.filter((at) => at !== detour.entry).map((at) => ` -> ${hex(at)}`);
+  io.out.write(`  chain: ${print(plan.at)}${steps.join("")} -> detour 0x${detour.entry.toString(16)}`);
   for (const program of point.programs) io.out.write(` -> ${program.name} 0x${program.entry.toString(16)}`);
   const next = plan.at + BigInt(plan.region.lenBytes);
   io.out.write(` -> displaced instructions -> 0x${next.toString(16)}\n`);

@@ -4,7 +4,7 @@
  */
 
 /** How a site may be changed: the best mechanism that is safe there, or one that is forced. */
-export type MechanismChoice = "auto" | "jump" | "int3";
+export type MechanismChoice = "auto" | "jump" | "punned" | "int3";
 
 /** `text` for people, `json` for programs: one JSON object a line. */
 export type OutputFormat = "text" | "json";

@@ -17,9 +17,11 @@ import {
   returnTableBytes,
   returnTableEntries,
 } from "../patch/return-table.ts";
+import { evictedBy, landingsOf, patchRoute, type RoutePatch } from "../patch/route.ts";
 import type { PointCode } from "../probe/probe-set.ts";
 import type { AddrRange, ReturnTable } from "../target/target.ts";
 import type { ImageCode } from "../x86/regions.ts";
+import { type Relocated, relocate } from "../x86/relocate.ts";
 import type { CodeSpace, CodeSpaces } from "./code-space.ts";
 import type { PlacedProgram, ProgramCompiler, Runnable } from "./program-compiler.ts";
 
@@ -38,12 +40,23 @@ export interface PlannedPoint {
   readonly probes: readonly AttachedProbe[];
 }
 
+/** A punned point's own record, one for text beside it, and two for each of two landings, which may lie on two pages. */
+const RECORDS_OF_PUNNED = 6;
+
+/** Most records of the journal that the points will take. */
+export function journalRecords(points: readonly PlannedPoint[]): number {
+  const punned = points.filter(({ plan }) => plan.mechanism === "punned").length;
+  return points.length + punned * (RECORDS_OF_PUNNED - 1);
+}
+
 /** A point whose code is in the target. */
 export interface BuiltPoint {
   readonly planned: PlannedPoint;
   /** As planned, or one rung lower when an address that is known only now refused the jump. */
   readonly plan: SitePlan;
   readonly detour: Detour;
+  /** For a punned plan: what its route does to the text, and the copy of what it displaces beside the site. */
+  readonly route: { readonly patch: RoutePatch; readonly evicted: Relocated | undefined } | undefined;
   readonly trampoline: ReturnTrampoline | undefined;
   /** What the detour calls, in order. */
   readonly programs: readonly PlacedProgram[];
@@ -70,6 +83,7 @@ export interface CodeWritePort {
 }
 
 const POINT_SPACE_BYTES = 768;
+const EVICTED_SPACE_BYTES = 256;
 const TRAMPOLINE_SPACE_BYTES = 1024;
 
 export class PointBuilder {
@@ -104,19 +118,22 @@ export class PointBuilder {
     readonly built: readonly BuiltPoint[];
     readonly refused: readonly RefusedPoint[];
   }> {
-    const images = new Map<string, { image: PlannedPoint["image"]; count: number; returns: number }>();
+    const images = new Map<string, { image: PlannedPoint["image"]; count: number; evicted: number }>();
     for (const point of points) {
       const key = `${point.image.range.start}`;
-      const entry = images.get(key) ?? { image: point.image, count: 0, returns: 0 };
+      const entry = images.get(key) ?? { image: point.image, count: 0, evicted: 0 };
       entry.count++;
-      if (hasReturnProbe(point)) entry.returns++;
+      if (point.plan.route !== undefined && evictedBy(point.plan.route) !== undefined) entry.evicted++;
       images.set(key, entry);
     }
-    const requests = [...images.values()].map(({ image, count }) => ({
+    const requests = [...images.values()].map(({ image, count, evicted }) => ({
       name: image.name,
       image: image.range,
-      lenBytes: this.#compiler.spaceBytes + count * POINT_SPACE_BYTES,
+      lenBytes: this.#compiler.spaceBytes + count * POINT_SPACE_BYTES + evicted * EVICTED_SPACE_BYTES,
     }));
+    // Landings have no choice where they are, so they come first.
+    const landings = points.flatMap(({ plan }) => (plan.route === undefined ? [] : landingsOf(plan.route)));
+    const unmapped = await this.#spaces.mapLandings(landings);
     const spaces = await this.#spaces.provide(requests);
     const spaceOf = new Map([...images.keys()].map((key, index) => [key, spaces[index]!]));
 
@@ -148,27 +165,23 @@ export class PointBuilder {
       const space = spaceOf.get(`${planned.image.range.start}`)!;
       const programs = this.#programs(space, planned, "entry", write);
       const trampoline = trampolines.get(planned);
-      const result = this.#emit(planned, space.next, programs, trampoline);
+      const result = this.#emit(planned, space.next, programs, trampoline, unmapped);
       if ("refusal" in result) {
         refused.push({ planned, refusal: result.refusal });
         continue;
       }
-      const { plan, detour } = result;
+      const { plan, detour, route } = result;
       write(space, detour.at, detour.bytes);
-      const jumpBytes = plan.mechanism === "jump" ? patchOf(plan, "jump", detour.entry) : undefined;
+      if (route?.evicted !== undefined) write(space, route.evicted.at, route.evicted.bytes);
+      for (const landing of route?.patch.landings ?? []) writes.push(landing);
       built.push({
         planned,
         plan,
         detour,
+        route,
         trampoline,
         programs,
-        code: {
-          at: plan.at,
-          oldBytes: plan.oldBytes,
-          jumpBytes,
-          detour: detour.entry,
-          twins: detour.twins.map((twin) => ({ from: twin.original, to: twin.copy })),
-        },
+        code: pointCode(plan, detour, route),
       });
     }
     await Promise.all(mergeWrites(writes).map(({ at, bytes }) => this.#target.write(at, bytes)));
@@ -180,20 +193,24 @@ export class PointBuilder {
     at: bigint,
     programs: readonly GateProgram[],
     trampoline: ReturnTrampoline | undefined,
-  ): { readonly plan: SitePlan; readonly detour: Detour } | { readonly refusal: Refusal } {
+    unmapped: ReadonlySet<bigint>,
+  ): EmittedPoint | { readonly refusal: Refusal } {
     const returnHook =
       trampoline === undefined
         ? undefined
         : { trampoline: trampoline.stubs, claim: this.#returnSpace!.runtime.claim };
-    let plan = planned.plan;
-    let result = emitDetour({ plan, at, programs, returnHook });
-    if (result.kind === "refused" && plan.mechanism === "jump") {
-      const lower = planAsTrap(planned.code, plan, result.refusal);
-      if (lower.kind === "refused") return { refusal: result.refusal };
-      plan = lower;
-      result = emitDetour({ plan, at, programs, returnHook });
-    }
-    return result.kind === "refused" ? { refusal: result.refusal } : { plan, detour: result };
+    const { plan } = planned;
+    const detour = emitDetour({ plan, at, programs, returnHook });
+    const routed = detour.kind === "refused" ? detour : emitRoute(plan, detour, unmapped);
+    if (detour.kind !== "refused" && routed.kind !== "refused") return { plan, detour, route: routed.route };
+    const refusal = detour.kind === "refused" ? detour.refusal : (routed as { refusal: Refusal }).refusal;
+    if (plan.mechanism === "int3") return { refusal };
+    const lower = planAsTrap(planned.code, plan, refusal);
+    if (lower.kind === "refused") return { refusal };
+    const trap = emitDetour({ plan: lower, at, programs, returnHook });
+    return trap.kind === "refused"
+      ? { refusal: trap.refusal }
+      : { plan: lower, detour: trap, route: undefined };
   }
 
   #programs(
@@ -227,6 +244,60 @@ export class PointBuilder {
 }
 
 export { returnTableBytes, returnTableEntries };
+
+type EmittedPoint = Pick<BuiltPoint, "plan" | "detour" | "route">;
+
+/** Space between code of different owners, so that listings keep them apart. */
+const CODE_ALIGN = 16n;
+
+/** The bytes of a punned plan's route, now that the detour has its place. The evicted copy goes behind the detour. */
+function emitRoute(
+  plan: SitePlan,
+  detour: Detour,
+  unmapped: ReadonlySet<bigint>,
+): { kind: "routed"; route: BuiltPoint["route"] } | { kind: "refused"; refusal: Refusal } {
+  const { route } = plan;
+  if (route === undefined) return { kind: "routed", route: undefined };
+  const lost = landingsOf(route).find((at) => unmapped.has(at));
+  if (lost !== undefined) return { kind: "refused", refusal: { reason: "landing-not-mapped", at: lost } };
+  const region = evictedBy(route);
+  const behind = (detour.at + BigInt(detour.bytes.length) + CODE_ALIGN - 1n) & -CODE_ALIGN;
+  const evicted = region === undefined ? undefined : relocate(region, behind);
+  if (evicted?.kind === "refused") return evicted;
+  const patch = patchRoute(route, plan, detour.entry, evicted?.at);
+  return patch === undefined
+    ? {
+        kind: "refused",
+        refusal: { reason: "detour-out-of-reach", site: plan.at, detour: detour.at },
+      }
+    : { kind: "routed", route: { patch, evicted } };
+}
+
+const toMoves = (twins: Relocated["twins"]) =>
+  twins.map(({ original, copy }) => ({ from: original, to: copy }));
+
+function pointCode(plan: SitePlan, detour: Detour, route: BuiltPoint["route"]): PointCode {
+  const common = { at: plan.at, oldBytes: plan.oldBytes, detour: detour.entry, twins: toMoves(detour.twins) };
+  if (route === undefined)
+    return {
+      ...common,
+      jumpBytes: plan.mechanism === "jump" ? patchOf(plan, "jump", detour.entry) : undefined,
+    };
+  const { patch, evicted } = route;
+  return {
+    ...common,
+    jumpBytes: patch.siteBytes,
+    route: {
+      leadsTo: patch.leadsTo,
+      kept: plan.route?.tactic === "pun" ? plan.route.kept : new Uint8Array(0),
+      sides: patch.sides.map((side) => ({
+        ...side,
+        detour: evicted?.at ?? detour.entry,
+        twins: side.kind === "evicted" && evicted !== undefined ? toMoves(evicted.twins) : [],
+      })),
+    },
+  };
+}
 
 function hasReturnProbe(point: PlannedPoint): boolean {
   return point.probes.some((probe) => probe.when === "return");

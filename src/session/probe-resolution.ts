@@ -18,6 +18,7 @@ import type { ProcessImages, ResolvedLocation } from "../target/process/images.t
 import { describeLocationRefusal } from "../target/process/location-refusal.ts";
 import type { MappedImage } from "../target/process/mapped-image.ts";
 import { ImageCode } from "../x86/regions.ts";
+import { landingPlacesOf } from "./landing-memory.ts";
 import type { AttachedProbe, PlannedPoint } from "./point-builder.ts";
 
 /** A program with one of its attach points. */
@@ -236,12 +237,13 @@ function planAll(
   const byImage = new Map<MappedImage, Site[]>();
   for (const site of sites)
     byImage.set(site.location.image, [...(byImage.get(site.location.image) ?? []), site]);
+  const places = byImage.size > 0 && options.mechanism !== "jump" ? landingPlacesOf(images.pid) : undefined;
   for (const [image, imageSites] of byImage) {
     const code = options.codes.of(image);
     const plans = planSites(
       code,
       imageSites.map((site) => site.location.addr),
-      { mechanism: options.mechanism, armed: options.armed },
+      { mechanism: options.mechanism, armed: options.armed, places },
     );
     plans.forEach((plan, index) => {
       const site = imageSites[index]!;
@@ -263,6 +265,12 @@ function planAll(
   return points;
 }
 
+const rungNames: Readonly<Record<Mechanism, string>> = {
+  jump: "a jump",
+  punned: "a punned jump",
+  int3: "an int3",
+};
+
 function problemOf(
   images: ProcessImages,
   site: Site,
@@ -282,10 +290,12 @@ function problemOf(
     if (last.refusal.reason === "inside-instruction")
       return fail(refusalText(last.refusal, print), undefined);
     const place = `${print(plan.at)} at 0x${plan.at.toString(16)}`;
-    const reason = `${place} cannot take ${last.mechanism === "int3" ? "an int3" : "a jump"}: ${refusalText(last.refusal, print)}`;
+    const reason = `${place} cannot take ${rungNames[last.mechanism]}: ${refusalText(last.refusal, print)}`;
     return fail(
       reason,
-      options.mechanism === "jump" ? "without --mechanism jump it gets an int3" : undefined,
+      options.mechanism === "auto" || options.mechanism === "int3"
+        ? undefined
+        : `without --mechanism ${options.mechanism} it gets what is possible there`,
     );
   }
   for (const { attachPoint, programIndex } of site.requests) {

@@ -6,6 +6,7 @@
  */
 import { readdirSync } from "node:fs";
 import {
+  isBesideSite,
   type JournalContents,
   JournalError,
   type JournalMechanism,
@@ -119,7 +120,8 @@ function readReport(pid: number, mapping: AddrRange): TracedProcessReport | Jour
   const { tracerPid, tracerStart, targetPid } = journal.header;
   const sitesByMechanism = new Map<JournalMechanism, number>();
   for (const { state, mechanism } of journal.sites)
-    if (state === "armed") sitesByMechanism.set(mechanism, (sitesByMechanism.get(mechanism) ?? 0) + 1);
+    if (state === "armed" && !isBesideSite(mechanism))
+      sitesByMechanism.set(mechanism, (sitesByMechanism.get(mechanism) ?? 0) + 1);
   return {
     pid,
     comm: readStat(pid).comm,

@@ -15,7 +15,7 @@ import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
 import { Attachment } from "./attachment.ts";
 import { loadGatePoint } from "./load-gate-point.ts";
 import type { MechanismChoice } from "./options.ts";
-import type { PlannedPoint } from "./point-builder.ts";
+import { journalRecords, type PlannedPoint } from "./point-builder.ts";
 import {
   type AttachRequest,
   CodeCache,
@@ -182,7 +182,7 @@ export class Targets {
       proofs: this.#input.proofs,
       mapsLayout: layoutSharedMaps(this.#input.bundle.maps),
       sharedMapsFd: this.#maps?.fd,
-      capacity: resolved.resolved.points.length + LATER_POINTS,
+      capacity: journalRecords(resolved.resolved.points) + LATER_POINTS,
       maxActive: this.#input.maxActive,
     });
     if (attachment.ownMaps !== undefined) {

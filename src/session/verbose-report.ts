@@ -27,7 +27,10 @@ export class VerboseReport {
     for (const attachment of targets.attachments) {
       for (const { plan, code, detour } of attachment.builtPoints.slice(0, MOST_SITES)) {
         const mechanism = attachment.mechanismAt(plan.at);
-        const now = mechanism === "jump" ? code.jumpBytes! : Uint8Array.of(0xcc, ...code.oldBytes.slice(1));
+        const now =
+          mechanism === "jump" || mechanism === "punned"
+            ? code.jumpBytes!
+            : Uint8Array.of(0xcc, ...code.oldBytes.slice(1));
         this.#say(
           `  ${attachment.images.symbolize(plan.at).text} 0x${plan.at.toString(16)}: ${mechanism}, ` +
             `${hexBytes(code.oldBytes)} -> ${hexBytes(now)}, detour 0x${detour.entry.toString(16)}`,

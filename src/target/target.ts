@@ -28,9 +28,9 @@ export interface Move {
 /** Bytes to write at one probe point. */
 export interface SitePoke {
   readonly at: bigint;
-  /** What must be there now: the whole region. */
+  /** What must be there now: the whole region, and what behind it the written bytes depend on. */
   readonly expect: Uint8Array;
-  /** What is written: the same length. */
+  /** What is written: the region. */
   readonly write: Uint8Array;
   /**
    * What is written instead when an execution context that cannot be moved stands behind the first byte of the region;
@@ -39,6 +39,13 @@ export interface SitePoke {
   readonly fallback: Uint8Array | undefined;
   /** Where a thread that stands inside the region (behind its first byte) goes on. */
   readonly moves: readonly Move[];
+  /**
+   * Earlier sites of the transaction, by index, that this one makes sense with only: when one of them is left as it is,
+   * this one gets its fallback.
+   */
+  readonly requires?: readonly number[];
+  /** Nothing could stand at the first byte before it was changed: who does stands inside. */
+  readonly hasNoStart?: boolean;
 }
 
 /**

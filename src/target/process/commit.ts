@@ -59,10 +59,13 @@ function applyStopped(
     scanned ? findSavedPositions(memory, mappings, regs.get("rsp")) : [],
   );
 
-  moveThreads(freeze, transaction);
-  const outcomes = writeSites(memory, transaction.sites, saved.flat());
+  const hemmed = findHemmed(transaction.sites, saved.flat());
+  moveThreads(freeze, transaction, hemmed);
+  const outcomes = writeSites(memory, transaction.sites, hemmed);
   const returnsRestored = restoreReturns(memory, transaction.returnTables, transaction.vacate);
   const occupants = findOccupants(freeze, saved, transaction.vacate, mappings, memory);
+  if (transaction.vacate.length > 0)
+    occupants.push(...findHolders(freeze, saved, transaction.sites, outcomes));
 
   const callResults =
     occupants.length > 0 || transaction.finalCalls.length === 0
@@ -108,10 +111,14 @@ export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
   return a.length === b.length && a.every((byte, index) => byte === b[index]);
 }
 
-function moveThreads(freeze: Freeze, transaction: Transaction): void {
+function moveThreads(freeze: Freeze, transaction: Transaction, hemmed: ReadonlySet<SitePoke>): void {
   const moves = new Map<bigint, bigint>();
   for (const move of transaction.moves) moves.set(move.from, move.to);
-  for (const site of transaction.sites) for (const move of site.moves) moves.set(move.from, move.to);
+  for (const site of transaction.sites) {
+    // Where the text is left as it is, nobody is moved into it.
+    if (hemmed.has(site) && site.fallback === undefined) continue;
+    for (const move of site.moves) moves.set(move.from, move.to);
+  }
   for (const thread of freeze.threads) {
     const to = moves.get(thread.regs.get("rip"));
     if (to === undefined) continue;
@@ -121,20 +128,49 @@ function moveThreads(freeze: Freeze, transaction: Transaction): void {
 }
 
 /** A handler that returns into the middle of a region would land inside the jump: such a site gets its fallback. */
+function findHemmed(sites: readonly SitePoke[], saved: readonly SavedPosition[]): Set<SitePoke> {
+  const hemmed = new Set<SitePoke>();
+  for (const { ip } of saved) for (const site of sites) if (isInside(site, ip)) hemmed.add(site);
+  return hemmed;
+}
+
+function isInside(site: SitePoke, ip: bigint): boolean {
+  const isBehindStart = site.hasNoStart === true ? ip >= site.at : ip > site.at;
+  return isBehindStart && ip < site.at + BigInt(site.write.length);
+}
+
 function writeSites(
   memory: MemoryFile,
   sites: readonly SitePoke[],
-  saved: readonly SavedPosition[],
+  hemmed: ReadonlySet<SitePoke>,
 ): readonly SiteOutcome[] {
-  const hemmed = new Set<SitePoke>();
-  for (const { ip } of saved)
-    for (const site of sites) if (ip > site.at && ip < site.at + BigInt(site.expect.length)) hemmed.add(site);
-  return sites.map((site) => {
-    const bytes = hemmed.has(site) ? site.fallback : site.write;
-    if (bytes === undefined) return "left";
-    memory.write(site.at, bytes);
-    return hemmed.has(site) ? "fallback" : "written";
-  });
+  const outcomes: SiteOutcome[] = [];
+  for (const site of sites) {
+    const lacks = site.requires?.some((index) => outcomes[index] === "left") ?? false;
+    const isHeld = lacks || hemmed.has(site);
+    const bytes = isHeld ? site.fallback : site.write;
+    if (bytes !== undefined) memory.write(site.at, bytes);
+    outcomes.push(bytes === undefined ? "left" : isHeld ? "fallback" : "written");
+  }
+  return outcomes;
+}
+
+/** Who keeps a site from being written: what it leads to is still in use, then. */
+function findHolders(
+  freeze: Freeze,
+  saved: readonly (readonly SavedPosition[])[],
+  sites: readonly SitePoke[],
+  outcomes: readonly SiteOutcome[],
+): Occupant[] {
+  const left = sites.filter((_, index) => outcomes[index] === "left");
+  if (left.length === 0) return [];
+  return freeze.threads.flatMap(({ tid }, index) =>
+    saved[index]!.filter(({ ip }) => left.some((site) => isInside(site, ip))).map(({ ip }) => ({
+      tid,
+      ip,
+      how: "interrupted" as const,
+    })),
+  );
 }
 
 /** Puts back every return address that still points to a trampoline: only then the entry is not a leftover. */

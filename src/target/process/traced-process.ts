@@ -200,22 +200,17 @@ export class TracedProcess {
   }
 
   /** Maps code memory, read and execute only, at exactly these addresses. */
-  createCode(ranges: readonly { readonly at: bigint; readonly lenBytes: number }[]): void {
+  createCode(ranges: readonly CodeRange[]): void {
     this.#borrow((thread) => {
-      for (const { at, lenBytes } of ranges)
-        this.#must(thread, {
-          name: "mmap",
-          number: SYS_MMAP,
-          args: [
-            at,
-            BigInt(lenBytes),
-            PROT_READ | PROT_EXEC,
-            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
-            NO_FD,
-            0n,
-          ],
-        });
+      for (const range of ranges) this.#must(thread, mapCode(range));
     });
+  }
+
+  /** The same where each address may be in use by now; says which ranges were mapped. */
+  createCodeWhereFree(ranges: readonly CodeRange[]): boolean[] {
+    return this.#borrow((thread) =>
+      ranges.map((range) => errnoOfResult(thread.call(mapCode(range))) === undefined),
+    );
   }
 
   /** Makes system calls in the target's name and returns their raw results. */
@@ -322,6 +317,26 @@ export class TracedProcess {
     }
     return at;
   }
+}
+
+interface CodeRange {
+  readonly at: bigint;
+  readonly lenBytes: number;
+}
+
+function mapCode({ at, lenBytes }: CodeRange): RemoteCall {
+  return {
+    name: "mmap",
+    number: SYS_MMAP,
+    args: [
+      at,
+      BigInt(lenBytes),
+      PROT_READ | PROT_EXEC,
+      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+      NO_FD,
+      0n,
+    ],
+  };
 }
 
 function namespaceTid(pid: number, tid: number): number {

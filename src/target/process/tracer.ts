@@ -102,6 +102,7 @@ export class ProcessTarget {
   readonly write = this.#forward("write");
   readonly createPrivate = this.#forward("createPrivate");
   readonly createCode = this.#forward("createCode");
+  readonly createCodeWhereFree = this.#forward("createCodeWhereFree");
   readonly call = this.#forward("call");
   readonly findTidOffset = this.#forward("findTidOffset");
   readonly commit = this.#forward("commit");
