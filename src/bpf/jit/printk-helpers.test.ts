@@ -1,6 +1,9 @@
 /** Records of printk, written by compiled code and by the interpreter, and the text that is made of them. */
 import { afterAll, describe, expect, it } from "vitest";
 import { CASE_BYTES, HelperCases, memoryWith } from "../../../test/support/helper-case.ts";
+import { NativeBpf } from "../../../test/support/native-bpf.ts";
+import { CONTROL_BYTES, forkedMemory, SteppedProgram } from "../../../test/support/stepped-program.ts";
+import { InsnBuilder, r1, r2, r3, r4, r5, r10 } from "../builder.ts";
 import { HELPER_TRACE_PRINTK, HELPER_TRACE_VPRINTK } from "../helpers.ts";
 import { layoutMap, RingConsumer, RingMap } from "../maps/index.ts";
 import { decodePrintk, formatPrintk } from "../printk.ts";
@@ -248,5 +251,53 @@ describe("trace_printk and trace_vprintk", () => {
       expect(typeof formatPrintk(record.subarray(0, at))).toBe("string");
     }
     expect(layoutMap(ring(1024)).kind).toBe("ringbuf");
+  });
+});
+
+describe("a thread that dies while it prints", () => {
+  it("leaves a whole record or none, at every instruction, and the ring goes on", () => {
+    const spec = { ...ring(256), maxEntries: 4 };
+    const memory = forkedMemory(layoutMap(spec).totalBytes + 64 + CONTROL_BYTES);
+    const native = new NativeBpf({ maps: [spec], memory, printk: 0 });
+    const { insns } = new InsnBuilder()
+      .st(4, r10, -8, 0x00_73_25)
+      .mov64(r1, r10)
+      .alu64("add", r1, -8)
+      .mov64(r3, r1)
+      .mov64(r2, 3)
+      .mov64(r4, 0)
+      .mov64(r5, 0)
+      .call(HELPER_TRACE_PRINTK)
+      .exit()
+      .build();
+    const outcomes = new Set<string>();
+    using stepped = new SteppedProgram(native, memory, memory.bytes.length - CONTROL_BYTES, insns, 0n);
+    stepped.save();
+    let steps = 0;
+    do {
+      const map = native.maps[0] as RingMap;
+      const clock = { ms: 0 };
+      const consumer = new RingConsumer(map.layout, native.memory, map.byteOffset, {
+        nowMs: () => clock.ms,
+        retireAfterMs: 10,
+      });
+      const lines: string[] = [];
+      const read = () => consumer.poll(10, (record) => lines.push(formatPrintk(record)));
+      read();
+      clock.ms = 10;
+      read();
+      expect(["", "%s"]).toContain(lines.join());
+      outcomes.add(lines.join());
+      for (let lap = 0; lap < 3; lap++) {
+        for (let i = 0; i < 3; i++) map.submit(map.reserve(64)!);
+        expect(read()).toBe(3);
+      }
+      expect(consumer.corrupt).toBe(0);
+      steps++;
+    } while (stepped.advance());
+    expect(steps).toBeGreaterThan(100);
+    expect(outcomes).toEqual(new Set(["", "%s"]));
+    native[Symbol.dispose]();
+    memory[Symbol.dispose]();
   });
 });

@@ -127,7 +127,7 @@ describe("get_stack", () => {
     { name: "small frames in one window", offsets: spaced(12, 32), want: 12 },
     { name: "frames larger than a window", offsets: spaced(9, 1600), want: 9 },
     { name: "a frame across a page boundary", offsets: [64, PAGE - 8, PAGE + 400], want: 3 },
-    { name: "a frame at the end of a window", offsets: [64, 64 + 1024 - 8, 64 + 1024 + 64], want: 3 },
+    { name: "a frame at the end of a window", offsets: [64, 64 + 2048 - 8, 64 + 2048 + 64], want: 3 },
     { name: "the last readable bytes", offsets: [64, PAGES * PAGE - 16], want: 2 },
     { name: "a frame that is half there", offsets: [64, PAGES * PAGE - 8], want: 1 },
   ])("$name", ({ offsets, want }) => {

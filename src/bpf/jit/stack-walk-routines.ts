@@ -51,8 +51,8 @@ import { emitReadv, PAGE_BYTES, READ_CLOBBERS } from "./user-read-routines.ts";
 const EFAULT = -14;
 /** Saved rbp and return address. */
 const FRAME_RECORD_BYTES = 16;
-/** Enough for a dozen small frames. */
-const WINDOW_BYTES = 1024;
+/** Enough for a dozen frames: what a read costs hardly depends on its size. */
+const WINDOW_BYTES = 2048;
 
 const [FP, DELTA, LO, HI, OUT, LEFT] = [RBX, RBP, R12, R13, R14, R15];
 const state = [FP, DELTA, LO, HI, OUT, LEFT];
