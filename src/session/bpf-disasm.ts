@@ -14,7 +14,7 @@ import {
 import { JitUnit, type LinkEnv } from "../bpf/jit/index.ts";
 import { layoutMap } from "../bpf/maps/index.ts";
 import type { BpfObject, SourceLine } from "../bpf/object/index.ts";
-import { OP_LDIMM64 } from "../bpf/opcodes.ts";
+import { CALL_LOCAL, OP_CALL, OP_LDIMM64, PSEUDO_FUNCTION } from "../bpf/opcodes.ts";
 import { hexBytes } from "../patch/index.ts";
 import { Assembler } from "../x86/assembler.ts";
 import { decodeBlock, textOf } from "../x86/decode.ts";
@@ -106,7 +106,7 @@ function* listing(
     const source = lines.get(at);
     if (source !== undefined && !isSameLine(source, shown)) yield printLine(source).trimEnd();
     shown = source ?? shown;
-    const text = nameMaps(printInsn(insns, at), insns[at]!, maps);
+    const text = nameTarget(printInsn(insns, at), insns[at]!, at, code, maps);
     yield* beside(`${String(at).padStart(5)}: ${text}`, machine?.get(at) ?? []);
     if (insns[at]!.opcode === OP_LDIMM64) at++;
   }
@@ -115,10 +115,21 @@ function* listing(
   yield* beside("", tail);
 }
 
-/** `map[2]` says little: its name stands behind it. */
-function nameMaps(text: string, insn: Insn, maps: readonly MapSpec[]): string {
-  const map = insn.opcode === OP_LDIMM64 && /map\[/.test(text) ? maps[insn.imm] : undefined;
-  return map === undefined ? text : `${text} (${map.name})`;
+/** `map[2]` and `call pc+9` say little: the name of what they mean stands behind them. */
+function nameTarget(
+  text: string,
+  insn: Insn,
+  at: number,
+  { functions }: LinkedCode,
+  maps: readonly MapSpec[],
+) {
+  const isLoad = insn.opcode === OP_LDIMM64;
+  const isFunction = isLoad
+    ? insn.src === PSEUDO_FUNCTION
+    : insn.opcode === OP_CALL && insn.src === CALL_LOCAL;
+  const isMap = isLoad && /map\[/.test(text);
+  const name = isFunction ? functions.get(at + 1 + insn.imm) : isMap ? maps[insn.imm]?.name : undefined;
+  return name === undefined ? text : `${text} (${name})`;
 }
 
 function* beside(left: string, right: readonly string[]): Generator<string> {

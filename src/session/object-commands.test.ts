@@ -10,9 +10,9 @@ async function verify(section: string | undefined) {
   return { code, out: io.outText(), err: io.errText() };
 }
 
-async function disassemble(section: string, jit: boolean) {
+async function disassemble(section: string, jit: boolean, fixture = "maps") {
   const io = recordIo();
-  const code = await disassembleObject({ path: buildBpfFixture("maps"), section, jit }, io);
+  const code = await disassembleObject({ path: buildBpfFixture(fixture), section, jit }, io);
   return { code, out: io.outText(), err: io.errText() };
 }
 
@@ -45,6 +45,24 @@ describe("bpf verify", () => {
     expect((await verify(undefined)).code).toBe(1);
   });
 
+  it("leaves out what is not loaded unless asked for, and not possible", async () => {
+    const verifyFeatures = async (section: string | undefined) => {
+      const io = recordIo();
+      const code = await verifyObject({ path: buildBpfFixture("features"), section }, io);
+      return { code, err: io.errText() };
+    };
+    const reason =
+      "kprobe programs belong to the kernel; in a process there are uprobe, uretprobe and usdt\n";
+    expect(await verifyFeatures(undefined)).toEqual({
+      code: 0,
+      err: `note: program not_wanted (?kprobe/do_nanosleep) is left out: ${reason}`,
+    });
+    expect(await verifyFeatures("not_wanted")).toEqual({
+      code: 1,
+      err: `trapline: bpf verify: program not_wanted (?kprobe/do_nanosleep): ${reason}`,
+    });
+  });
+
   it("names the sections when one is not there", async () => {
     await expect(verify("uprobe/nothing")).rejects.toMatchObject({
       code: "no-program",
@@ -70,6 +88,7 @@ describe("bpf disasm", () => {
     );
     expect(out).toMatch(/^triple:$/m);
     expect(out).toMatch(/: r1 = map\[\d\]\[0\]\+\d+ \(\.data\)$/m);
+    expect(out).toMatch(/: call pc\+\d+ \(twice\)$/m);
   });
 
   it("shows the machine code beside each instruction", async () => {
@@ -77,6 +96,18 @@ describe("bpf disasm", () => {
     expect(code).toBe(0);
     expect(out).toMatch(/: call bpf_map_lookup_elem#1 +[0-9a-f]+: e8 .* call 0x/);
     expect(out).toMatch(/: exit +.*\n(.*\n)? +[0-9a-f]+: c3 +ret$/m);
+  });
+
+  it("shows the machine code of each function of a program that makes tail calls", async () => {
+    const { code, out } = await disassemble("begin", true, "features");
+    expect(code).toBe(0);
+    const functions = out.split(/^(\w+):$/m);
+    const names = functions.filter((_, index) => index % 2 === 1);
+    expect(names).toEqual(["begin", "add", "visit"]);
+    for (const name of names)
+      expect(functions[functions.indexOf(name) + 1]).toMatch(/^ +\d+: exit +[0-9a-f]+: [0-9a-f]{2} /m);
+    expect(out).toMatch(/: r2 = subprog\[\+\d+\] \(add\) /);
+    expect(out).toMatch(/: call bpf_tail_call#12 +[0-9a-f]+: /);
   });
 
   it("says why a program has no machine code", async () => {

@@ -1,16 +1,34 @@
 /** Which programs make system calls inside the target. */
 import {
-  findHelperName,
   HELPER_GET_CURRENT_COMM,
   HELPER_GET_CURRENT_UID_GID,
+  HELPER_GET_STACK,
+  HELPER_GET_STACKID,
+  HELPER_PROBE_READ,
+  HELPER_PROBE_READ_KERNEL,
+  HELPER_PROBE_READ_KERNEL_STR,
+  HELPER_PROBE_READ_STR,
   HELPER_PROBE_READ_USER,
   HELPER_PROBE_READ_USER_STR,
-  type Proof,
-} from "../bpf/index.ts";
+  HELPER_SNPRINTF,
+  HELPER_TRACE_PRINTK,
+  HELPER_TRACE_VPRINTK,
+} from "../bpf/helpers.ts";
+import { findHelperName, type Proof } from "../bpf/index.ts";
 
 const callers = [
+  // These read memory that may not be there, or that an argument names.
   HELPER_PROBE_READ_USER,
   HELPER_PROBE_READ_USER_STR,
+  HELPER_PROBE_READ,
+  HELPER_PROBE_READ_STR,
+  HELPER_PROBE_READ_KERNEL,
+  HELPER_PROBE_READ_KERNEL_STR,
+  HELPER_GET_STACKID,
+  HELPER_GET_STACK,
+  HELPER_SNPRINTF,
+  HELPER_TRACE_PRINTK,
+  HELPER_TRACE_VPRINTK,
   HELPER_GET_CURRENT_COMM,
   HELPER_GET_CURRENT_UID_GID,
 ];

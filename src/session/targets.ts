@@ -363,7 +363,7 @@ export class Targets {
             ? "it runs under seccomp, and the trap handler of int3 makes a system call that its filter may forbid"
             : `it runs under seccomp, and ${helper} makes system calls that its filter may forbid`,
       },
-      "use probes that take a jump and programs that do not read user memory, strings or comm",
+      "use probes that take a jump and programs that do not read user memory, strings, stacks or comm, and print nothing",
     );
   }
 

@@ -146,6 +146,8 @@ export class ProcessImages implements Disposable {
 
   /** The images that a probe's image name means; none when there is no such image. */
   find(name: string): readonly MappedImage[] {
+    // As programs for libbpf name their own binary; here it is the process that they are in.
+    if (name === "/proc/self/exe") return this.program === undefined ? [] : [this.program];
     const selected = selectByName(name, this.#list);
     if (selected.length > 0 || name.startsWith("[")) return selected;
     // Another path of the same file: a link, a file in the tracer's own view, a program found through PATH.
