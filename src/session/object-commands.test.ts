@@ -106,7 +106,7 @@ describe("bpf disasm", () => {
     expect(names).toEqual(["begin", "add", "visit"]);
     for (const name of names)
       expect(functions[functions.indexOf(name) + 1]).toMatch(/^ +\d+: exit +[0-9a-f]+: [0-9a-f]{2} /m);
-    expect(out).toMatch(/: r2 = subprog\[\+\d+\] \(add\) /);
+    expect(out).toMatch(/: r2 = subprog\[\+\d+\] \(add\)/);
     expect(out).toMatch(/: call bpf_tail_call#12 +[0-9a-f]+: /);
   });
 
