@@ -12,6 +12,7 @@ import { fillPidCache } from "./task-routines.ts";
 const SYS_PROCESS_VM_READV = 310;
 const EFAULT = -14;
 export const PAGE_BYTES = 4096;
+const PAGE_BITS = 12;
 /** Bytes of a string that are read at once: most strings are short, and the copy lies on the stack. */
 const STRING_PART_BYTES = 256;
 /** The two iovec structures, local and remote, at the bottom of the frame. */
@@ -81,6 +82,7 @@ export function probeReadUserStr(routines: RoutineSet, env: LinkEnv): Routine {
           ];
           a.test(RSI, RSI);
           a.jcc("e", nothing);
+          emitReadOwnString(a, leave);
           a.add(RSI, RDI);
           a.mov(local(dst), RDI);
           a.mov(local(start), RDI);
@@ -147,6 +149,42 @@ export function probeReadUserStr(routines: RoutineSet, env: LinkEnv): Routine {
         }),
     };
   });
+}
+
+/**
+ * A string in the program's own stack needs no system call: from rsp to the end of its page there certainly is memory. One
+ * that goes on behind it, or lies elsewhere, is left to what follows; rdi, rsi and rdx are as they were then.
+ */
+function emitReadOwnString(a: Assembler, leave: () => void): void {
+  const [elsewhere, next, full] = [a.label("elsewhere"), a.label("own byte"), a.label("own full")];
+  a.cmp(RDX, RSP);
+  a.jcc("b", elsewhere);
+  a.mov(RAX, RDX);
+  a.xor(RAX, RSP);
+  a.shr(RAX, PAGE_BITS);
+  a.jcc("ne", elsewhere);
+  a.mov(RAX, RDX, 32);
+  a.andImm(RAX, PAGE_BYTES - 1, 32);
+  a.movImm(R9, PAGE_BYTES);
+  a.sub(R9, RAX);
+  a.zero(RCX);
+  a.bind(next);
+  a.cmp(RCX, RSI);
+  a.jcc("e", full);
+  a.cmp(RCX, R9);
+  a.jcc("e", elsewhere);
+  a.movzx(RAX, { base: RDX, index: RCX }, 8);
+  a.mov({ base: RDI, index: RCX }, RAX, 8);
+  a.inc(RCX);
+  a.test(RAX, RAX, 32);
+  a.jcc("ne", next);
+  a.mov(RAX, RCX);
+  leave();
+  a.bind(full);
+  a.movImm({ base: RDI, index: RCX, disp: -1 }, 0, 8);
+  a.mov(RAX, RCX);
+  leave();
+  a.bind(elsewhere);
 }
 
 /** A variable in the frame. */

@@ -3,7 +3,16 @@ import koffi from "koffi";
 import { afterAll, describe, expect, it } from "vitest";
 import { contextOf, NativeBpf } from "../../../test/support/native-bpf.ts";
 import { nativeMemory } from "../../../test/support/native-code.ts";
-import { HELPER_PROBE_READ_USER, HELPER_PROBE_READ_USER_STR, InsnBuilder, r0, r1, r2, r3 } from "../index.ts";
+import {
+  HELPER_PROBE_READ_USER,
+  HELPER_PROBE_READ_USER_STR,
+  InsnBuilder,
+  r0,
+  r1,
+  r2,
+  r3,
+  r10,
+} from "../index.ts";
 
 const libc = koffi.load("libc.so.6");
 const mmap = libc.func("intptr_t mmap(intptr_t addr, size_t len, int prot, int flags, int fd, long off)");
@@ -129,5 +138,30 @@ describe("reads of the program's memory", () => {
     const { result, bytes } = run(programs().readString, holeAt + 4090n, 600);
     expect(result).toBe(6n);
     expect(bytes).toEqual(expected(new Uint8Array([0x42, 0x42, 0x42, 0x42, 0x42, 0])));
+  });
+
+  it.each([-512, -400, -256, -40, -20, -16])("a string in the program's stack, at %i", (at) => {
+    // Somewhere among these the page of the routine's own frame ends.
+    const text = "on the stack";
+    const words = [...Buffer.from(`${text}\0\0\0\0`).values()];
+    for (const size of [64, 13, 12, 5, 1]) {
+      const insns = build((b) => {
+        b.st(8, r10, -512, -1);
+        for (let i = 0; i < 16; i += 4)
+          b.st(4, r10, at + i, Buffer.from(words.slice(i, i + 4)).readInt32LE(0));
+        b.ldMapValue(r1, 0).mov64(r2, size).mov64(r3, r10).alu64("add", r3, at);
+        b.call(HELPER_PROBE_READ_USER_STR);
+      });
+      native.memory.bytes.fill(0xee, 0, SIZE + 8);
+      const result = native.run(
+        native.compile(insns),
+        contextOf(() => 0n),
+      );
+      const kept = text.slice(0, size - 1);
+      expect(result).toBe(BigInt(kept.length + 1));
+      expect(native.memory.bytes.slice(0, SIZE + 8)).toEqual(
+        expected(new Uint8Array([...Buffer.from(kept), 0])),
+      );
+    }
   });
 });
