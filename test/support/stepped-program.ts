@@ -130,17 +130,22 @@ export class SteppedProgram implements Disposable {
 
   /** Returns to the state that was saved, runs one instruction more and saves that; false if the program has ended. */
   advance(): boolean {
-    if (this.#saved === undefined) throw new Error("advance: nothing was saved");
-    const { memory, registers } = this.#saved;
-    this.#registers.set(registers);
-    ptrace(PTRACE_SETREGS, this.#pid, 0n, this.#controlAt + BigInt(REGISTERS));
-    this.#memory.set(memory);
+    this.restore();
     const runs = this.#control.getBigUint64(RUNS, true);
     ptrace(PTRACE_SINGLESTEP, this.#pid, 0n, 0n);
     this.#wait();
     if (this.#control.getBigUint64(RUNS, true) !== runs) return false;
     this.save();
     return true;
+  }
+
+  /** Returns to the state that was saved. */
+  restore(): void {
+    if (this.#saved === undefined) throw new Error("restore: nothing was saved");
+    const { memory, registers } = this.#saved;
+    this.#registers.set(registers);
+    ptrace(PTRACE_SETREGS, this.#pid, 0n, this.#controlAt + BigInt(REGISTERS));
+    this.#memory.set(memory);
   }
 
   get #registers(): Uint8Array {

@@ -55,16 +55,18 @@ export function takeElement(input: HashRoutineInput): Routine {
       calls: [take, evict],
       emit: (a) => {
         a.pushImm(MAX_EVICTIONS);
-        const [again, done] = [a.here("again"), a.label("done")];
+        const [again, last, done] = [a.here("again"), a.label("last"), a.label("done")];
         a.call(take.label);
         a.test(RAX, RAX);
         a.jcc("ne", done);
         a.call(evict.label);
         a.test(RAX, RAX);
-        a.jcc("e", done);
+        a.jcc("e", last);
         a.dec(tries);
         a.jcc("ne", again);
-        a.zero(RAX);
+        // Where nothing was left to delete others have given elements back.
+        a.bind(last);
+        a.call(take.label);
         a.bind(done);
         a.pop(R9);
         a.ret();

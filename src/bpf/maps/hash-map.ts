@@ -391,9 +391,10 @@ export class HashMap {
     const fresh = this.#pool.take();
     if (fresh !== undefined || this.layout.touchedOffset === undefined) return fresh;
     for (let tries = 0; tries < MAX_EVICTIONS; tries++) {
-      if (!this.#evict()) return undefined;
+      const isOver = !this.#evict();
+      // Where nothing was left to delete others have given elements back.
       const element = this.#pool.take();
-      if (element !== undefined) return element;
+      if (element !== undefined || isOver) return element;
     }
     return undefined;
   }
