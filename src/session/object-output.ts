@@ -24,7 +24,7 @@ function textOutput(write: (text: string) => void): ObjectOutput {
         value.kind === "bytes"
           ? `${printHex(value.bytes)}  ${printableText(value.bytes)}`
           : printBtfValue(value);
-      write(`${map}: ${text}\n`);
+      write(`${`${map}: ${text}`.trimEnd()}\n`);
     },
     printk: (line) => write(`${formatPrintkLine(line)}\n`),
     map: (report) => write(mapText(report)),

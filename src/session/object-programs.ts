@@ -61,6 +61,8 @@ export function prepareObject(
     },
     proofs,
     requests,
+    // Stacks are shown with the names of all images that they go through.
+    followsLoads: object.maps.some(({ spec }) => spec.kind === "stack_trace"),
     usdt,
     programs: wanted.map(({ program }) => program),
   };

@@ -78,6 +78,7 @@ class ObjectFront implements RunFront {
   finish(): void {
     const { object, targets } = this.#input;
     this.#readRings((ring, print) => ring.drain(print));
+    targets.refreshImages();
     const describe = (at: bigint) => targets.describe(at);
     for (const report of reportMaps({ object, maps: targets.maps, describe })) this.#output.map(report);
     this.#reportLost();

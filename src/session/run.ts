@@ -38,6 +38,8 @@ export interface RunPrograms {
   /** By program index. */
   readonly proofs: readonly Proof[];
   readonly requests: readonly AttachRequest[];
+  /** As in `TargetsInput`. */
+  readonly followsLoads?: boolean;
 }
 
 export interface RunFront {

@@ -38,6 +38,8 @@ export interface TargetsInput {
   readonly requests: readonly AttachRequest[];
   readonly mechanism: MechanismChoice;
   readonly maxActive: number;
+  /** Whether addresses of images that a command loads later are to be known, though nothing is probed there. */
+  readonly followsLoads?: boolean;
 }
 
 /** What arming did in one target, for verbose output. */
@@ -68,6 +70,8 @@ interface Member {
   readonly attachment: Attachment;
   /** Attach points whose images were not mapped when the process was attached to. */
   readonly pending: AttachRequest[];
+  /** Whether it says when it has loaded something. */
+  readonly followsLoads: boolean;
   /** Counters of static probes that have been raised. */
   readonly raised: Set<bigint>;
 }
@@ -113,7 +117,7 @@ export class Targets {
 
   /** Whether a target may stop at its loader at any moment. */
   get awaitsLoads(): boolean {
-    return this.#members.some(({ pending }) => pending.length > 0);
+    return this.#members.some(({ followsLoads }) => followsLoads);
   }
 
   /** The function at an address, in the first target that knows one. */
@@ -132,6 +136,16 @@ export class Targets {
       if (image !== undefined || symbol !== undefined) return text;
     }
     return `0x${at.toString(16)}`;
+  }
+
+  /** Looks once more at what live targets have loaded. */
+  refreshImages(): void {
+    for (const { target, attachment } of this.#members)
+      try {
+        if (!target.hasEnded) attachment.images.refresh();
+      } catch {
+        // It has ended meanwhile.
+      }
   }
 
   /** Attaches to a running process. Nothing of its code is changed yet. */
@@ -191,7 +205,8 @@ export class Targets {
       const maps = new SharedMaps(bundle.maps, layoutSharedMaps(bundle.maps), mapping.buffer);
       this.#maps = { maps, unmap: () => mapping.unmap(), fd };
     }
-    this.#members.push({ target, attachment, ...resolved, raised: new Set() });
+    const followsLoads = resolved.pending.length > 0 || (mayWait && this.#input.followsLoads === true);
+    this.#members.push({ target, attachment, ...resolved, followsLoads, raised: new Set() });
   }
 
   /** Finds all places of the script in a process; throws when one that must be there is not. */
@@ -221,9 +236,9 @@ export class Targets {
   async arm(): Promise<ArmedTarget[]> {
     const armed: ArmedTarget[] = [];
     for (const member of this.#members) {
-      const { target, attachment, resolved, pending } = member;
+      const { target, attachment, resolved, followsLoads } = member;
       const points = [...resolved.points];
-      const gate = pending.length > 0 ? loadGatePoint(attachment, this.#codes) : undefined;
+      const gate = followsLoads ? loadGatePoint(attachment, this.#codes) : undefined;
       if (gate !== undefined) points.push(gate);
       const { refused, report } = await attachment.arm(points);
       const [first] = refused;

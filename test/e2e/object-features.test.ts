@@ -1,6 +1,6 @@
 /** What objects may hold, each in a live process with exact results: kinds of maps, helpers, kinds of programs. */
 import { describe, expect, it } from "vitest";
-import { buildBpfFixture } from "../support/bpf-objects.ts";
+import { buildBpfFixture, buildBpfObject, PRELUDE } from "../support/bpf-objects.ts";
 import { runCommand } from "../support/built-command.ts";
 import { buildFixture } from "../support/fixtures.ts";
 import { type ObjectRunResult, runObject } from "../support/object-run.ts";
@@ -146,6 +146,32 @@ describe("other programs", () => {
       CALLS,
       0,
     ]);
+  });
+
+  it("show stacks with the names of libraries that the command loads later", () => {
+    const source = `struct { __uint(type, BPF_MAP_TYPE_STACK_TRACE); __uint(max_entries, 64); __type(key, u32); __uint(value_size, 80); } stacks SEC(".maps");
+      SEC("uprobe/example-target:leaf") int f(struct pt_regs *ctx) { bpf_get_stackid(ctx, &stacks, BPF_F_USER_STACK); return 0; }`;
+    const target = buildFixture("example-target", { flags: ["-fno-omit-frame-pointer"] });
+    const run = runCommand(["run", buildBpfObject("stacks", PRELUDE + source), "-c", target], "s\n");
+    expect(run.code).toBe(0);
+    expect(run.out).toMatch(
+      /^ {4}leaf \(example-target\)\n {4}caller_two\+0x[0-9a-f]+ \(example-target\)\n {4}main\+0x[0-9a-f]+ \(example-target\)\n {4}.* \(libc.*\)$/m,
+    );
+  });
+
+  it("share their maps in several processes", async () => {
+    using first = await UnmanagedChild.start([buildFixture("counter"), "1", `${CALLS}`]);
+    using second = await UnmanagedChild.start([buildFixture("counter"), "2", `${CALLS}`]);
+    const pids = [first, second].flatMap(({ pid }) => ["-p", `${pid}`]);
+    const args = [buildBpfFixture("probed"), "--attach", "probed_returns=counter:probed", ...pids];
+    const { lines } = await runObject(["-f", "json", ...args], async () => {
+      for (const child of [first, second]) {
+        child.send("\n");
+        await child.line();
+      }
+    });
+    const { calls, returns } = Object.assign({}, ...lines.map(({ data }) => data));
+    expect([calls, returns]).toEqual([3 * CALLS, 3 * CALLS]);
   });
 
   it("are loaded when they are asked for", () => {
