@@ -5,6 +5,7 @@
  *     hits     what a hit costs with trapline
  *     peers    what it costs with trapline and with other tracers
  *     attach   how long attaching and detaching take, and how long the target stands still
+ *     programs size and time of compiled programs, beside the kernel's JIT
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -14,14 +15,17 @@ import { repository } from "./fixture.ts";
 import { measureHits, peerCases, productCases } from "./hits.ts";
 import { printHits } from "./hits-report.ts";
 import { describeMachine } from "./machine.ts";
+import { measurePrograms } from "./programs.ts";
+import { printPrograms } from "./programs-report.ts";
 import { checkTargets, printTargets } from "./targets.ts";
 import { trapline } from "./tracers/trapline.ts";
 
 const HIT_ROUNDS = 3;
 const ATTACH_ROUNDS = 5;
 const FIRST_EVENT_ROUNDS = 11;
+const PROGRAM_ROUNDS = 7;
 
-const groups = ["hits", "peers", "attach"] as const;
+const groups = ["hits", "peers", "attach", "programs"] as const;
 type Group = (typeof groups)[number];
 
 function parseGroups(args: readonly string[]): ReadonlySet<Group> {
@@ -67,12 +71,22 @@ async function main(args: readonly string[]): Promise<void> {
     print("Start of the command to its first event, milliseconds", printSpread(firstEvent));
   }
 
+  const programs = wanted.has("programs") ? await measurePrograms(PROGRAM_ROUNDS, showProgress) : [];
+  if (programs.length > 0)
+    print(
+      "Compiled programs beside the kernel's JIT, an empty program's time subtracted",
+      printPrograms(programs),
+    );
+
   const targets = checkTargets(hits, attach, firstEvent);
   print("Promises", printTargets(targets));
 
   const file = join(repository, "bench/results/latest.json");
   mkdirSync(join(file, ".."), { recursive: true });
-  writeFileSync(file, `${JSON.stringify({ machine, hits, attach, firstEvent, targets }, undefined, 2)}\n`);
+  writeFileSync(
+    file,
+    `${JSON.stringify({ machine, hits, attach, firstEvent, programs, targets }, undefined, 2)}\n`,
+  );
   const seconds = ((performance.now() - started) / 1000).toFixed(0);
   process.stdout.write(`\n${seconds} s; as JSON in bench/results/latest.json\n`);
 }
