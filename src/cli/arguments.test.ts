@@ -212,6 +212,21 @@ describe("refusing a command line", () => {
         what: "--mechanism call: must be one of auto, jump, punned, int3",
       },
       {
+        name: "coverage without an image",
+        argv: ["coverage", "-p", "1"],
+        what: "coverage: say which image",
+      },
+      {
+        name: "a sample of nothing",
+        argv: ["coverage", "libc", "--sample", "0%"],
+        what: "--sample 0%: must be a part of 100, like 1%",
+      },
+      {
+        name: "a sample of something else",
+        argv: ["coverage", "libc", "--sample", "some"],
+        what: "--sample some: must be a part of 100, like 1%",
+      },
+      {
         name: "maxactive that is no number",
         argv: ["--maxactive", "-1", "a.bt"],
         what: "--maxactive -1: must be a number from 1 to 1048576",

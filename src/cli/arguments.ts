@@ -8,6 +8,7 @@ import type {
   BpfDisasmOptions,
   BpfExecOptions,
   BpfVerifyOptions,
+  CoverageOptions,
   DetachOptions,
   ExplainOptions,
   ListOptions,
@@ -36,6 +37,7 @@ export type Action =
     }
   | { readonly verb: "list"; readonly options: ListOptions }
   | { readonly verb: "explain"; readonly options: ExplainOptions }
+  | { readonly verb: "coverage"; readonly options: CoverageOptions }
   | { readonly verb: "ps"; readonly options: ReportOptions }
   | { readonly verb: "detach"; readonly options: DetachOptions }
   | { readonly verb: "doctor"; readonly options: ReportOptions }
@@ -101,6 +103,8 @@ function parseAction(words: Words): Action {
         );
       return { verb, options: { probe, pid, mechanism, format } };
     }
+    case "coverage":
+      return { verb, options: parseCoverage(words, { format, pids }) };
     case "detach":
       refuseMore(rest, 1, "the process is given with -p");
       if (pids.length === 0)
@@ -134,6 +138,38 @@ function parseAction(words: Words): Action {
     default:
       return verb satisfies never;
   }
+}
+
+/** `coverage IMAGE`. */
+function parseCoverage(
+  { values, rest }: Words,
+  { format, pids }: { readonly format: OutputFormat; readonly pids: readonly number[] },
+): CoverageOptions {
+  const image = rest[1];
+  if (image === undefined)
+    throw new UsageError(
+      "coverage: say which image",
+      "for example: trapline coverage libc -p PID, or of a file: trapline coverage /bin/bash",
+    );
+  refuseMore(rest, 2, "coverage takes one image");
+  if (pids.length > 1) throw new UsageError("coverage: takes one process");
+  if (values.has("functions") && values.has("instructions"))
+    throw new UsageError("coverage: --functions or --instructions, not both");
+  return {
+    image,
+    pid: pids[0],
+    candidates: values.has("instructions") ? "instructions" : "functions",
+    sample: parseSample(values.get("sample")?.[0]),
+    verbose: values.has("verbose"),
+    format,
+  };
+}
+
+function parseSample(word: string | undefined): number {
+  if (word === undefined) return 1;
+  const percent = /^\d+(\.\d+)?%?$/.test(word) ? Number.parseFloat(word) : 0;
+  if (percent <= 0 || percent > 100) throw new UsageError(`--sample ${word}: must be a part of 100, like 1%`);
+  return percent / 100;
 }
 
 function parseTrace(
@@ -208,7 +244,7 @@ function findVerb({ values, rest }: Words): VerbName {
   const first = rest[0];
   if (values.has("program")) return "trace";
   if (first === "explain" || first === "ps" || first === "detach" || first === "doctor") return first;
-  if (first === "run") return first;
+  if (first === "run" || first === "coverage") return first;
   if (first === "bpf") return findBpfVerb(rest[1]);
   return "trace";
 }

@@ -7,6 +7,7 @@ export type VerbName =
   | "trace"
   | "list"
   | "explain"
+  | "coverage"
   | "ps"
   | "detach"
   | "doctor"
@@ -39,6 +40,9 @@ export type FlagName =
   | "dryRun"
   | "mechanism"
   | "maxActive"
+  | "functions"
+  | "instructions"
+  | "sample"
   | "attach"
   | "jit"
   | "interpret"
@@ -46,7 +50,16 @@ export type FlagName =
   | "help"
   | "version";
 
-const reports: readonly VerbName[] = ["trace", "list", "explain", "ps", "detach", "doctor", "run"];
+const reports: readonly VerbName[] = [
+  "trace",
+  "list",
+  "explain",
+  "coverage",
+  "ps",
+  "detach",
+  "doctor",
+  "run",
+];
 const everywhere: readonly VerbName[] = [...reports, "bpf verify", "bpf disasm", "bpf exec"];
 
 const define = (
@@ -69,17 +82,20 @@ const define = (
 // biome-ignore format: one line a flag
 export const flags: readonly Flag[] = [
   define("program", "-e", "PROGRAM", ["trace"], "run this program"),
-  define("pid", "-p", "PID", ["trace", "run", "list", "explain", "detach"], "attach to this process; several times for several", true),
+  define("pid", "-p", "PID", ["trace", "run", "list", "explain", "coverage", "detach"], "attach to this process; several times for several", true),
   define("command", "-c", "COMMAND", ["trace", "run"], "start this command and trace it from its first instruction"),
   define("list", "-l", undefined, ["list"], "list the probes that match PATTERN"),
   define("format", "-f", "FORMAT", reports, "text (default) or json"),
   define("output", "-o", "FILE", everywhere, "write results to FILE"),
   define("quiet", "-q", undefined, ["trace", "run", "detach"], "print only what the program prints"),
-  define("verbose", "-v", undefined, ["trace", "run"], "say what was done to which site, and why"),
+  define("verbose", "-v", undefined, ["trace", "run", "coverage"], "say what was done to which site, and why"),
   define("debug", "-d", undefined, everywhere, "show bytecode and machine code; stacks of internal errors"),
   define("dryRun", "--dry-run", undefined, ["trace", "run"], "compile, verify, plan and print; touch nothing"),
   define("mechanism", "--mechanism", "KIND", ["trace", "run", "explain"], "auto (default), jump, punned or int3"),
   define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),
+  define("functions", "--functions", undefined, ["coverage"], "look at every function's entry (default)"),
+  define("instructions", "--instructions", undefined, ["coverage"], "look at every instruction"),
+  define("sample", "--sample", "PERCENT", ["coverage"], "look at a part of them: 1%"),
   define("attach", "--attach", "PROG=IMAGE:SYM", ["run"], "where a program of the object goes, instead of its section", true),
   define("jit", "--jit", undefined, ["bpf disasm"], "show the machine code beside the bytecode"),
   define("interpret", "--interpret", undefined, ["bpf exec"], "interpret the program instead of compiling it"),

@@ -31,6 +31,8 @@ async function run(
       return await session.listProbes(action.options, io);
     case "explain":
       return await session.explain(action.options, io);
+    case "coverage":
+      return await session.coverage(action.options, io);
     case "ps":
       return await session.listTracedProcesses(action.options, io);
     case "detach":

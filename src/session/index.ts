@@ -3,6 +3,7 @@ export { disassembleObject } from "./bpf-disasm.ts";
 export { executeBpf } from "./bpf-exec.ts";
 export { verifyObject } from "./bpf-verify.ts";
 export { type ChangedSite, readChangedSites } from "./changed-sites.ts";
+export { coverage } from "./coverage.ts";
 export { detach } from "./detach.ts";
 export { doctor } from "./doctor.ts";
 export { explain } from "./explain.ts";
@@ -12,6 +13,7 @@ export type {
   BpfDisasmOptions,
   BpfExecOptions,
   BpfVerifyOptions,
+  CoverageOptions,
   DetachOptions,
   ExplainOptions,
   ListOptions,

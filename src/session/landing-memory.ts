@@ -6,9 +6,9 @@ import { LandingPlaces } from "../patch/landing-places.ts";
 import { type MapEntry, readMaps } from "../target/process/proc-fs.ts";
 import type { AddrRange } from "../target/target.ts";
 
-const HEAP_GROWTH = 256n << 20n;
+export const HEAP_GROWTH = 256n << 20n;
 /** How far behind a program's data the kernel puts the beginning of a heap that is not there yet. */
-const HEAP_DISTANCE = 1n << 30n;
+export const HEAP_DISTANCE = 1n << 30n;
 const STACK_GROWTH = 128n << 20n;
 
 export function landingPlacesOf(pid: number): LandingPlaces {

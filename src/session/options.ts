@@ -40,6 +40,18 @@ export interface ExplainOptions {
   readonly format: OutputFormat;
 }
 
+export interface CoverageOptions {
+  /** An image of the process, named as in a probe; without a process a file. */
+  readonly image: string;
+  readonly pid: number | undefined;
+  readonly candidates: "functions" | "instructions";
+  /** Which part of the candidates is looked at: above 0, 1 is all. */
+  readonly sample: number;
+  /** A line for every candidate. */
+  readonly verbose: boolean;
+  readonly format: OutputFormat;
+}
+
 export interface DetachOptions {
   readonly pids: readonly number[];
   readonly quiet: boolean;
@@ -116,6 +128,7 @@ export interface SessionIo {
 export interface SessionVerbs {
   trace(options: TraceOptions, io: SessionIo): Promise<number>;
   explain(options: ExplainOptions, io: SessionIo): Promise<number>;
+  coverage(options: CoverageOptions, io: SessionIo): Promise<number>;
   detach(options: DetachOptions, io: SessionIo): Promise<number>;
   listProbes(options: ListOptions, io: SessionIo): Promise<number>;
   listTracedProcesses(options: ReportOptions, io: SessionIo): Promise<number>;

@@ -7,6 +7,7 @@ import type { SessionVerbs } from "./options.ts";
 export const sessionVerbs: SessionVerbs = {
   trace: async (options, io) => (await import("./trace.ts")).trace(options, io),
   explain: async (options, io) => (await import("./explain.ts")).explain(options, io),
+  coverage: async (options, io) => (await import("./coverage.ts")).coverage(options, io),
   detach: async (options, io) => (await import("./detach.ts")).detach(options, io),
   listProbes: async (options, io) => (await import("./listing.ts")).listProbes(options, io),
   listTracedProcesses: async (options, io) =>
