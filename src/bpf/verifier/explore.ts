@@ -101,9 +101,11 @@ interface Waiting {
 /** Looks on while a program is walked; for tests of the verifier itself. */
 export interface Observer {
   /** The state before the instruction at `at`. */
-  readonly onState: (at: number, state: State) => void;
+  readonly onState?: (at: number, state: State) => void;
   /** False: every path is walked to its end, whatever was shown before. */
-  readonly prunes: boolean;
+  readonly prunes?: boolean;
+  /** Steps between checkpoints, if not as always: the more there are, the more their rules are tried. */
+  readonly stepsBetween?: number;
 }
 
 export class Explorer {
@@ -116,6 +118,7 @@ export class Explorer {
   /** What holds only within other activations for one that is finished; absent: it is not. */
   readonly #closed = new Map<number, readonly number[] | undefined>();
   readonly #observer: Observer | undefined;
+  readonly #stepsBetween: number;
   /** The step that is being made; one object for all, as there are many. */
   readonly #step: { -readonly [Field in keyof Step]: Step[Field] };
   /** 1 for every slot that some path reached. */
@@ -134,6 +137,7 @@ export class Explorer {
     observer?: Observer,
   ) {
     this.#observer = observer;
+    this.#stepsBetween = observer?.stepsBetween ?? MIN_STEPS_BETWEEN;
     this.#machine = machine;
     this.#meets = meets;
     this.#maxVisits = maxVisits;
@@ -177,7 +181,7 @@ export class Explorer {
       } else if (meeting === MEETS) {
         if (this.#isCovered()) return;
         this.#refuseRepetition();
-        if (steps >= MIN_STEPS_BETWEEN) {
+        if (steps >= this.#stepsBetween) {
           this.#checkpoint();
           steps = 0;
         }
@@ -186,7 +190,7 @@ export class Explorer {
         reject(`BPF program is too large. Processed ${this.#maxVisits + 1} insn`);
       }
       steps++;
-      this.#observer?.onState(this.at, this.state);
+      this.#observer?.onState?.(this.at, this.state);
       const { at, state } = this;
       this.#markReached(this.#machine.insns[at]!, at);
       const depth = state.depth;

@@ -16,13 +16,17 @@ export function printPath(insns: readonly Insn[], path: readonly number[]): stri
     .join("");
 }
 
-/** All that is known: one line for each function that is running, those that wait for another one first. */
+/** Where functions start, where there are several; as the kernel's log begins. */
+export function printFunctions(starts: readonly number[]): string {
+  return starts.length < 2 ? "" : starts.map((start, fn) => `func#${fn} @${start}\n`).join("");
+}
+
+/** All that is known: one line for the running function, after those that wait for it. */
 export function printState(state: State, maps: MapSpecs): string {
+  if (state.depth === 0) return printFrame(state, 0, maps);
   const lines: string[] = [];
   for (let frame = 0; frame <= state.depth; frame++) {
-    if (frame > 0) lines.push(frame === state.depth ? "callee:" : "caller:");
-    else if (state.depth > 0) lines.push("caller:");
-    lines.push(printFrame(state, frame, maps));
+    lines.push(frame === state.depth ? "callee:" : "caller:", ` ${printFrame(state, frame, maps)}`);
   }
   return lines.join("\n");
 }

@@ -14,7 +14,7 @@
 import type { MapSpec, ProgramSpec, Proof } from "../program.ts";
 import { Explorer, type Observer } from "./explore.ts";
 import { defaultLimits, type Limits } from "./limits.ts";
-import { printPath, printState } from "./log.ts";
+import { printFunctions, printPath, printState } from "./log.ts";
 import { Machine } from "./machine.ts";
 import { Rejection } from "./rejection.ts";
 import { checkStackDepth } from "./stack-depth.ts";
@@ -70,7 +70,7 @@ export function verifyProgram(
     if (!(error instanceof Rejection)) throw error;
     const path = printPath(insns, explorer.path(LOG_STEPS));
     const known = printState(explorer.state, machine);
-    const log = `${path}${known}\n${error.message}\nprocessed ${explorer.visited} insns\n`;
+    const log = `${printFunctions(structure.starts)}${path}${known}\n${error.message}\nprocessed ${explorer.visited} insns\n`;
     return { kind: "rejected", at: explorer.at, message: error.message, log };
   }
   const tooDeep = checkStackDepth(machine, structure, explorer.reached);
