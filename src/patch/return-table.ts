@@ -72,10 +72,12 @@ export const CLAIM_STACK_BYTES = 8;
 /** 2^64 divided by the golden ratio, odd: spreads equal distances (Knuth, volume 3, 6.4). */
 const HASH_FACTOR = 0x9e37_79b9_7f4a_7c15n;
 
-/** The two routines, one pair for a table. */
+/** The routines of one table. */
 export interface ReturnRuntime extends WrittenCode {
   readonly claim: bigint;
   readonly find: bigint;
+  /** For a walk of the stack: takes the key in r10 and gives the return address or 0 in r11; changes FIND_CLOBBERS. */
+  readonly peek: bigint;
   readonly table: ReturnTableSpec;
 }
 
@@ -91,8 +93,17 @@ export function emitReturnRuntime(at: bigint, table: ReturnTableSpec): ReturnRun
   asm.align(16, "int3");
   const find = asm.here("find");
   emitFindRoutine(writer, table);
+  asm.align(16, "int3");
+  const peek = asm.here("peek");
+  emitPeekRoutine(writer, table);
   const written = writer.finish();
-  return { ...written, claim: asm.addressOf(claim), find: asm.addressOf(find), table };
+  return {
+    ...written,
+    claim: asm.addressOf(claim),
+    find: asm.addressOf(find),
+    peek: asm.addressOf(peek),
+    table,
+  };
 }
 
 /** rdx = the bucket of the key in r10. */
@@ -185,6 +196,26 @@ function emitFindRoutine(writer: CodeWriter, table: ReturnTableSpec): void {
   writer.note("take the return address, free the entry");
   asm.mov(R11, { base: RDX, disp: RETURN_ADDRESS_OFFSET });
   asm.movImm({ base: RDX, disp: RETURN_KEY_OFFSET }, 0);
+  asm.ret();
+}
+
+/** r10 = key; r11 = the original return address, or 0 if there is none. */
+function emitPeekRoutine(writer: CodeWriter, table: ReturnTableSpec): void {
+  const { asm } = writer;
+  const look = asm.label("look");
+  const hit = asm.label("hit");
+  writer.note("find the entry of this slot and depth, and leave it there");
+  emitBucket(writer, table);
+  asm.bind(look);
+  asm.cmp({ base: RDX }, R10);
+  asm.jcc("e", hit);
+  asm.addImm(RDX, RETURN_ENTRY_BYTES);
+  asm.testImm(RDX, BUCKET_BYTES - 1, 8);
+  asm.jcc("ne", look);
+  asm.zero(R11);
+  asm.ret();
+  asm.bind(hit);
+  asm.mov(R11, { base: RDX, disp: RETURN_ADDRESS_OFFSET });
   asm.ret();
 }
 

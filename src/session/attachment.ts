@@ -14,7 +14,7 @@ import {
   HELPER_TRACE_VPRINTK,
   type Proof,
 } from "../bpf/index.ts";
-import { type LinkEnv, PID_CACHE_TID_OFFSET } from "../bpf/jit/index.ts";
+import { type LinkEnv, PID_CACHE_TID_OFFSET, returnLookupWrites } from "../bpf/jit/index.ts";
 import {
   decodeSignalAction,
   emitTrapHandler,
@@ -192,6 +192,11 @@ export class Attachment {
     const { built, refused } = await this.#builder.build(points);
     const table = this.#builder.returnTable;
     if (table !== undefined) this.#journal.setReturnTable(table);
+    const { returnLookup } = this.#builder;
+    if (returnLookup !== undefined) {
+      for (const { at, bytes } of returnLookupWrites(this.#pidCacheAt, returnLookup))
+        await this.target.write(at, bytes);
+    }
     await this.#addTraps(built.filter((point) => point.code.jumpBytes === undefined));
     const report = await this.probes.arm(built.map((point) => point.code));
     this.builtPoints.push(...built);

@@ -3,6 +3,7 @@
  * where they will be, and written. Nothing leads there yet; arming is the probe set's work.
  */
 
+import type { ReturnLookup } from "../bpf/jit/index.ts";
 import type { GateProgram } from "../gate/index.ts";
 import { type Detour, emitDetour } from "../patch/detour.ts";
 import { patchOf, planAsTrap, type SitePlan } from "../patch/plan.ts";
@@ -111,6 +112,12 @@ export class PointBuilder {
       slotOffset: RETURN_KEY_OFFSET,
       returnAddressOffset: RETURN_ADDRESS_OFFSET,
     };
+  }
+
+  /** How walks of the stack find what was in replaced return addresses; undefined as long as nothing replaces them. */
+  get returnLookup(): ReturnLookup | undefined {
+    const runtime = this.#returnSpace?.runtime;
+    return runtime === undefined ? undefined : { stubs: runtime.table.trampolines, routine: runtime.peek };
   }
 
   /** Emits and writes the code of all points. Those that no mechanism can take are returned as refused. */

@@ -12,7 +12,8 @@ export interface LinkEnv {
    * Address of two u32 that a fork wipes: the process id as it is shown to the user, and as the target's own
    * namespace has it. 0 is unknown: the code asks the kernel and stores it. A third u32 is the offset of the thread id
    * from fs as far as it was found later, and 0 until then: the code makes a system call. It may only be set
-   * where rdfsbase is allowed.
+   * where rdfsbase is allowed. At RETURN_LOOKUP_OFFSET follow three u64, 0 while no returns are probed: how walks of
+   * the stack find the return addresses that probes have replaced (`returnLookupWrites`).
    */
   readonly pidCache: bigint;
 }

@@ -5,10 +5,12 @@ import { HelperCases } from "../../../test/support/helper-case.ts";
 import { contextOf } from "../../../test/support/native-bpf.ts";
 import { nativeMemory } from "../../../test/support/native-code.ts";
 import { GATE_OVERRIDE_VALUE, GATE_OVERRIDES, GATE_SITE } from "../../gate/index.ts";
+import { R10, R11 } from "../../x86/registers.ts";
 import { CTX_OVERRIDE_VALUE, CTX_OVERRIDES, CTX_SITE } from "../context.ts";
 import { HELPER_GET_STACK, HELPER_GET_STACKID } from "../helpers.ts";
 import { StackTraceMap } from "../maps/index.ts";
 import type { MapSpec } from "../program.ts";
+import { returnLookupWrites } from "./return-lookup.ts";
 
 const PAGE = 4096;
 const PAGES = 4;
@@ -198,6 +200,55 @@ function kept(map: number, id: number): readonly bigint[] | undefined {
   const stacks = cases.native.maps[map];
   return stacks instanceof StackTraceMap ? stacks.get(id) : undefined;
 }
+
+it("where a return probe has put a stub, what was there counts", () => {
+  const { native } = cases;
+  const stubs = { start: 0x7000_0000n, end: 0x7001_0000n };
+  lay([64, 256, 400]);
+  // Slot 264 holds a stub, slot 408 the third one of a chain; that of slot 72 nobody knows.
+  const [known, third, unknown] = [stubs.start + 0x80n, stubs.start + 0xa0n, stubs.start + 0x100n];
+  const table: readonly (readonly [key: bigint, address: bigint])[] = [
+    [stack.at + 264n, 0x1111n],
+    [(stack.at + 408n) | 2n, stubs.start + 0x190n],
+    [(stack.at + 408n) | 1n, stubs.start + 0x200n],
+    [stack.at + 408n, 0x2222n],
+  ];
+  for (const [slot, stub] of [
+    [72, unknown],
+    [264, known],
+    [408, third],
+  ] as const)
+    stack.view.setBigUint64(slot, stub, true);
+  const { asm, written } = native.place((a) => {
+    const routine = a.here("lookup");
+    for (const [key, address] of table) {
+      const other = a.label();
+      a.movImm(R11, key);
+      a.cmp(R10, R11);
+      a.jcc("ne", other);
+      a.movImm(R11, address);
+      a.ret();
+      a.bind(other);
+    }
+    a.zero(R11);
+    a.ret();
+    return routine;
+  });
+  const read = () => {
+    const { program, entry } = cases.compile({
+      helper: HELPER_GET_STACK,
+      args: ["ctx", { memory: 0 }, 32, 0n],
+    });
+    const bytes = native.run({ program, entry }, contextAt({ fp: stack.at + 64n }));
+    return Array.from({ length: Number(bytes) / 8 }, (_, i) => native.memory.view.getBigUint64(8 * i, true));
+  };
+  expect(read()).toEqual([IP, unknown, known, third]);
+  const cache = Number(native.env.pidCache - native.env.mapAddr(0));
+  for (const { at, bytes } of returnLookupWrites(0n, { stubs, routine: asm.addressOf(written) }))
+    native.memory.bytes.set(bytes, cache + Number(at));
+  expect(read()).toEqual([IP, unknown, 0x1111n, 0x2222n]);
+  native.memory.bytes.fill(0, cache + 16, cache + 40);
+});
 
 describe("get_stackid", () => {
   const fp = stack.at + 64n;

@@ -13,7 +13,8 @@
  *               loaded from    lo + delta .... hi + delta
  *
  * The walk ends where a frame cannot be read, is not aligned, or does not lie above the one before it, so it always
- * ends. At a function's entry rbp still is the caller's: the caller's place is on top of the stack then.
+ * ends. At a function's entry rbp still is the caller's: the caller's place is on top of the stack then. Where a return probe has put an address of its own, the one that was
+ * there counts.
  */
 import type { Assembler, Label } from "../../x86/assembler.ts";
 import {
@@ -44,6 +45,7 @@ import {
 } from "../stack-flags.ts";
 import type { LinkEnv } from "./link-env.ts";
 import { emitFrame, emitZeroBytes } from "./memory-moves.ts";
+import { emitOriginalReturn } from "./return-lookup.ts";
 import type { Routine, RoutineSet } from "./routine.ts";
 import { fillPidCache } from "./task-routines.ts";
 import { emitReadv, PAGE_BYTES, READ_CLOBBERS } from "./user-read-routines.ts";
@@ -106,6 +108,7 @@ export function walkStack(routines: RoutineSet, env: LinkEnv): Routine {
         a.mov(FP, { base: RDI, disp: PT_REGS_SP });
         emitToWindow(a, env, fill, done);
         a.mov(RAX, { base: FP, index: DELTA });
+        emitOriginalReturn(a, env, { base: FP, disp: 0 });
         a.mov(FP, at("next"));
         emitFound(a, done);
         a.bind(notEntry);
@@ -117,6 +120,7 @@ export function walkStack(routines: RoutineSet, env: LinkEnv): Routine {
         a.jcc("ne", done);
         emitToWindow(a, env, fill, done);
         a.mov(RAX, { base: FP, index: DELTA, disp: 8 });
+        emitOriginalReturn(a, env, { base: FP, disp: 8 });
         emitFound(a, done);
         a.mov(RAX, { base: FP, index: DELTA });
         a.cmp(RAX, FP);
