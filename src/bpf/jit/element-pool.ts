@@ -80,13 +80,14 @@ export function takeRoutine(routines: RoutineSet, name: string, pool: PoolLayout
         a.ret();
 
         a.bind(unused);
-        a.movImm(R9, pool.poolBytes / 8);
+        // The last place that an element can have.
+        a.movImm(R9, (pool.poolBytes - pool.stride) / 8);
         a.cmp(used, R9);
-        a.jcc("ae", none);
+        a.jcc("a", none);
         a.movImm(RAX, pool.stride / 8);
         a.lock().xadd(used, RAX);
         a.cmp(RAX, R9);
-        a.jcc("ae", none);
+        a.jcc("a", none);
         a.lea(RAX, { base: RDI, index: RAX, scale: 8, disp: pool.elementsOffset });
         a.ret();
 

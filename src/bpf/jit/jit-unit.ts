@@ -138,7 +138,11 @@ export class JitUnit {
     const env = this.#env;
     const isPerCpu = (index: number) => maps[index]?.cpus !== undefined;
     const owner = maps.findIndex((_, index) => isPerCpu(index));
-    const hasSlot = proofs.some(({ mapAtCall }) => [...mapAtCall.values()].some(isPerCpu));
+    const isInnerPerCpu = (outer: number) => owner >= 0 && maps[outer]?.inner?.cpus !== undefined;
+    const hasSlot = proofs.some(
+      ({ mapAtCall, outerMapAtCall }) =>
+        [...mapAtCall.values()].some(isPerCpu) || [...outerMapAtCall.values()].some(isInnerPerCpu),
+    );
     const hasTailCalls = dispatch !== undefined;
     const hasFunctions = proofs.some(({ subprograms }) => subprograms.length > 1);
     const state: ProgramState = {

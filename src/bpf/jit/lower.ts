@@ -369,7 +369,12 @@ function lowerCall(context: LowerContext, insn: Insn, slot: number, before: Valu
     outerMapIndex,
     text: proof.stringAtCall.get(start + slot),
   };
-  const takesSlot = spec?.cpus !== undefined && insn.imm !== HELPER_MAP_LOOKUP_PERCPU_ELEM;
+  const called = outerMapIndex === undefined ? spec : bundle.maps[outerMapIndex]?.inner;
+  // Without any per-CPU map there is no slot, and no inner map either.
+  const takesSlot =
+    called?.cpus !== undefined &&
+    insn.imm !== HELPER_MAP_LOOKUP_PERCPU_ELEM &&
+    bundle.maps.some(({ cpus }) => cpus !== undefined);
   return { kind: "call", routine: context.routineFor(call), takesSlot };
 }
 

@@ -26,6 +26,7 @@ import { bloomPeek, bloomPush } from "./bloom-routines.ts";
 import { hashNext } from "./hash-iteration.ts";
 import { hashDelete, hashLookup, hashLookupSlot, hashUpdate } from "./hash-routines.ts";
 import type { HelperCall, RoutineContext } from "./helper-call.ts";
+import { JitError } from "./jit-error.ts";
 import type { HashRoutineInput, MapRoutineInput } from "./map-input.ts";
 import { arrayOfMapsLookup, hashOfMapsLookup } from "./map-of-maps-routines.ts";
 import { type QueueRoutineInput, queuePeek, queuePop, queuePush } from "./queue-routines.ts";
@@ -51,6 +52,7 @@ export function mapRoutineFor(context: RoutineContext, call: HelperCall): Routin
   const input = inputOf(context, call);
   if (input === undefined) return undefined;
   const { helper } = call;
+  checkSlots(context, input.spec);
   const layout = layoutMap(input.spec);
   switch (layout.kind) {
     case "array":
@@ -82,6 +84,16 @@ export function mapRoutineFor(context: RoutineContext, call: HelperCall): Routin
 export function stackInsertFor(context: RoutineContext, call: MapCall): Routine | undefined {
   const input = stackTraceInput(context, call);
   return input === undefined ? undefined : stackInsert(input);
+}
+
+/** A program has one slot for all per-CPU maps. */
+function checkSlots({ bundle }: RoutineContext, { name, cpus }: MapSpec): void {
+  if (cpus === undefined) return;
+  const other = bundle.maps.find((map) => map.cpus !== undefined && map.cpus !== cpus);
+  if (other !== undefined)
+    throw new JitError(
+      `compile call on map ${name}: it has ${cpus} copies of each value, and map ${other.name} ${other.cpus}`,
+    );
 }
 
 /** What a routine on a stack trace map is made for. */

@@ -20,6 +20,9 @@ import {
 } from "./ring-layout.ts";
 import type { SharedMemory } from "./shared-memory.ts";
 
+/** Attempts at a cell; only memory that makes no sense needs so many. */
+const MAX_TRIES = 100_000;
+
 export class RingMap {
   readonly kind = "ringbuf";
   readonly spec: MapSpec;
@@ -45,7 +48,7 @@ export class RingMap {
     const base = this.byteOffset / 8;
     const { cells, cellBytes } = this.layout;
     if (recordBytes > this.spec.valueBytes) return undefined;
-    for (;;) {
+    for (let tries = 0; tries < MAX_TRIES + 2 * cells; tries++) {
       const tail = Atomics.load(words, base + RING_TAIL / 8);
       const index = Number(tail & BigInt(cells - 1));
       const cell = this.byteOffset + RING_CELLS + index * cellBytes;
@@ -66,6 +69,7 @@ export class RingMap {
       // A retired cell, or the tail has moved: then this fails.
       Atomics.compareExchange(words, base + RING_TAIL / 8, tail, tail + 1n);
     }
+    return undefined;
   }
 
   /** Sends a copy of `record`; false if the ring is full (counted) or the record too long. */

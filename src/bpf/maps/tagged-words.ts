@@ -89,7 +89,8 @@ export class ElementPool {
     const poolWords = BigInt(poolBytes / 8);
     if (BigInt.asUintN(64, Atomics.load(words, usedPlace)) >= poolWords) return undefined;
     const at = BigInt.asUintN(64, Atomics.add(words, usedPlace, BigInt(stride / 8)));
-    if (at >= poolWords) return undefined;
+    // Another number than a multiple makes no sense.
+    if (at >= poolWords || at % BigInt(stride / 8) !== 0n) return undefined;
     return { element: this.#base + elementsOffset / 8 + Number(at), isFresh: true };
   }
 
