@@ -319,7 +319,8 @@ export class TracedProcess {
   }
 }
 
-interface CodeRange {
+/** Code memory that is to be at exactly this address. */
+export interface CodeRange {
   readonly at: bigint;
   readonly lenBytes: number;
 }
