@@ -12,6 +12,8 @@ export interface HelperCall {
   readonly outerMapIndex: number | undefined;
   /** Bytes of the constant string that is passed, without its NUL. */
   readonly text: Uint8Array | undefined;
+  /** Of r1 to r5 those that are known to be 0, as flags mostly are. */
+  readonly zeroArgs?: readonly number[];
 }
 
 /** What routines are made for. */

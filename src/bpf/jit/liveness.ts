@@ -15,7 +15,7 @@ export interface OpList {
 
 export interface Liveness {
   /** Registers needed after the operation at a slot. */
-  readonly after: readonly BpfRegSet[];
+  readonly after: ArrayLike<BpfRegSet>;
   /** Registers needed at the entry. */
   readonly atEntry: BpfRegSet;
 }
@@ -31,18 +31,21 @@ export function removeDead(list: OpList): Liveness {
 }
 
 function liveness({ ops, keepsResult }: OpList): Liveness {
-  const before: BpfRegSet[] = ops.map(() => 0);
-  const after: BpfRegSet[] = ops.map(() => 0);
+  // What an operation needs does not change from round to round: large programs take a few of them.
+  const uses = Int32Array.from(ops, (op) => (op === undefined ? 0 : usesOf(op, keepsResult)));
+  const defines = Int32Array.from(ops, (op) => (op === undefined ? 0 : definesOf(op)));
+  const isRemovable = ops.map((op) => op !== undefined && isPure(op));
+  const before = new Int32Array(ops.length);
+  const after = new Int32Array(ops.length);
   for (let hasChanged = true; hasChanged; ) {
     hasChanged = false;
     for (let slot = ops.length - 1; slot >= 0; slot--) {
       const op = ops[slot];
       let out = op?.kind === "exit" || op?.kind === "goto" ? 0 : (before[slot + 1] ?? 0);
       if (op?.kind === "goto" || op?.kind === "branch") out |= before[op.target]!;
-      let needed = out;
-      if (op !== undefined && !(isPure(op) && (definesOf(op) & out) === 0)) {
-        needed = (out & ~definesOf(op)) | usesOf(op, keepsResult);
-      }
+      const defined = defines[slot]!;
+      const isDead = isRemovable[slot] === true && (defined & out) === 0;
+      const needed = isDead ? out : (out & ~defined) | uses[slot]!;
       hasChanged ||= needed !== before[slot] || out !== after[slot];
       before[slot] = needed;
       after[slot] = out;

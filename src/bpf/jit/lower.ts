@@ -368,6 +368,7 @@ function lowerCall(context: LowerContext, insn: Insn, slot: number, before: Valu
     mapIndex,
     outerMapIndex,
     text: proof.stringAtCall.get(start + slot),
+    zeroArgs: [1, 2, 3, 4, 5].filter((reg) => isZero(before[reg])),
   };
   const called = outerMapIndex === undefined ? spec : bundle.maps[outerMapIndex]?.inner;
   // Without any per-CPU map there is no slot, and no inner map either.
@@ -376,6 +377,10 @@ function lowerCall(context: LowerContext, insn: Insn, slot: number, before: Valu
     insn.imm !== HELPER_MAP_LOOKUP_PERCPU_ELEM &&
     bundle.maps.some(({ cpus }) => cpus !== undefined);
   return { kind: "call", routine: context.routineFor(call), takesSlot };
+}
+
+function isZero(value: Value): boolean {
+  return value?.kind === "const" && value.value === 0n;
 }
 
 /** r0 = a word of the context that is in r1. */

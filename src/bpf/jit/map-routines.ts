@@ -66,7 +66,7 @@ export function mapRoutineFor(context: RoutineContext, call: HelperCall): Routin
       if (helper !== HELPER_MAP_LOOKUP_ELEM) return undefined;
       return arrayOfMapsLookup({ ...input, layout }, innerAddresses(context, input.spec));
     case "ringbuf":
-      return ringRoutine(helper, { ...input, layout });
+      return ringRoutine(call, { ...input, layout });
     case "queue":
       return queueRoutine(helper, { ...input, layout });
     case "bloom_filter":
@@ -175,12 +175,12 @@ function hashRoutine(helper: number, input: HashRoutineInput): Routine | undefin
   }
 }
 
-function ringRoutine(helper: number, input: RingRoutineInput): Routine | undefined {
+function ringRoutine({ helper, zeroArgs = [] }: HelperCall, input: RingRoutineInput): Routine | undefined {
   if (input.spec.kind === "perf_event_array")
     return helper === HELPER_PERF_EVENT_OUTPUT ? perfEventOutput(input) : undefined;
   switch (helper) {
     case HELPER_RINGBUF_RESERVE:
-      return ringReserve(input);
+      return ringReserve(input, zeroArgs.includes(3));
     case HELPER_RINGBUF_OUTPUT:
       return ringOutput(input);
     case HELPER_RINGBUF_QUERY:

@@ -87,21 +87,28 @@ function takeCell({ routines, name, spec, layout }: RingRoutineInput): Routine {
   );
 }
 
-/** rsi = bytes of the record, rdx = flags, which must be 0; rax = the record, or 0. */
-export function ringReserve(input: RingRoutineInput): Routine {
-  return input.routines.get(`ring reserve ${input.name}`, (): RoutineBody => {
+/**
+ * rsi = bytes of the record, rdx = flags, which must be 0; rax = the record, or 0. With `hasNoFlags` they are known to be
+ * 0, and nothing reads rdx.
+ */
+export function ringReserve(input: RingRoutineInput, hasNoFlags = false): Routine {
+  const name = `ring reserve ${input.name}${hasNoFlags ? " without flags" : ""}`;
+  return input.routines.get(name, (): RoutineBody => {
     const take = takeCell(input);
     return {
-      args: argsOf(input, 2, 3),
+      args: hasNoFlags ? argsOf(input, 2) : argsOf(input, 2, 3),
       clobbers: regSet(RAX, RDI),
       stackBytes: 0,
-      calls: [take],
+      jumpsTo: [take],
       emit: (a) => {
         const invalid = a.label("invalid");
-        a.test(RDX, RDX);
-        a.jcc("ne", invalid);
+        if (!hasNoFlags) {
+          a.test(RDX, RDX);
+          a.jcc("ne", invalid);
+        }
         emitMapAddress(a, input);
         a.jmp(take.label);
+        if (hasNoFlags) return;
         a.bind(invalid);
         a.zero(RAX);
         a.ret();

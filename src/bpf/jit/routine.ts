@@ -30,6 +30,8 @@ export interface RoutineBody {
   /** Its own frame and pushes, without the return addresses of calls. */
   readonly stackBytes: number;
   readonly calls?: readonly Routine[];
+  /** Those that it ends in by a jump, with nothing of its own on the stack. */
+  readonly jumpsTo?: readonly Routine[];
   emit(a: Assembler): void;
 }
 
@@ -49,13 +51,14 @@ export class RoutineSet {
     const known = this.#byName.get(name);
     if (known !== undefined) return known;
     const body = makeBody();
-    const calls = body.calls ?? [];
+    const { calls = [], jumpsTo = [] } = body;
     const deepest = Math.max(0, ...calls.map((callee) => RETURN_ADDRESS_BYTES + callee.stackBytes));
+    const beyond = Math.max(0, ...jumpsTo.map((other) => other.stackBytes));
     const routine: Routine = {
       label: this.#asm.label(name),
       args: body.args,
-      clobbers: calls.reduce((set, callee) => set | callee.clobbers, body.clobbers),
-      stackBytes: body.stackBytes + deepest,
+      clobbers: [...calls, ...jumpsTo].reduce((set, callee) => set | callee.clobbers, body.clobbers),
+      stackBytes: Math.max(body.stackBytes + deepest, beyond),
     };
     this.#byName.set(name, routine);
     this.#pending.push({ label: routine.label, body });

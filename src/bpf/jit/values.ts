@@ -20,8 +20,11 @@ import {
   ATOMIC_FETCH,
   CLASS_ALU,
   CLASS_ALU64,
+  CLASS_JMP,
+  CLASS_JMP32,
   CLASS_LD,
   CLASS_LDX,
+  CLASS_ST,
   CLASS_STX,
   classOf,
   isSrcReg,
@@ -83,10 +86,9 @@ export function knownValues(insns: readonly Insn[], sources: ValueSources): Know
   const flow = (slot: number, values: Values) => {
     if (sources.isDead(slot)) return;
     const old = before[slot];
-    const merged =
-      old === undefined ? values : old.map((value, i) => (isSame(value, values[i]) ? value : undefined));
-    if (old !== undefined && merged.every((value, i) => isSame(value, old[i]))) return;
-    before[slot] = merged;
+    if (old === undefined) before[slot] = values;
+    else if (old.every((value, i) => value === undefined || isSame(value, values[i]))) return;
+    else before[slot] = old.map((value, i) => (isSame(value, values[i]) ? value : undefined));
     work.push(slot);
   };
 
@@ -121,6 +123,7 @@ function transfer(
   { mapAddr, knownLoad }: ValueSources,
 ): Values {
   const insn = insns[slot]!;
+  if (leavesRegisters(insn)) return before;
   const after = [...before];
   switch (classOf(insn.opcode)) {
     case CLASS_ALU:
@@ -142,6 +145,21 @@ function transfer(
       if (insn.opcode === OP_CALL) for (let reg = 0; reg <= 5; reg++) after[reg] = undefined;
   }
   return after;
+}
+
+/** Whether no register changes, so that the values before are those after. */
+function leavesRegisters(insn: Insn): boolean {
+  switch (classOf(insn.opcode)) {
+    case CLASS_ST:
+      return true;
+    case CLASS_STX:
+      return modeOf(insn.opcode) !== MODE_ATOMIC;
+    case CLASS_JMP:
+    case CLASS_JMP32:
+      return insn.opcode !== OP_CALL;
+    default:
+      return false;
+  }
 }
 
 /** What an arithmetic instruction leaves in its destination. */
