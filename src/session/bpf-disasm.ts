@@ -18,7 +18,7 @@ import { CALL_LOCAL, OP_CALL, OP_LDIMM64, PSEUDO_FUNCTION } from "../bpf/opcodes
 import { hexBytes } from "../patch/index.ts";
 import { Assembler } from "../x86/assembler.ts";
 import { decodeBlock, textOf } from "../x86/decode.ts";
-import { bundleMaps, fitRings } from "./object-bundle.ts";
+import { bundleMaps, checkMapSizes, fitRings } from "./object-bundle.ts";
 import { isSameLine, type LinkedCode, loadObject, printLine, selectPrograms } from "./object-file.ts";
 import type { BpfDisasmOptions, SessionIo } from "./options.ts";
 import { processorSource } from "./processor.ts";
@@ -42,6 +42,7 @@ export async function disassembleObject(options: BpfDisasmOptions, io: SessionIo
   const object = loadObject(path, OPERATION);
   const selected = selectPrograms(object, section, { operation: OPERATION, path });
   const unit = jit ? proveObject(object) : undefined;
+  if (unit !== undefined) checkMapSizes({ operation: OPERATION, path }, unit.bundle.maps);
   const maps = object.maps.map(({ spec }) => spec);
   let result = 0;
   for (const { name, section: place, code } of selected) {

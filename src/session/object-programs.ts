@@ -14,7 +14,7 @@ import {
   type UserPlace,
 } from "../bpf/object/index.ts";
 import { ptRegsOffset } from "../x86/registers.ts";
-import { bundleMaps, fitRings } from "./object-bundle.ts";
+import { bundleMaps, checkMapSizes, fitRings } from "./object-bundle.ts";
 import { annotateLog, type LinkedCode, lineAt, refusalOf } from "./object-file.ts";
 import type { RunObjectOptions, SessionIo } from "./options.ts";
 import type { AttachRequest } from "./probe-resolution.ts";
@@ -53,9 +53,11 @@ export function prepareObject(
   );
   const proofs = proveAll(wanted, maps.specs, io);
   if (proofs === undefined) return undefined;
+  const fitted = fitRings(object, maps.specs, proofs);
+  checkMapSizes({ operation: OPERATION, path: options.path }, fitted);
   return {
     bundle: {
-      maps: fitRings(object, maps.specs, proofs),
+      maps: fitted,
       programs: wanted.map(({ program, code }) => ({ name: program.name, insns: code.insns })),
       ...(maps.printk === undefined ? {} : { printk: maps.printk }),
     },

@@ -193,6 +193,16 @@ describe("other programs", () => {
 
 describe("refusing", () => {
   it.each([
+    { entries: 100_000_000, err: /^trapline: run: map h: it takes \d+ MiB; there may be 2047 MiB\n$/ },
+    { entries: 0xffff_ffff, err: /^trapline: run: map h: 4294967295 entries are too many\n$/ },
+  ])("a map of $entries entries", ({ entries, err }) => {
+    const source = `struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, ${entries}); __type(key, u64); __type(value, u64); } h SEC(".maps");
+      SEC("uprobe/libc:malloc") int f(void *ctx) { u64 k = 0; return bpf_map_delete_elem(&h, &k); }`;
+    const run = runCommand(["run", buildBpfObject("huge", PRELUDE + source), "-p", `${process.pid}`]);
+    expect(run).toEqual({ code: 1, out: "", err: expect.stringMatching(err) });
+  });
+
+  it.each([
     {
       name: "a static probe that is not there",
       attach: "on_step=static-probes:fixture:stop",
