@@ -6,6 +6,7 @@ import { afterAll, describe, expect, it } from "vitest";
 import { NativeBpf } from "../../../test/support/native-bpf.ts";
 import { disassemble } from "../../../test/support/objdump.ts";
 import { regNames, regsOf } from "../../x86/registers.ts";
+import { HELPER_LOOP } from "../helpers.ts";
 import {
   HELPER_GET_ATTACH_COOKIE,
   HELPER_GET_CURRENT_PID_TGID,
@@ -207,6 +208,57 @@ const cases: readonly Case[] = [
       "jmp label",
     ],
     clobbers: ["r10", "r11"],
+  },
+  {
+    name: "a function is called where its arguments are, and what the caller keeps is where it changes nothing",
+    write: (b) => {
+      const fn = b.label();
+      b.ldx(8, r6, r1, ARG0).mov64(r1, r6).mov64(r2, 3).callLocal(fn);
+      b.ldMapValue(r1, 0).alu64("add", r0, r6).atomic("add", 8, r1, 0, r0).mov64(r0, 0).exit();
+      b.bind(fn).alu64("mul", r1, r2).mov64(r0, r1);
+    },
+    code: [
+      "imul rdi,rsi",
+      "mov rax,rdi",
+      "ret",
+      "mov r11,QWORD PTR [rsp+0x78]",
+      "mov rdi,r11",
+      "mov esi,0x3",
+      "call routine",
+      "movabs rdi,COUNT",
+      "add rax,r11",
+      "lock add QWORD PTR [rdi],rax",
+      "ret",
+    ],
+    clobbers: ["rax", "rsi", "rdi", "r11"],
+    stackBytes: 8,
+  },
+  {
+    name: "bpf_loop is a loop around the call",
+    write: (b) => {
+      const body = b.label();
+      b.mov64(r1, 10).ldFunction(r2, body).mov64(r3, 0).mov64(r4, 0).call(HELPER_LOOP).mov64(r0, 0).exit();
+      b.bind(body).ldMapValue(r2, 0).atomic("add", 8, r2, 0, r1).mov64(r0, 0);
+    },
+    code: [
+      "movabs rax,COUNT",
+      "lock add QWORD PTR [rax],rdi",
+      "xor eax,eax",
+      "ret",
+      "sub rsp,0x28",
+      "xor r10d,r10d",
+      "mov rdi,r10",
+      "call routine",
+      "inc r10",
+      "test rax,rax",
+      "mov rax,r10",
+      "jne label",
+      "cmp rax,0xa",
+      "jb label",
+      "add rsp,0x28",
+      "ret",
+    ],
+    clobbers: ["rax", "rdi", "r10"],
   },
   {
     name: "a program without effect",
