@@ -17,7 +17,7 @@ const MAX_LOOPS = 1 << 23;
 /** r1 to r4 of a callback. */
 const argumentRegs: readonly Reg[] = [RDI, RSI, RDX, RCX];
 /** The word of the frame that holds an array's key; those before it are for homes. */
-const KEY_WORD = 3;
+const KEY_WORD = 4;
 
 type LoopOp = Extract<Op, { kind: "loop" }>;
 type ForEachOp = Extract<Op, { kind: "for-each" }>;
@@ -100,18 +100,19 @@ export function emitForEach(context: OperationContext, op: ForEachOp): void {
   const callees = elements.kind === "cursor" ? [callee, elements.next] : [callee];
   const homes = new Homes(context, callees);
   failUnlessZero(context, flags, done);
+  const map = keepMap(context, homes, elements.mapAddr);
   const visited = homes.take();
   if (elements.kind === "array") {
     const isRead = (arg: number) => callee.args.includes(arg);
     const passContext = keepContext(context, homes, callee, 4, op.context);
-    let values: Home | bigint = elements.values;
+    let values: Home | undefined;
     if (elements.copyStride !== undefined && isRead(3)) {
       // The copies of one slot: their distance is that of the elements.
       values = homes.take();
       context.loadCpuSlot(RAX);
       asm.imulImm(RAX, RAX, elements.copyStride);
       context.clobber(RDX);
-      context.constant(RDX, elements.values);
+      map(RDX, elements.valuesOffset);
       asm.add(RAX, RDX);
       asm.mov(values, RAX);
     }
@@ -125,11 +126,11 @@ export function emitForEach(context: OperationContext, op: ForEachOp): void {
     }
     if (isRead(3)) {
       asm.imulImm(RAX, RAX, elements.stride);
-      if (typeof values === "bigint") context.constant(RDX, values);
+      if (values === undefined) map(RDX, elements.valuesOffset);
       else asm.mov(RDX, values);
       asm.add(RDX, RAX);
     }
-    if (isRead(1)) context.constant(RDI, elements.mapAddr);
+    if (isRead(1)) map(RDI, 0);
     context.call(callee);
     asm.inc(visited);
     asm.test(RAX, RAX);
@@ -147,6 +148,10 @@ export function emitForEach(context: OperationContext, op: ForEachOp): void {
   const [next, end] = [asm.here("iteration"), asm.label("end")];
   context.clobber(RDI);
   asm.mov(RDI, cursor);
+  if (elements.mapAddr === undefined) {
+    context.clobber(RSI);
+    map(RSI, 0);
+  }
   if (elements.takesSlot) context.loadCpuSlot(R11);
   context.call(elements.next);
   asm.test(RAX, RAX);
@@ -154,13 +159,29 @@ export function emitForEach(context: OperationContext, op: ForEachOp): void {
   asm.mov(cursor, RAX);
   asm.inc(visited);
   passContext();
-  if (callee.args.includes(1)) context.constant(RDI, elements.mapAddr);
+  if (callee.args.includes(1)) map(RDI, 0);
   context.call(callee);
   asm.test(RAX, RAX);
   asm.jcc("e", next);
   asm.bind(end);
   asm.mov(RAX, visited);
   asm.bind(done);
+}
+
+/** Loads an address in the map, which is kept if it is not known. */
+function keepMap(
+  context: OperationContext,
+  homes: Homes,
+  mapAddr: bigint | undefined,
+): (into: Reg, offset: number) => void {
+  if (mapAddr !== undefined) return (into, offset) => context.constant(into, mapAddr + BigInt(offset));
+  const { asm } = context;
+  const home = homes.take();
+  asm.mov(home, context.reg(1));
+  return (into, offset) => {
+    asm.mov(into, home);
+    if (offset !== 0) asm.addImm(into, offset);
+  };
 }
 
 /** Flags that are known not to be 0: the result is an error, and that is all. */

@@ -16,7 +16,7 @@ import type { Routine, RoutineBody } from "./routine.ts";
 
 /**
  * rdi = cursor, 0 at first, r11 = slot of a per-CPU map: rax = the next cursor, or 0 at the end, rsi = the key,
- * rdx = the value. Only for maps whose address is known. A cursor:
+ * rdx = the value. If the address of the map is not known it is in rsi. A cursor:
  *
  *     63                     32 31                  0
  *    +-------------------------+---------------------+
@@ -28,7 +28,7 @@ export function hashNext(input: HashRoutineInput): Routine {
   return routines.get(`hash next ${name}`, (): RoutineBody => {
     const unlink = unlinkRoutine(input);
     return {
-      args: [1],
+      args: input.mapAddr === undefined ? [1, 2] : [1],
       clobbers: regSet(RAX, RCX, RDX, RDI, RSI, R8, R9, R10),
       stackBytes: 0,
       calls: [unlink],
@@ -44,7 +44,7 @@ export function hashNext(input: HashRoutineInput): Routine {
         a.mov(R9, RDI, 32);
         a.mov(R10, RDI);
         a.shr(R10, 32);
-        emitMapAddress(a, input, { offset: layout.headerBytes });
+        emitMapAddress(a, input, { from: RSI, offset: layout.headerBytes });
         a.test(R10, R10);
         a.jcc("e", enter);
         a.dec(R9, 32);

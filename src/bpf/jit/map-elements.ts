@@ -20,17 +20,16 @@ export function elementsOf(
   mapIndex: number | undefined,
   outerMapIndex: number | undefined,
 ): MapElements {
-  const spec = bundle.maps[mapIndex ?? -1];
-  if (mapIndex === undefined || spec === undefined || outerMapIndex !== undefined)
-    throw new JitError("compile bpf_for_each_map_elem: the map is not known");
+  const spec = outerMapIndex === undefined ? bundle.maps[mapIndex ?? -1] : bundle.maps[outerMapIndex]?.inner;
+  if (spec === undefined) throw new JitError("compile bpf_for_each_map_elem: the map is not known");
   const layout = layoutMap(spec);
-  const mapAddr = env.mapAddr(mapIndex);
+  const mapAddr = outerMapIndex === undefined ? env.mapAddr(mapIndex!) : undefined;
   if (layout.kind === "array") {
     const { stride } = layout;
     return {
       kind: "array",
       mapAddr,
-      values: mapAddr,
+      valuesOffset: 0,
       stride,
       maxEntries: spec.maxEntries,
       copyStride: undefined,
@@ -41,7 +40,7 @@ export function elementsOf(
     return {
       kind: "array",
       mapAddr,
-      values: mapAddr + BigInt(copiesOffset),
+      valuesOffset: copiesOffset,
       stride,
       maxEntries: spec.maxEntries,
       copyStride: copyBytes,
@@ -49,7 +48,12 @@ export function elementsOf(
   }
   if (layout.kind === "hash") {
     const call = { helper: HELPER_FOR_EACH_MAP_ELEM, mapIndex, outerMapIndex, text: undefined };
-    return { kind: "cursor", mapAddr, next: routineFor(call), takesSlot: isPerCpu(spec) };
+    return {
+      kind: "cursor",
+      mapAddr,
+      next: routineFor(call),
+      takesSlot: isPerCpu(spec) && bundle.maps.some(isPerCpu),
+    };
   }
   throw new JitError(`compile bpf_for_each_map_elem on map ${spec.name} of kind ${spec.kind}: no routine`);
 }

@@ -15,7 +15,7 @@ import {
   HELPER_RINGBUF_OUTPUT,
   HELPER_RINGBUF_QUERY,
 } from "../helpers.ts";
-import { type Insn, InsnBuilder, type MapSpec, r0, r1, r2, r3, r4, r5, r6, r7, r10 } from "../index.ts";
+import { type Insn, InsnBuilder, type MapSpec, r0, r1, r2, r3, r4, r5, r6, r7, r8, r10 } from "../index.ts";
 import type { ArrayOfMaps, HashOfMaps, OpenedMap } from "../maps/index.ts";
 import type { MapKind } from "../program.ts";
 
@@ -129,6 +129,8 @@ const specOf = (kind: MapKind, keyBytes: number): MapSpec => ({
   ...(kind.includes("percpu") ? { cpus: 1 } : {}),
 });
 
+const outerSpec: MapSpec = { name: "o", kind: "array_of_maps", keyBytes: 4, valueBytes: 4, maxEntries: 4 };
+
 /** What the tracer sees of a map. */
 const view = (map: OpenedMap): unknown => {
   if ("values" in map) return map.values();
@@ -208,27 +210,50 @@ describe("JIT and interpreter", () => {
   it.each(cases.filter(({ names }) => names.includes("lookup")))(
     "walk through $kind with keys of $keyBytes bytes",
     ({ kind, keyBytes }) => {
+      const walk = (b: InsnBuilder, map: LoadMap) => {
+        const visit = b.label();
+        b.st(8, r10, -8, 0);
+        map(b);
+        b.ldFunction(r2, visit).mov64(r3, r10).alu64("add", r3, -8).mov64(r4, 0);
+        b.call(HELPER_FOR_EACH_MAP_ELEM).ldx(8, r1, r10, -8).alu64("lsh", r1, 8).alu64("or", r0, r1).exit();
+        // The sum of what is in the values and the keys, and of the map's value for that key.
+        b.bind(visit).mov64(r6, r4).mov64(r7, r3).mov64(r8, r2);
+        b.call(HELPER_MAP_LOOKUP_ELEM);
+        const [found, leave] = [b.label(), b.label()];
+        b.jmp("ne", r0, 0, found).goto(leave).bind(found);
+        b.ldx(8, r5, r6, 0).ldx(8, r1, r7, 8).alu64("add", r5, r1).ldx(1, r1, r8, 0).alu64("add", r5, r1);
+        b.ldx(8, r1, r0, 0).alu64("add", r5, r1).stx(8, r6, 0, r5).bind(leave).mov64(r0, 0);
+      };
+      const write = (name: string, b: InsnBuilder, map: LoadMap) => {
+        if (name === "walk") walk(b, map);
+        else programs[name]!(b, map);
+      };
+      const names = ["update", "delete", "walk"];
+      const spec = specOf(kind, keyBytes);
       compare(
-        [specOf(kind, keyBytes)],
+        [spec],
         () => {},
-        ["update", "delete", "walk"],
+        names,
         (name, b) => {
-          if (name !== "walk") {
-            begin(b);
-            programs[name]!(b, (to) => to.ldMapFd(r1, 0));
-            return;
-          }
-          const visit = b.label();
-          b.st(8, r10, -8, 0)
+          begin(b);
+          write(name, b, (to) => to.ldMapFd(r1, 0));
+        },
+      );
+      const outer: MapSpec = { ...outerSpec, inner: spec };
+      compare(
+        [outer, spec],
+        ({ maps }) => void (maps[0] as ArrayOfMaps).set(Uint8Array.of(0, 0, 0, 0), maps[1]!.byteOffset),
+        names,
+        (name, b) => {
+          const found = b.label();
+          begin(b);
+          b.st(8, r10, -40, 0)
             .ldMapFd(r1, 0)
-            .ldFunction(r2, visit)
-            .mov64(r3, r10)
-            .alu64("add", r3, -8)
-            .mov64(r4, 0);
-          b.call(HELPER_FOR_EACH_MAP_ELEM).ldx(8, r1, r10, -8).alu64("lsh", r1, 8).alu64("or", r0, r1).exit();
-          // The sum of what is in the values and the keys; the order is another on each side.
-          b.bind(visit).ldx(8, r5, r4, 0).ldx(8, r1, r3, 8).alu64("add", r5, r1).ldx(1, r1, r2, 0);
-          b.alu64("add", r5, r1).stx(8, r4, 0, r5).mov64(r0, 0);
+            .mov64(r2, r10)
+            .alu64("add", r2, -40)
+            .call(HELPER_MAP_LOOKUP_ELEM);
+          b.jmp("ne", r0, 0, found).mov64(r0, -100).exit().bind(found);
+          write(name, b, (to) => to.mov64(r1, r0));
         },
       );
     },

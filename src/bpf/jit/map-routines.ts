@@ -169,7 +169,7 @@ function hashRoutine(helper: number, input: HashRoutineInput): Routine | undefin
     case HELPER_MAP_DELETE_ELEM:
       return hashDelete(input);
     case HELPER_FOR_EACH_MAP_ELEM:
-      return input.mapAddr === undefined ? undefined : hashNext(input);
+      return hashNext(input);
     default:
       return undefined;
   }

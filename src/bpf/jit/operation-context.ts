@@ -39,7 +39,7 @@ export interface ScratchPool {
 }
 
 /** Words for what a callback's iteration keeps where no register is left, and for a key. */
-export const LOCAL_WORDS = 4;
+export const LOCAL_WORDS = 5;
 
 /** A machine word: a register, or a place in memory. */
 export type Home = Reg | Mem;

@@ -145,18 +145,21 @@ export type CallbackContext =
   | { readonly kind: "stack"; readonly off: number };
 
 /** How the elements of a map are found one after the other. */
-export type MapElements = { readonly mapAddr: bigint } & (
+export type MapElements = {
+  /** Undefined: it is in r1, as with inner maps. */
+  readonly mapAddr: bigint | undefined;
+} & (
   | {
       readonly kind: "array";
-      /** Address of the value of element 0. */
-      readonly values: bigint;
+      /** From the map to the value of element 0. */
+      readonly valuesOffset: number;
       readonly stride: number;
       readonly maxEntries: number;
       /** For a per-CPU array: bytes from one copy of a value to the next. */
       readonly copyStride: number | undefined;
     }
   /**
-   * `next` takes a cursor in rdi, 0 at first, and gives another in rax, or 0 at the end; the address of the key in rsi and of
+   * `next` takes a cursor in rdi, 0 at first, and the map in rsi if its address is not known, and gives another in rax, or 0 at the end; the address of the key in rsi and of
    * the value in rdx.
    */
   | { readonly kind: "cursor"; readonly next: Routine; readonly takesSlot: boolean }
@@ -211,7 +214,7 @@ export function usesOf(op: Op, keepsResult: boolean): BpfRegSet {
     case "loop":
       return sourceUses(op.count) | contextUses(op) | sourceUses(op.flags);
     case "for-each":
-      return contextUses(op) | sourceUses(op.flags);
+      return contextUses(op) | sourceUses(op.flags) | (op.elements.mapAddr === undefined ? 1 << 1 : 0);
     case "tail-call":
       return (1 << 1) | (1 << 3);
     default:
