@@ -18,7 +18,7 @@ import { JitError } from "./jit-error.ts";
 import type { LinkEnv } from "./link-env.ts";
 import { type OpList, removeDead } from "./liveness.ts";
 import { type LowerContext, lowerInsn } from "./lower.ts";
-import { calleesOf } from "./operations.ts";
+import { calleesOf, type Op } from "./operations.ts";
 import { type ProgramState, STATE_REG } from "./program-state.ts";
 import type { Routine } from "./routine.ts";
 import { knownValues, loadsFrom } from "./values.ts";
@@ -52,8 +52,6 @@ export interface CompiledFunctions extends EmittedFunction {
   readonly start: Label;
 }
 
-/** Scratch registers that one operation takes at most, besides those that it names. */
-const SCRATCH_REGS = 4;
 /** Registers that an iteration keeps over calls. */
 const ITERATION_REGS = 3;
 
@@ -210,18 +208,26 @@ class FunctionCompiler {
     const isFree = (reg: number) => !hasReg(assigned, reg) && !hasReg(this.#reserved, reg);
     const spare = preferredRegs.filter((reg) => isFree(reg) && hasReg(calleeSavedRegs & ~saved, reg));
     const free = preferredRegs.filter((reg) => isFree(reg) && !hasReg(calleeSavedRegs & ~saved, reg)).length;
-    const needsScratch = list.ops.some((op) => op !== undefined && mayTakeScratch.has(op.kind));
-    const missing = needsScratch ? Math.max(0, SCRATCH_REGS + 2 - free) : 0;
+    const needed = list.ops.reduce((most, op) => Math.max(most, op === undefined ? 0 : scratchRegs(op)), 0);
+    const missing = Math.max(0, needed - free);
     for (const reg of spare.slice(0, Math.max(missing, iterates ? ITERATION_REGS : 0))) saved |= 1 << reg;
     return saved;
   }
 }
 
-/** Operations that may need registers besides those of their operands. */
-const mayTakeScratch: ReadonlySet<string> = new Set([
-  "shift",
-  "divide",
-  "atomic",
-  "pid-tgid",
-  "array-lookup",
-]);
+/** How many registers that no BPF register has an operation takes at most, among them those that its instruction names. */
+function scratchRegs(op: Op): number {
+  switch (op.kind) {
+    case "shift":
+      return op.src.kind === "reg" ? 2 : 0;
+    case "divide":
+      return 5;
+    case "atomic":
+      return op.op === "cmpxchg" || (op.fetches && op.op !== "add" && op.op !== "xchg") ? 5 : 0;
+    case "pid-tgid":
+    case "array-lookup":
+      return 1;
+    default:
+      return 0;
+  }
+}
