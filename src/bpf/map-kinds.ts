@@ -1,3 +1,6 @@
+/** The kinds of map: their numbers in the kernel, and which maps are alike. */
+import type { MapSpec } from "./program.ts";
+
 /** The kinds of map that the kernel has, and their numbers (enum bpf_map_type of include/uapi/linux/bpf.h). */
 const kernelKinds: readonly string[] = `
   unspec hash array prog_array perf_event_array percpu_hash percpu_array stack_trace cgroup_array lru_hash
@@ -16,4 +19,18 @@ export function findMapKindName(number: number): string | undefined {
 /** The number of a kind by its kernel name. */
 export function mapKindNumber(kind: string): number {
   return kernelKinds.indexOf(kind);
+}
+
+/** Whether code for one map works on the other: a map of maps can hold any that is like its inner map. */
+export function isAlike(a: MapSpec, b: MapSpec): boolean {
+  return (
+    a.kind === b.kind &&
+    a.keyBytes === b.keyBytes &&
+    a.valueBytes === b.valueBytes &&
+    a.maxEntries === b.maxEntries &&
+    (a.isReadOnly ?? false) === (b.isReadOnly ?? false) &&
+    (a.isWriteOnly ?? false) === (b.isWriteOnly ?? false) &&
+    a.cpus === b.cpus &&
+    a.hashFunctions === b.hashFunctions
+  );
 }

@@ -4,8 +4,9 @@
  * Each call loads every register with a number of its own and checks that only those changed that the routine names,
  * and that nothing below the stack that it declares was written.
  */
-import { mapRoutineFor, stackInsertFor } from "../../src/bpf/jit/map-routines.ts";
+import { mapRoutineFor, stackTraceInput } from "../../src/bpf/jit/map-routines.ts";
 import { type Routine, RoutineSet } from "../../src/bpf/jit/routine.ts";
+import { stackInsert } from "../../src/bpf/jit/stack-trace-routines.ts";
 import type { Assembler } from "../../src/x86/assembler.ts";
 import { hasReg, R8, R11, RAX, RCX, RDI, RDX, RSI, RSP, regNames } from "../../src/x86/registers.ts";
 import type { NativeBpf } from "./native-bpf.ts";
@@ -62,9 +63,10 @@ export class RoutineCaller implements Disposable {
 
   /** The routine that keeps a stack: its id or an error. */
   insertStack(map: number, addresses: readonly bigint[], flags = 0n): bigint {
-    const placed = this.#place(`stack ${map}`, (context) =>
-      stackInsertFor(context, { mapIndex: map, outerMapIndex: undefined }),
-    );
+    const placed = this.#place(`stack ${map}`, (context) => {
+      const input = stackTraceInput(context, { mapIndex: map, outerMapIndex: undefined });
+      return input === undefined ? undefined : stackInsert(input);
+    });
     const list = new Uint8Array(new BigUint64Array([...addresses, 0n]).buffer).subarray(
       0,
       8 * addresses.length,

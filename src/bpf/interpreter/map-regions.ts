@@ -5,6 +5,7 @@
  * a pointer to it. A value's region stays: its memory belongs to the map for as long as the map lives. A record's
  * region goes with its submit or discard.
  */
+import { isAlike } from "../map-kinds.ts";
 import type {
   LookupMapAccess,
   MapAccess,
@@ -70,10 +71,10 @@ export class InterpreterMaps {
   /** The inner map in a slot of a map of maps, or 0. Only a map that is as the outer one says is handed on. */
   innerMap(outer: OuterMapAccess, key: Uint8Array): bigint {
     const at = outer.innerAt(key);
-    const index = this.#maps.findIndex(
-      (map) => map.byteOffset === at && outer.spec.inner?.kind === map.spec.kind,
-    );
-    return at === undefined || index < 0 ? 0n : this.handleOf(index);
+    const { inner } = outer.spec;
+    if (at === undefined || inner === undefined) return 0n;
+    const index = this.#maps.findIndex((map) => map.byteOffset === at && isAlike(map.spec, inner));
+    return index < 0 ? 0n : this.handleOf(index);
   }
 
   /** Index of the program in a slot of a program array. */

@@ -320,7 +320,7 @@ export class FunctionEmitter implements OperationContext {
         this.#arrayLookup(op);
         return;
       case "release-record": {
-        // The header lies 16 bytes before the record: 8 of state, 4 of length, 4 of flags (maps/layout.ts).
+        // The header lies 16 bytes before the record: 8 of state, 4 of length, 4 of flags (maps/ring-layout.ts).
         const record = this.reg(op.record);
         if (op.isDiscarded) asm.movImm({ base: record, disp: -4 }, 1, 32);
         asm.inc({ base: record, disp: -16 });

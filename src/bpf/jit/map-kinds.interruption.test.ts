@@ -150,41 +150,43 @@ const first = (bytes: Uint8Array) => new BigInt64Array(bytes.slice().buffer, 0, 
 const sorted = (entries: Iterable<readonly [bigint, bigint]>) =>
   [...entries].sort(([a], [b]) => Number(a - b));
 
-describe("queue and stack", () => {
-  const ENTRIES = 3;
-  const [A, B, C] = [1001n, 1002n, 1003n];
-  const MINE = 4242n;
-  class List {
-    readonly values: bigint[];
-    readonly #isStack: boolean;
+const QUEUE_ENTRIES = 3;
 
-    constructor(isStack: boolean, values: readonly bigint[]) {
-      this.#isStack = isStack;
-      this.values = [...values];
-    }
+class List {
+  readonly values: bigint[];
+  readonly #isStack: boolean;
 
-    push(value: bigint, replaces = false): number {
-      if (this.values.length === ENTRIES) {
-        if (!replaces) return -7;
-        this.values.shift();
-      }
-      this.values.push(value);
-      return 0;
-    }
-
-    pop(): bigint | undefined {
-      return this.#isStack ? this.values.pop() : this.values.shift();
-    }
-
-    get inOrder(): bigint[] {
-      return this.#isStack ? this.values.toReversed() : this.values;
-    }
+  constructor(isStack: boolean, values: readonly bigint[]) {
+    this.#isStack = isStack;
+    this.values = [...values];
   }
 
-  const push = (value: bigint, replaces = false): Action<QueueMap, List> => ({
-    onMap: (map) => map.push(pairOf(value), replaces ? 2n : 0n),
-    onModel: (list) => list.push(value, replaces),
-  });
+  push(value: bigint, replaces = false): number {
+    if (this.values.length === QUEUE_ENTRIES) {
+      if (!replaces) return -7;
+      this.values.shift();
+    }
+    this.values.push(value);
+    return 0;
+  }
+
+  pop(): bigint | undefined {
+    return this.#isStack ? this.values.pop() : this.values.shift();
+  }
+
+  get inOrder(): bigint[] {
+    return this.#isStack ? this.values.toReversed() : this.values;
+  }
+}
+
+const push = (value: bigint, replaces = false): Action<QueueMap, List> => ({
+  onMap: (map) => map.push(pairOf(value), replaces ? 2n : 0n),
+  onModel: (list) => list.push(value, replaces),
+});
+
+describe("queue and stack", () => {
+  const [A, B, C] = [1001n, 1002n, 1003n];
+  const MINE = 4242n;
   const pop: Action<QueueMap, List> = {
     onMap: (map) => numberOf(map.pop())?.toString(),
     onModel: (list) => list.pop()?.toString(),
@@ -235,7 +237,7 @@ describe("queue and stack", () => {
     program: (typeof programs)[number],
     values: readonly bigint[],
   ) => ({
-    spec: { name: "q", kind, keyBytes: 0, valueBytes: 16, maxEntries: ENTRIES },
+    spec: { name: "q", kind, keyBytes: 0, valueBytes: 16, maxEntries: QUEUE_ENTRIES },
     program: program.insns,
     onModel: program.onModel,
     prepare: (map: QueueMap) => {
@@ -246,7 +248,7 @@ describe("queue and stack", () => {
     contentsOfModel: (list: List) => list.inOrder,
     checkRest: (map: QueueMap) => {
       map.clear();
-      for (let i = 0; i < ENTRIES; i++) expect(map.push(pairOf(BigInt(i)))).toBe(0);
+      for (let i = 0; i < QUEUE_ENTRIES; i++) expect(map.push(pairOf(BigInt(i)))).toBe(0);
       expect(map.push(pairOf(1n))).toBe(-7);
       expect(map.push(pairOf(99n), 2n)).toBe(0);
       expect(map.values().map((value) => numberOf(value))).toEqual(
@@ -269,11 +271,17 @@ describe("queue and stack", () => {
   });
 });
 
+type Table = Map<bigint, bigint>;
+
+const remove = (key: bigint): Action<HashMap, Table> => ({
+  onMap: (map) => map.delete(keyOf(key)),
+  onModel: (table) => (table.delete(key) ? 0 : -2),
+});
+
 describe("hash maps", () => {
   const ENTRIES = 4;
   const MINE = 4242n;
   const K = 5n;
-  type Table = Map<bigint, bigint>;
   const hashSpec: MapSpec = { name: "h", kind: "hash", keyBytes: 8, valueBytes: 16, maxEntries: ENTRIES };
 
   const updateProgram = (flags: number) =>
@@ -299,10 +307,6 @@ describe("hash maps", () => {
   const update = (key: bigint, value: bigint, flags = 0): Action<HashMap, Table> => ({
     onMap: (map) => BigInt(map.update(keyOf(key), pairOf(value), BigInt(flags))),
     onModel: (table) => modelUpdate(table, key, value, flags),
-  });
-  const remove = (key: bigint): Action<HashMap, Table> => ({
-    onMap: (map) => map.delete(keyOf(key)),
-    onModel: (table) => (table.delete(key) ? 0 : -2),
   });
   /** Whatever the map holds: all of it goes, and all its room is there again. */
   const checkRoom = (map: HashMap, lost: number) => {

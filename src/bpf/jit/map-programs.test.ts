@@ -168,6 +168,22 @@ function compare(
   expect(compiled.maps.map(view)).toEqual(interpreted.maps.map(view));
 }
 
+/** Visits all elements; the result holds how many there are and a sum of all. */
+const walk = (b: InsnBuilder, map: LoadMap) => {
+  const visit = b.label();
+  b.st(8, r10, -8, 0);
+  map(b);
+  b.ldFunction(r2, visit).mov64(r3, r10).alu64("add", r3, -8).mov64(r4, 0);
+  b.call(HELPER_FOR_EACH_MAP_ELEM).ldx(8, r1, r10, -8).alu64("lsh", r1, 8).alu64("or", r0, r1).exit();
+  // The sum of what is in the values and the keys, and of the map's value for that key.
+  b.bind(visit).mov64(r6, r4).mov64(r7, r3).mov64(r8, r2);
+  b.call(HELPER_MAP_LOOKUP_ELEM);
+  const [found, leave] = [b.label(), b.label()];
+  b.jmp("ne", r0, 0, found).goto(leave).bind(found);
+  b.ldx(8, r5, r6, 0).ldx(8, r1, r7, 8).alu64("add", r5, r1).ldx(1, r1, r8, 0).alu64("add", r5, r1);
+  b.ldx(8, r1, r0, 0).alu64("add", r5, r1).stx(8, r6, 0, r5).bind(leave).mov64(r0, 0);
+};
+
 describe("JIT and interpreter", () => {
   it.each(cases)("$kind with keys of $keyBytes bytes", ({ kind, names, keyBytes }) => {
     compare(
@@ -210,20 +226,6 @@ describe("JIT and interpreter", () => {
   it.each(cases.filter(({ names }) => names.includes("lookup")))(
     "walk through $kind with keys of $keyBytes bytes",
     ({ kind, keyBytes }) => {
-      const walk = (b: InsnBuilder, map: LoadMap) => {
-        const visit = b.label();
-        b.st(8, r10, -8, 0);
-        map(b);
-        b.ldFunction(r2, visit).mov64(r3, r10).alu64("add", r3, -8).mov64(r4, 0);
-        b.call(HELPER_FOR_EACH_MAP_ELEM).ldx(8, r1, r10, -8).alu64("lsh", r1, 8).alu64("or", r0, r1).exit();
-        // The sum of what is in the values and the keys, and of the map's value for that key.
-        b.bind(visit).mov64(r6, r4).mov64(r7, r3).mov64(r8, r2);
-        b.call(HELPER_MAP_LOOKUP_ELEM);
-        const [found, leave] = [b.label(), b.label()];
-        b.jmp("ne", r0, 0, found).goto(leave).bind(found);
-        b.ldx(8, r5, r6, 0).ldx(8, r1, r7, 8).alu64("add", r5, r1).ldx(1, r1, r8, 0).alu64("add", r5, r1);
-        b.ldx(8, r1, r0, 0).alu64("add", r5, r1).stx(8, r6, 0, r5).bind(leave).mov64(r0, 0);
-      };
       const write = (name: string, b: InsnBuilder, map: LoadMap) => {
         if (name === "walk") walk(b, map);
         else programs[name]!(b, map);

@@ -13,6 +13,7 @@ import {
   HELPER_RINGBUF_QUERY,
   HELPER_RINGBUF_RESERVE,
 } from "../helpers.ts";
+import { isAlike } from "../map-kinds.ts";
 import { layoutMap } from "../maps/index.ts";
 import type { MapSpec } from "../program.ts";
 import {
@@ -38,7 +39,7 @@ import {
   ringReserve,
 } from "./ring-routines.ts";
 import type { Routine } from "./routine.ts";
-import { type StackTraceRoutineInput, stackInsert } from "./stack-trace-routines.ts";
+import type { StackTraceRoutineInput } from "./stack-trace-routines.ts";
 
 type MapCall = Pick<HelperCall, "mapIndex" | "outerMapIndex">;
 type RoutineInput = Omit<MapRoutineInput<unknown>, "layout">;
@@ -78,12 +79,6 @@ export function mapRoutineFor(context: RoutineContext, call: HelperCall): Routin
     default:
       return layout satisfies never;
   }
-}
-
-/** The routine by which bpf_get_stackid keeps a stack (stack-trace-routines.ts); undefined for another kind of map. */
-export function stackInsertFor(context: RoutineContext, call: MapCall): Routine | undefined {
-  const input = stackTraceInput(context, call);
-  return input === undefined ? undefined : stackInsert(input);
 }
 
 /** A program has one slot for all per-CPU maps. */
@@ -127,20 +122,6 @@ function innerAddresses({ env, bundle }: RoutineContext, outer: MapSpec): bigint
   const { inner } = outer;
   if (inner === undefined) return [];
   return bundle.maps.flatMap((spec, index) => (isAlike(spec, inner) ? [env.mapAddr(index)] : []));
-}
-
-/** Whether code for one map works on the other: the same layout, and the same sizes. */
-export function isAlike(a: MapSpec, b: MapSpec): boolean {
-  return (
-    a.kind === b.kind &&
-    a.keyBytes === b.keyBytes &&
-    a.valueBytes === b.valueBytes &&
-    a.maxEntries === b.maxEntries &&
-    (a.isReadOnly ?? false) === (b.isReadOnly ?? false) &&
-    (a.isWriteOnly ?? false) === (b.isWriteOnly ?? false) &&
-    a.cpus === b.cpus &&
-    a.hashFunctions === b.hashFunctions
-  );
 }
 
 function arrayRoutine(helper: number, input: ArrayRoutineInput): Routine | undefined {

@@ -30,7 +30,13 @@
  * and replacements touch.
  */
 import type { MapSpec } from "../program.ts";
-import { CACHE_LINE_BYTES, MAX_POOL_BYTES, powerOfTwo, roundUp } from "./layout-sizes.ts";
+import {
+  CACHE_LINE_BYTES,
+  MAX_ELEMENTS_OFFSET,
+  MAX_POOL_BYTES,
+  powerOfTwo,
+  roundUp,
+} from "./layout-sizes.ts";
 import { ownerBytes } from "./percpu-header.ts";
 import type { PoolLayout } from "./tagged-words.ts";
 
@@ -118,8 +124,10 @@ export function layoutHash(spec: MapSpec, valueBytes: number, cpus: number | und
   const poolBytes = stride * spec.maxEntries;
   const spareBytes = inElement > 8 ? stride * SPARES : 0;
   const elementsEnd = roundUp(elementsOffset + poolBytes + spareBytes, CACHE_LINE_BYTES);
-  if (elementsEnd > MAX_POOL_BYTES)
-    throw new RangeError(`lay out map ${spec.name}: ${elementsEnd} bytes exceed ${MAX_POOL_BYTES}`);
+  if (elementsEnd > MAX_POOL_BYTES || elementsOffset > MAX_ELEMENTS_OFFSET)
+    throw new RangeError(
+      `lay out map ${spec.name}: ${elementsEnd} bytes exceed ${MAX_POOL_BYTES}, or ${spec.maxEntries} entries are too many`,
+    );
   const headerBytes = cpus === undefined ? 0 : ownerBytes(cpus);
   const copies = cpus === undefined ? undefined : layoutCopies(spec, cpus, elementsEnd, stride);
   return {

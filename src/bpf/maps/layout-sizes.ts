@@ -8,6 +8,9 @@ export const MAX_POOL_BYTES = 2 ** 31 * 8;
 /** More than this no process can map for one map. */
 export const MAX_MAP_BYTES = 2 ** 40;
 
+/** Code reaches the elements of a map by a displacement of 32 bits. */
+export const MAX_ELEMENTS_OFFSET = 0x7fff_0000;
+
 export function roundUp(value: number, to: number): number {
   return Math.ceil(value / to) * to;
 }

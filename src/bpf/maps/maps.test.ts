@@ -77,6 +77,26 @@ describe("layout", () => {
       expected: { keyWords: 2, valueOffset: 24, stride: 32 },
     },
     {
+      name: "values of more than 8 bytes have spares",
+      spec: spec("hash", 8, 16, 10),
+      expected: { stride: 32, valueOffset: 16, poolBytes: 320, spareBytes: 1024 },
+    },
+    {
+      name: "per-CPU copies lie behind the elements, slot by slot",
+      spec: { ...spec("percpu_hash", 8, 12, 10), cpus: 3 },
+      expected: {
+        headerBytes: 192,
+        stride: 16,
+        spareBytes: 0,
+        copies: { cpus: 3, slotBytes: 192, stride: 16, elementShift: 4, offset: 512 },
+      },
+    },
+    {
+      name: "a ring of events is a ring",
+      spec: spec("perf_event_array", 4, 20, 5),
+      expected: { kind: "ringbuf", cells: 8, cellBytes: 48 },
+    },
+    {
       name: "ring has a power of two of cells",
       spec: spec("ringbuf", 0, 20, 5),
       expected: { cells: 8, cellBytes: 48 },
@@ -96,6 +116,11 @@ describe("layout", () => {
   it.each([
     { name: "array with an 8-byte key", spec: spec("array", 8, 8, 1) },
     { name: "hash without a key", spec: spec("hash", 0, 8, 1) },
+    { name: "queue with a key", spec: spec("queue", 4, 8, 1) },
+    { name: "per-CPU array without a number of copies", spec: spec("percpu_array", 4, 8, 1) },
+    { name: "stack trace of half an address", spec: spec("stack_trace", 4, 12, 1) },
+    { name: "bloom filter of 16 functions", spec: { ...spec("bloom_filter", 0, 8, 1), hashFunctions: 16 } },
+    { name: "queue of more values than code can reach", spec: spec("queue", 0, 8, 1 << 28) },
     { name: "no entries", spec: spec("hash", 8, 8, 0) },
     { name: "no value", spec: spec("array", 4, 0, 1) },
     { name: "more than refs can name", spec: spec("hash", 8, 1 << 20, 1 << 20) },

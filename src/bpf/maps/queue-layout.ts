@@ -16,7 +16,7 @@
  * the state word is unchanged afterwards. There are some more nodes and records than entries, for those on their way.
  */
 import type { MapSpec } from "../program.ts";
-import { CACHE_LINE_BYTES, MAX_POOL_BYTES, roundUp } from "./layout-sizes.ts";
+import { CACHE_LINE_BYTES, MAX_ELEMENTS_OFFSET, MAX_POOL_BYTES, roundUp } from "./layout-sizes.ts";
 import type { PoolLayout } from "./tagged-words.ts";
 
 export interface QueueLayout {
@@ -44,8 +44,10 @@ export function layoutQueue(spec: MapSpec): QueueLayout {
   const nodesOffset = roundUp(recordsOffset + count * RECORD_BYTES, CACHE_LINE_BYTES);
   const stride = roundUp(spec.valueBytes, 8);
   const totalBytes = roundUp(nodesOffset + count * stride, CACHE_LINE_BYTES);
-  if (totalBytes > MAX_POOL_BYTES)
-    throw new RangeError(`lay out map ${spec.name}: ${totalBytes} bytes exceed ${MAX_POOL_BYTES}`);
+  if (totalBytes > MAX_POOL_BYTES || nodesOffset > MAX_ELEMENTS_OFFSET)
+    throw new RangeError(
+      `lay out map ${spec.name}: ${totalBytes} bytes exceed ${MAX_POOL_BYTES}, or ${spec.maxEntries} entries are too many`,
+    );
   const pool = (header: number, offset: number, elementBytes: number, link: number): PoolLayout => ({
     free: header,
     used: header + 8,

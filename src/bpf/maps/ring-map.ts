@@ -21,7 +21,7 @@ import {
 import type { SharedMemory } from "./shared-memory.ts";
 
 /** Attempts at a cell; only memory that makes no sense needs so many. */
-const MAX_TRIES = 100_000;
+const MAX_TRIES = 20_000;
 
 export class RingMap {
   readonly kind = "ringbuf";

@@ -9,7 +9,13 @@
  * from one counts only if the slot is unchanged afterwards. A slot that is used again gets another element.
  */
 import type { MapSpec } from "../program.ts";
-import { CACHE_LINE_BYTES, MAX_POOL_BYTES, powerOfTwo, roundUp } from "./layout-sizes.ts";
+import {
+  CACHE_LINE_BYTES,
+  MAX_ELEMENTS_OFFSET,
+  MAX_POOL_BYTES,
+  powerOfTwo,
+  roundUp,
+} from "./layout-sizes.ts";
 import type { PoolLayout } from "./tagged-words.ts";
 
 export interface StackTraceLayout {
@@ -39,8 +45,10 @@ export function layoutStackTrace(spec: MapSpec): StackTraceLayout {
   const offset = roundUp(STACK_SLOTS + ids * 8, CACHE_LINE_BYTES);
   const poolBytes = stride * (ids + IN_FLIGHT);
   const totalBytes = roundUp(offset + poolBytes, CACHE_LINE_BYTES);
-  if (totalBytes > MAX_POOL_BYTES)
-    throw new RangeError(`lay out map ${spec.name}: ${totalBytes} bytes exceed ${MAX_POOL_BYTES}`);
+  if (totalBytes > MAX_POOL_BYTES || offset > MAX_ELEMENTS_OFFSET)
+    throw new RangeError(
+      `lay out map ${spec.name}: ${totalBytes} bytes exceed ${MAX_POOL_BYTES}, or ${spec.maxEntries} entries are too many`,
+    );
   const region = { offset, lenBytes: poolBytes };
   const pool = { free: 0, used: 64, elementsOffset: offset, stride, poolBytes, region, link: STACK_HASH };
   return { kind: "stack_trace", totalBytes, ids, frames, pool };
