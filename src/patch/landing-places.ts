@@ -113,7 +113,7 @@ export class LandingPlaces {
       // From a page's beginning, if the window holds one: there the most landings can share it.
       let at = alignUp(Math.max(low, gap.start), low, stride);
       const aligned = alignUp(Math.ceil(at / PAGE) * PAGE, low, stride);
-      if (aligned <= high) at = aligned;
+      if (stride < PAGE && aligned <= high) at = aligned;
       for (let tries = 0; tries < TRIES && at <= high && at + LANDING_BYTES <= gap.end; tries++) {
         if (this.#isFree(at)) return at;
         at = alignUp(stride === 1 ? at + LANDING_BYTES : at + 1, low, stride);

@@ -96,3 +96,76 @@ test("a refused transaction arms nothing", async () => {
   await expect(set.arm([point])).rejects.toBeInstanceOf(ArmError);
   expect(set.points).toEqual([]);
 });
+
+const punned: PointCode = {
+  at: 0x1000n,
+  oldBytes: Uint8Array.of(0x31, 0xc0),
+  jumpBytes: Uint8Array.of(0xeb, 0x10),
+  detour: 0x9000n,
+  twins: [{ from: 0x1000n, to: 0x9020n }],
+  route: {
+    leadsTo: 0x1017n,
+    kept: new Uint8Array(0),
+    sides: [
+      {
+        kind: "evicted",
+        at: 0x1012n,
+        oldBytes: Uint8Array.of(1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
+        newBytes: Uint8Array.of(0xe9, 0, 0, 0, 0, 0xe9, 0, 0, 0, 0),
+        leadsTo: 0x9100n,
+        detour: 0x9100n,
+        twins: [
+          { from: 0x1012n, to: 0x9100n },
+          { from: 0x1017n, to: 0x9105n },
+          { from: 0x101cn, to: 0x910an },
+        ],
+      },
+    ],
+  },
+};
+
+test("what a punned point hops into is journalled and written before the point", async () => {
+  const { memory, target, set } = setUp([["written", "written"]]);
+  await set.arm([punned]);
+  expect(target.journalAtCommit).toEqual([["evicted planned", "punned planned"]]);
+  expect(target.transactions[0]!.sites.map(({ at, requires }) => [at, requires])).toEqual([
+    [0x1012n, undefined],
+    [0x1000n, [0]],
+  ]);
+  expect(target.transactions[0]!.sites[0]!.moves).toEqual([{ from: 0x1017n, to: 0x9105n }]);
+  expect(parseJournal(memory).sites.map(({ state, leadsTo }) => [state, leadsTo])).toEqual([
+    ["armed", 0x9100n],
+    ["armed", 0x1017n],
+  ]);
+  expect(set.points[0]!.mechanism).toBe("punned");
+});
+
+test("where that cannot be written the point gets int3, and both are tried again later", async () => {
+  const { target, set } = setUp([["left", "left"], ["written"], ["written", "written"]]);
+  await set.arm([punned]);
+  expect(set.points[0]!.mechanism).toBe("none");
+  await set.armTraps(set.points);
+  expect(target.transactions[1]!.sites.map(({ at }) => at)).toEqual([0x1000n]);
+  expect(await set.optimize()).toBe(1);
+  expect(target.transactions[2]!.sites.map(({ at }) => at)).toEqual([0x1012n, 0x1000n]);
+  expect(set.points[0]!.mechanism).toBe("punned");
+});
+
+test("what is written already is not written again", async () => {
+  const { target, set } = setUp([["written", "left"], ["written"]]);
+  await set.arm([punned]);
+  expect(await set.optimize()).toBe(1);
+  expect(target.transactions[1]!.sites.map(({ at, requires }) => [at, requires])).toEqual([
+    [0x1000n, undefined],
+  ]);
+});
+
+test("the bytes that a pun ends with are expected, and not written", async () => {
+  const { target, set } = setUp([["written"]]);
+  const route = { leadsTo: 0x8000n, kept: Uint8Array.of(7, 8, 9), sides: [] };
+  await set.arm([{ ...punned, route }]);
+  expect(target.transactions[0]!.sites[0]).toMatchObject({
+    expect: Uint8Array.of(0x31, 0xc0, 7, 8, 9),
+    write: Uint8Array.of(0xeb, 0x10),
+  });
+});

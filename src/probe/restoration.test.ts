@@ -1,4 +1,5 @@
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
+import type { Move } from "../target/target.ts";
 import type { JournalContents, JournalSite } from "./journal.ts";
 import { planRestoration, siteState } from "./restoration.ts";
 
@@ -71,4 +72,71 @@ test("the journal is unmapped last", () => {
 test("a SIGTRAP handler that the application has set meanwhile stays", () => {
   const calls = plan(0x1234n).transaction.finalCalls;
   expect(calls.map(({ name }) => name)).not.toContain("rt_sigaction");
+});
+
+describe("a punned site with what made way for it", () => {
+  const evicted: JournalSite = {
+    ...site,
+    at: 0x1012n,
+    mechanism: "evicted",
+    oldBytes: Uint8Array.of(1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
+    newBytes: Uint8Array.of(0xe9, 0, 0, 0, 0, 0xe9, 0, 0, 0, 0),
+    detour: 0x9100n,
+    leadsTo: 0x9100n,
+  };
+  const padding: JournalSite = {
+    ...evicted,
+    at: 0x3000n,
+    mechanism: "padding",
+    oldBytes: Uint8Array.of(0xcc, 0xcc, 0xcc, 0xcc, 0xcc),
+    newBytes: Uint8Array.of(0xe9, 0, 0, 0, 0),
+  };
+  const punned: JournalSite = {
+    ...site,
+    mechanism: "punned",
+    oldBytes: Uint8Array.of(0x31, 0xc0),
+    newBytes: Uint8Array.of(0xeb, 0x15),
+    leadsTo: 0x1017n,
+  };
+
+  function restore(sites: readonly JournalSite[], moves: readonly Move[]) {
+    return planRestoration({
+      journal: { ...journal, sites, trapAction: undefined },
+      journalMemory,
+      found: sites.map(({ newBytes }) => newBytes),
+      trapHandler: undefined,
+      moves,
+    });
+  }
+
+  test("the site is put back first, and counts as one", () => {
+    const { transaction, restored } = restore([evicted, punned], []);
+    expect(transaction.sites.map(({ at }) => at)).toEqual([0x1000n, 0x1012n]);
+    expect(restored).toBe(1);
+  });
+
+  test("what made way stays as long as somebody may return into it, and nobody is moved into it then", () => {
+    const home = [
+      { from: 0x9105n, to: 0x1017n },
+      { from: 0x910an, to: 0x101cn },
+    ];
+    const { transaction } = restore([evicted, punned], home);
+    expect(transaction.sites[0]!.fallback).toEqual(punned.oldBytes);
+    expect(transaction.sites[1]).toMatchObject({ fallback: undefined, moves: [home[0]] });
+    expect(transaction.moves).toContainEqual(home[1]);
+    expect(transaction.moves).not.toContainEqual(home[0]);
+  });
+
+  test("who is on the way to a detour goes back to the site, also without the one who made it", () => {
+    const { transaction } = restore([evicted, punned], []);
+    expect(transaction.moves).toContainEqual({ from: 0x1017n, to: 0x1000n });
+    expect(transaction.moves).toContainEqual({ from: 0x9000n, to: 0x1000n });
+    expect(transaction.moves).toContainEqual({ from: 0x9100n, to: 0x1012n });
+  });
+
+  test("nobody stands at the first byte of padding but on the way", () => {
+    const { transaction } = restore([padding, { ...punned, leadsTo: padding.at }], []);
+    expect(transaction.sites[1]).toMatchObject({ at: padding.at, hasNoStart: true, fallback: undefined });
+    expect(transaction.moves.map(({ to }) => to)).not.toContain(padding.at);
+  });
 });
