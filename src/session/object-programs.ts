@@ -13,7 +13,6 @@ import {
   type UsdtPlace,
   type UserPlace,
 } from "../bpf/object/index.ts";
-import { ptRegsOffset } from "../x86/registers.ts";
 import { bundleMaps, checkMapSizes, fitRings } from "./object-bundle.ts";
 import { annotateLog, type LinkedCode, lineAt, refusalOf } from "./object-file.ts";
 import type { RunObjectOptions, SessionIo } from "./options.ts";
@@ -221,8 +220,7 @@ function proveAll(
 
 function prove({ program, code }: WantedProgram, maps: readonly MapSpec[], io: SessionIo): Proof | undefined {
   const verdict = verifyProgram(code, maps);
-  if (verdict.kind === "accepted")
-    return program.attach.kind === "usdt" ? withAllRegisters(verdict.proof) : verdict.proof;
+  if (verdict.kind === "accepted") return verdict.proof;
   const line = lineAt(code, verdict.at);
   const place = line === undefined ? "" : `${basename(line.file)}:${line.line}:${line.column}: `;
   io.err.write(annotateLog(verdict.log, code));
@@ -231,9 +229,4 @@ function prove({ program, code }: WantedProgram, maps: readonly MapSpec[], io: S
       `the verifier rejects instruction ${verdict.at}: ${verdict.message}\n`,
   );
   return undefined;
-}
-
-/** Where the arguments of a static probe are is known only at each place: any register may be asked for. */
-function withAllRegisters(proof: Proof): Proof {
-  return { ...proof, ctxReads: new Set([...proof.ctxReads, ...ptRegsOffset]) };
 }

@@ -1,4 +1,5 @@
 /** The arguments of one helper call, each against what the helper's signature says of it. */
+import { CTX_BYTES } from "../context.ts";
 import {
   HELPER_MAP_DELETE_ELEM,
   HELPER_MAP_PEEK_ELEM,
@@ -74,11 +75,17 @@ export function checkArguments(step: Step, helper: HelperSpec): Arguments {
   return found;
 }
 
+/** An address in the context that a helper takes for a number may be read from: any part has to be there. */
+function needWholeContext({ machine }: Step): void {
+  for (let off = 0; off < CTX_BYTES; off += 8) machine.findings.ctxReads.add(off);
+}
+
 function checkArgument(step: Step, helper: HelperSpec, arg: HelperArg, reg: number, found: Arguments): void {
   if (arg.kind === "anything" && arg.optional === true) return;
   const value = getReg(step, reg);
   switch (arg.kind) {
     case "anything":
+      if (value.kind === "pointer" && value.to === "ctx") needWholeContext(step);
       return;
     case "ctx":
       checkCtxPointer(reg, expectPointer(value, reg, "ctx"));
