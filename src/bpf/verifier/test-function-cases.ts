@@ -301,6 +301,11 @@ export const rejectedFunctionCases: readonly VerifyCase[] = [
     message: "invalid access to map value, value_size=64 off=64 size=1",
   },
   {
+    name: "a number that one run of a callback leaves for another way of the next",
+    text: `${loop("1000")}\nr0 = 0\nexit\ncb: r3 = *(u64 *)(r2 +0)\nif r1 & 1 goto use\nr3 += 64\n*(u64 *)(r2 +0) = r3\nr0 = 0\nexit\nuse: r4 = map[0][0]+0\nr4 += r3\nr0 = *(u8 *)(r4 +0)\nr0 = 0\nexit`,
+    message: "math between map_value pointer and register with unbounded min value is not allowed",
+  },
+  {
     name: "a number that is in bounds unless a callback ran",
     text: `${loop("1000")}\nr1 = *(u64 *)(r10 -8)\nr2 = map[0][0]+0\nr2 += r1\nr0 = *(u8 *)(r2 +0)\nexit\ncb: *(u64 *)(r2 +0) = 64\nr0 = 0\nexit`,
     message: "invalid access to map value, value_size=64 off=64 size=1",

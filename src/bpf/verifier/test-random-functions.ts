@@ -76,14 +76,22 @@ export function randomFunctions(seed: number): string {
   const own = Array.from({ length: 3 }, (_, i) => `*(u64 *)(r10 -${8 * (i + 1)}) = ${pick(bounds)}`).join(
     "\n",
   );
-  const bodies = [
-    `*(u64 *)(r10 -40) = r1\nr7 = *(u64 *)(r1 +8)\nr7 &= ${pick([1, 3, 7])}\nr8 = ${pick(bounds)}\nr9 = ${pick(bounds)}\n${own}\nr6 = r10\nr6 += -24\n${block(0, 0, 4 + below(6))}\nr0 = ${pick([...numbers, "0"])}\nexit`,
-  ];
+  const bodies: string[] = [];
   for (let fn = 1; fn < FUNCTIONS; fn++) {
     const start = `r6 = r2\nr7 = r1\nr8 = ${pick(bounds)}\nr9 = *(u64 *)(r6 +${8 * below(3)})\n${own}`;
     const result = random() < 0.3 ? `r0 = ${pick(numbers)}\nr0 &= 1` : "r0 = 0";
     bodies.push(`f${fn}: ${start}\n${block(fn, 1, 1 + below(4))}\nr0 = ${pick(numbers)}\nexit`);
     bodies.push(`cb${fn}: ${start}\n${block(fn, 1, 1 + below(4))}\n${result}\nexit`);
   }
+  const main = block(0, 0, 4 + below(6));
+  // What nothing names is called at the end, so that all is reached.
+  const rest: string[] = [];
+  for (let fn = 1; fn < FUNCTIONS; fn++) {
+    const all = [main, ...bodies].join("\n");
+    if (!all.includes(`&f${fn}`)) rest.push(`r1 = r9\nr2 = r6\ncall &f${fn}`);
+    if (!all.includes(`&cb${fn}`)) rest.push(`r1 = 2\nr2 = &cb${fn}\nr3 = r6\nr4 = 0\ncall bpf_loop`);
+  }
+  const begin = `*(u64 *)(r10 -40) = r1\nr7 = *(u64 *)(r1 +8)\nr7 &= ${pick([1, 3, 7])}\nr8 = ${pick(bounds)}\nr9 = ${pick(bounds)}\n${own}\nr6 = r10\nr6 += -24\n`;
+  bodies.unshift([begin + main, ...rest, `r0 = ${pick([...numbers, "0"])}\nexit`].join("\n"));
   return bodies.join("\n");
 }
