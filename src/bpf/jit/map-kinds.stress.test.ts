@@ -6,6 +6,7 @@ import koffi, { type KoffiFunc } from "koffi";
 import { describe, expect, it } from "vitest";
 import { contextOf, NativeBpf } from "../../../test/support/native-bpf.ts";
 import { nativeMemory } from "../../../test/support/native-code.ts";
+import { R12, RAX, RBX, RCX, RDI, RDX, RSI, RSP } from "../../x86/registers.ts";
 import {
   HELPER_MAP_DELETE_ELEM,
   HELPER_MAP_LOOKUP_ELEM,
@@ -29,7 +30,10 @@ import {
   r8,
   r10,
 } from "../index.ts";
-import type { ArrayMap, HashMap, PerCpuHashMap, QueueMap } from "../maps/index.ts";
+import type { ArrayMap, HashMap, PerCpuHashMap, QueueMap, StackTraceMap } from "../maps/index.ts";
+import { stackTraceInput } from "./map-routines.ts";
+import { RoutineSet } from "./routine.ts";
+import { stackInsert } from "./stack-trace-routines.ts";
 
 /** Slots of the context that the programs read. */
 const CALL = 0;
@@ -292,5 +296,69 @@ describe("hash maps", () => {
     const counted = [...map.entries()].flatMap(({ values }) => values.map((value) => words(value)[0]));
     expect(counted.reduce((sum, one) => sum + one, 0n)).toBe(BigInt(THREADS * CALLS));
     expect(total(accounts, IN)).toBe(BigInt(THREADS * CALLS));
+  });
+});
+
+describe("stack traces", () => {
+  const FRAMES = 3;
+  const STACKS = 64n;
+  const M = 0x5851_f42d_4c95_7f2dn;
+
+  it("whoever reads an id sees one whole stack, and no memory is lost", async () => {
+    using native = new NativeBpf({
+      maps: [{ name: "s", kind: "stack_trace", keyBytes: 4, valueBytes: FRAMES * 8, maxEntries: 16 }],
+    });
+    const map = native.maps[0] as StackTraceMap;
+    const { asm, written } = native.place((a) => {
+      const routines = new RoutineSet(a);
+      const input = stackTraceInput(
+        { routines, env: native.env, bundle: native.bundle },
+        { mapIndex: 0, outerMapIndex: undefined },
+      );
+      const insert = stackInsert(input!);
+      // run(context, count): each time a stack of the same address three times, with BPF_F_REUSE_STACKID.
+      const run = a.here("run");
+      a.push(RBX);
+      a.push(R12);
+      a.mov(R12, { base: RDI, disp: THREAD });
+      a.mov(RBX, RSI);
+      const next = a.here("next");
+      a.movImm(RAX, M);
+      a.imul(R12, RAX);
+      a.addImm(R12, 1);
+      a.mov(RAX, R12);
+      a.shr(RAX, 58);
+      for (let i = 0; i < FRAMES; i++) a.push(RAX);
+      a.mov(RSI, RSP);
+      a.movImm(RDX, FRAMES);
+      a.movImm(RCX, 1 << 10);
+      a.call(insert.label);
+      a.addImm(RSP, FRAMES * 8);
+      a.dec(RBX);
+      a.jcc("ne", next);
+      a.pop(R12);
+      a.pop(RBX);
+      a.ret();
+      routines.emitPending();
+      return run;
+    });
+    let seen = 0;
+    await runThreads(asm.addressOf(written), () => {
+      for (const { addresses } of map.entries()) {
+        expect(addresses.length).toBe(FRAMES);
+        expect(addresses[0]).toBeLessThan(STACKS);
+        expect(new Set(addresses).size).toBe(1);
+        seen++;
+      }
+      map.insert([1n, 1n, 1n], 1n << 10n);
+    });
+    expect(seen).toBeGreaterThan(0);
+    // As many more as there are elements: each takes one and gives one back.
+    for (let i = 0n; i < 200n; i++) expect(map.insert([i, i, i], 1n << 10n)).toBeGreaterThanOrEqual(0);
+    const { free, stride, poolBytes, link } = map.layout.pool;
+    const load = (place: number) => Number(map.memory.words[map.byteOffset / 8 + place]! & 0x7fff_ffffn);
+    let unused = (poolBytes - Math.min(load(8) * 8, poolBytes)) / stride;
+    for (let ref = load(free / 8); ref !== 0; ref = load(ref + link / 8)) unused++;
+    expect(unused + [...map.entries()].length).toBe(poolBytes / stride);
   });
 });

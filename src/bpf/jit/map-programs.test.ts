@@ -226,10 +226,6 @@ describe("JIT and interpreter", () => {
   it.each(cases.filter(({ names }) => names.includes("lookup")))(
     "walk through $kind with keys of $keyBytes bytes",
     ({ kind, keyBytes }) => {
-      const write = (name: string, b: InsnBuilder, map: LoadMap) => {
-        if (name === "walk") walk(b, map);
-        else programs[name]!(b, map);
-      };
       const names = ["update", "delete", "walk"];
       const spec = specOf(kind, keyBytes);
       compare(
@@ -238,7 +234,7 @@ describe("JIT and interpreter", () => {
         names,
         (name, b) => {
           begin(b);
-          write(name, b, (to) => to.ldMapFd(r1, 0));
+          (programs[name] ?? walk)(b, (to) => to.ldMapFd(r1, 0));
         },
       );
       const outer: MapSpec = { ...outerSpec, inner: spec };
@@ -255,7 +251,7 @@ describe("JIT and interpreter", () => {
             .alu64("add", r2, -40)
             .call(HELPER_MAP_LOOKUP_ELEM);
           b.jmp("ne", r0, 0, found).mov64(r0, -100).exit().bind(found);
-          write(name, b, (to) => to.mov64(r1, r0));
+          (programs[name] ?? walk)(b, (to) => to.mov64(r1, r0));
         },
       );
     },
