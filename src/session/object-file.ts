@@ -53,7 +53,7 @@ export function selectPrograms(
 /** Why a program cannot be used at all; undefined: it can. */
 export function refusalOf({ attach, code }: ObjectProgram): string | undefined {
   if (code.kind === "refused") return code.reason;
-  if (attach.kind === "elsewhere" || attach.kind === "bad") return attach.reason;
+  if (attach.kind === "elsewhere") return attach.reason;
   return undefined;
 }
 

@@ -130,7 +130,7 @@ function attachRequests(
       if (places.length === 0 && !targets.has(name))
         refuse(
           what,
-          "its section does not say where it belongs",
+          target.problem ?? "its section does not say where it belongs",
           `say it: --attach ${name}=IMAGE:PROVIDER:NAME`,
         );
       return places.map((place) => usdtRequest(place, programIndex, specs));
@@ -140,7 +140,11 @@ function attachRequests(
     const places =
       own.length > 0 ? own.map(userPlace) : [target.place].filter((place) => place !== undefined);
     if (places.length === 0 && !targets.has(name))
-      refuse(what, "its section does not say where it belongs", `say it: --attach ${name}=IMAGE:SYMBOL`);
+      refuse(
+        what,
+        target.problem ?? "its section does not say where it belongs",
+        `say it: --attach ${name}=IMAGE:SYMBOL`,
+      );
     // As with libbpf, a cookie is 0 unless somebody sets it.
     return places.map((place) => ({
       attachPoint: attachPointOf(target.kind, place),

@@ -24,10 +24,17 @@ describe("names of sections", () => {
     ["usdt", { kind: "usdt", place: undefined }],
     ["usdt/libc:libc:setjmp", { kind: "usdt", place: { image: "libc", provider: "libc", name: "setjmp" } }],
     ["usdt.s//a:b:p:n", { kind: "usdt", place: { image: "/a:b", provider: "p", name: "n" } }],
-    ["usdt/libc:setjmp", { kind: "bad", reason: "its section is not usdt/IMAGE:PROVIDER:NAME" }],
+    [
+      "usdt/libc:setjmp",
+      { kind: "usdt", place: undefined, problem: "its section is not usdt/IMAGE:PROVIDER:NAME" },
+    ],
     [
       "uretprobe/malloc",
-      { kind: "bad", reason: "its section is not uretprobe/IMAGE:SYMBOL or uretprobe/IMAGE:SYMBOL+OFFSET" },
+      {
+        kind: "uretprobe",
+        place: undefined,
+        problem: "its section is not uretprobe/IMAGE:SYMBOL or uretprobe/IMAGE:SYMBOL+OFFSET",
+      },
     ],
     [
       "ksyscall/openat",

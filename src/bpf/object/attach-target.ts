@@ -18,12 +18,12 @@ export type AttachTarget =
       readonly kind: "uprobe" | "uretprobe";
       /** Undefined: the section does not say, so somebody else has to. */
       readonly place: UserPlace | undefined;
+      /** What it says is none. */
+      readonly problem?: string;
     }
-  | { readonly kind: "usdt"; readonly place: UsdtPlace | undefined }
+  | { readonly kind: "usdt"; readonly place: UsdtPlace | undefined; readonly problem?: string }
   /** There is no such program in a process; `type` is how libbpf calls it. */
   | { readonly kind: "elsewhere"; readonly type: string; readonly reason: string }
-  /** The section's name is no place that can be read. */
-  | { readonly kind: "bad"; readonly reason: string }
   | { readonly kind: "unknown" };
 
 /** A static probe of an image. */
@@ -74,15 +74,16 @@ export function parseSectionName(section: string): AttachTarget {
       const place = target === "" ? undefined : parseUserPlace(target);
       if (target !== "" && place === undefined)
         return {
-          kind: "bad",
-          reason: `its section is not ${head}/IMAGE:SYMBOL or ${head}/IMAGE:SYMBOL+OFFSET`,
+          kind: type,
+          place,
+          problem: `its section is not ${head}/IMAGE:SYMBOL or ${head}/IMAGE:SYMBOL+OFFSET`,
         };
       return { kind: type, place };
     }
     case "usdt": {
       const place = target === "" ? undefined : parseUsdtPlace(target);
       if (target !== "" && place === undefined)
-        return { kind: "bad", reason: "its section is not usdt/IMAGE:PROVIDER:NAME" };
+        return { kind: type, place, problem: "its section is not usdt/IMAGE:PROVIDER:NAME" };
       return { kind: type, place };
     }
     default:
