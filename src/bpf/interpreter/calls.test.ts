@@ -33,6 +33,14 @@ function faultOf(write: (b: InsnBuilder) => void, more: Partial<InterpreterInput
 
 const u = (x: bigint) => BigInt.asUintN(64, x);
 
+const nested = (depth: number) => (b: InsnBuilder) => {
+  const functions = Array.from({ length: depth }, () => b.label());
+  for (const next of functions) b.callLocal(next).mov64(r0, 1).exit().bind(next);
+  b.mov64(r0, 1).exit();
+};
+const readsFrame = (b: InsnBuilder) => b.ldx(8, r0, r10, -8).exit();
+const bytes = (x: number) => Uint8Array.of(x, 0, 0, 0, 0, 0, 0, 0);
+
 describe("local functions", () => {
   it("take arguments, return r0, and leave r6 to r9 and r10 as they were", () => {
     const insns = build((b) => {
@@ -64,11 +72,6 @@ describe("local functions", () => {
   });
 
   it("run on 8 frames and no more", () => {
-    const nested = (depth: number) => (b: InsnBuilder) => {
-      const functions = Array.from({ length: depth }, () => b.label());
-      for (const next of functions) b.callLocal(next).mov64(r0, 1).exit().bind(next);
-      b.mov64(r0, 1).exit();
-    };
     expect(value(nested(7))).toBe(1n);
     expect(faultOf(nested(8))).toMatch(/call stack of 8 frames is full/);
   });
@@ -108,9 +111,8 @@ describe("local functions", () => {
   });
 
   it("read zeros from a frame that was not written, where that is allowed", () => {
-    const reads = (b: InsnBuilder) => b.ldx(8, r0, r10, -8).exit();
-    expect(value(reads, { uninitStack: "allow" })).toBe(0n);
-    expect(faultOf(reads)).toMatch(/not all written/);
+    expect(value(readsFrame, { uninitStack: "allow" })).toBe(0n);
+    expect(faultOf(readsFrame)).toMatch(/not all written/);
   });
 
   it("count towards one limit of steps", () => {
@@ -150,6 +152,14 @@ const forEach = (b: InsnBuilder) => {
   b.ldx(8, r2, r4, 0).alu64("add", r3, r2).stx(8, r4, 0, r3).mov64(r0, 0).exit();
 };
 
+const writesKey = (b: InsnBuilder) => {
+  const body = b.label();
+  b.ldMapFd(r1, 0).ldFunction(r2, body).mov64(r3, 0).mov64(r4, 0).call(HELPER_FOR_EACH_MAP_ELEM).exit();
+  b.bind(body).st(4, r2, 0, 1).mov64(r0, 0).exit();
+};
+const callsNumber = (b: InsnBuilder) =>
+  b.mov64(r1, 1).mov64(r2, 5).mov64(r3, 0).mov64(r4, 0).call(HELPER_LOOP).exit();
+
 describe("callbacks", () => {
   it.each([
     { name: "to the end", program: loop(5, 99), result: 5010n },
@@ -166,28 +176,31 @@ describe("callbacks", () => {
     array.memory.words.set([1n, 2n, 3n]);
     expect(value(forEach, { maps: [array] })).toBe(3036n);
     const hash = fakeHash(4, 4, 8);
-    const bytes = (x: number) => Uint8Array.of(x, 0, 0, 0, 0, 0, 0, 0);
     for (const key of [7, 9]) hash.update(bytes(key).subarray(0, 4), bytes(100), 0n);
     expect(value(forEach, { maps: [hash] })).toBe(2360n);
   });
 
   it("does not let a callback write the key", () => {
-    const program = (b: InsnBuilder) => {
-      const body = b.label();
-      b.ldMapFd(r1, 0).ldFunction(r2, body).mov64(r3, 0).mov64(r4, 0).call(HELPER_FOR_EACH_MAP_ELEM).exit();
-      b.bind(body).st(4, r2, 0, 1).mov64(r0, 0).exit();
-    };
-    expect(faultOf(program, { maps: [fakeArray(1, 8)] })).toMatch(/key of map array is read only/);
+    expect(faultOf(writesKey, { maps: [fakeArray(1, 8)] })).toMatch(/key of map array is read only/);
   });
 
   it("is no function: fault", () => {
-    const program = (b: InsnBuilder) =>
-      b.mov64(r1, 1).mov64(r2, 5).mov64(r3, 0).mov64(r4, 0).call(HELPER_LOOP).exit();
-    expect(faultOf(program)).toMatch(/which is no function/);
+    expect(faultOf(callsNumber)).toMatch(/which is no function/);
   });
 });
 
 const tailCall = (b: InsnBuilder, index: number) => b.ldMapFd(r2, 0).mov64(r3, index).call(HELPER_TAIL_CALL);
+
+const fromFunction = (b: InsnBuilder) => {
+  const fn = b.label();
+  b.mov64(r7, 1000).callLocal(fn).alu64("add", r0, r7).exit();
+  b.bind(fn).mov64(r7, 1);
+  tailCall(b, 1).mov64(r0, 0).exit();
+};
+const leavesFrame = (b: InsnBuilder) =>
+  tailCall(b.st(8, r10, -8, 1), 1)
+    .mov64(r0, 0)
+    .exit();
 
 describe("tail calls", () => {
   const answer = build((b) => b.ldx(8, r0, r1, 8).alu64("add", r0, 7).exit());
@@ -205,22 +218,12 @@ describe("tail calls", () => {
   });
 
   it("from a function returns to the function's caller, whose registers are as they were", () => {
-    const program = (b: InsnBuilder) => {
-      const fn = b.label();
-      b.mov64(r7, 1000).callLocal(fn).alu64("add", r0, r7).exit();
-      b.bind(fn).mov64(r7, 1);
-      tailCall(b, 1).mov64(r0, 0).exit();
-    };
-    expect(value(program, { ...ctx, maps, programs })).toBe(1008n);
+    expect(value(fromFunction, { ...ctx, maps, programs })).toBe(1008n);
   });
 
   it("begins with an empty frame", () => {
     const reads = { insns: build((b) => b.ldx(8, r0, r10, -8).exit()) };
-    const program = (b: InsnBuilder) =>
-      tailCall(b.st(8, r10, -8, 1), 1)
-        .mov64(r0, 0)
-        .exit();
-    expect(faultOf(program, { maps, programs: [reads] })).toMatch(/not all written/);
+    expect(faultOf(leavesFrame, { maps, programs: [reads] })).toMatch(/not all written/);
   });
 
   it("are 33 at most", () => {

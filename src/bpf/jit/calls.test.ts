@@ -286,14 +286,33 @@ describe.each(kinds)("bpf_for_each_map_elem on a map of kind $kind", (spec) => {
   });
 });
 
-/** Counts in the first map, at `[r10 - 16]` a key of 0. */
-const countInFirst = (b: InsnBuilder) => {
+/** Counts in the first map, or another, at `[r10 - 16]` a key of 0. */
+const countInFirst = (b: InsnBuilder, map = 0) => {
   const none = b.label();
-  b.st(8, r10, -16, 0).ldMapFd(r1, 0).mov64(r2, r10).alu64("add", r2, -16).call(HELPER_MAP_LOOKUP_ELEM);
+  b.st(8, r10, -16, 0).ldMapFd(r1, map).mov64(r2, r10).alu64("add", r2, -16).call(HELPER_MAP_LOOKUP_ELEM);
   b.jmp("eq", r0, 0, none).mov64(r1, 1).atomic("add", 8, r0, 0, r1).bind(none);
   return b;
 };
 
+const inMain = (b: InsnBuilder) => countInFirst(b).mov64(r0, 0).exit();
+const inFunction = (b: InsnBuilder) => {
+  const fn = b.label();
+  fill(b, 1).callLocal(fn);
+  addUp(b, [r6, r7, r8, r9]).exit();
+  countInFirst(fill(b.bind(fn), 2)).mov64(r0, 5);
+  addUp(b, [r6, r7, r8, r9]).exit();
+};
+const inCallback = (b: InsnBuilder) => {
+  const body = b.label();
+  b.mov64(r1, 1).ldFunction(r2, body).mov64(r3, 0).mov64(r4, 0).call(HELPER_LOOP).exit();
+  countInFirst(b.bind(body)).mov64(r0, 0).exit();
+};
+const onTwoPaths = (b: InsnBuilder) => {
+  const other = b.label();
+  b.ldx(8, r6, r1, 0).jmp("eq", r6, 0, other);
+  countInFirst(b).mov64(r0, 1).exit();
+  countInFirst(b.bind(other)).mov64(r0, 2).exit();
+};
 describe("the slot of per-CPU maps", () => {
   const cpus = 3;
   const specs = [
@@ -303,25 +322,6 @@ describe("the slot of per-CPU maps", () => {
   const world = new NativeBpf({ maps: specs });
   afterAll(() => world[Symbol.dispose]());
 
-  const inMain = (b: InsnBuilder) => countInFirst(b).mov64(r0, 0).exit();
-  const inFunction = (b: InsnBuilder) => {
-    const fn = b.label();
-    fill(b, 1).callLocal(fn);
-    addUp(b, [r6, r7, r8, r9]).exit();
-    countInFirst(fill(b.bind(fn), 2)).mov64(r0, 5);
-    addUp(b, [r6, r7, r8, r9]).exit();
-  };
-  const inCallback = (b: InsnBuilder) => {
-    const body = b.label();
-    b.mov64(r1, 1).ldFunction(r2, body).mov64(r3, 0).mov64(r4, 0).call(HELPER_LOOP).exit();
-    countInFirst(b.bind(body)).mov64(r0, 0).exit();
-  };
-  const onTwoPaths = (b: InsnBuilder) => {
-    const other = b.label();
-    b.ldx(8, r6, r1, 0).jmp("eq", r6, 0, other);
-    countInFirst(b).mov64(r0, 1).exit();
-    countInFirst(b.bind(other)).mov64(r0, 2).exit();
-  };
   const owner = (slot: number) => world.memory.words[slot * 8];
   const counted = () =>
     specs.length > 0 && world.maps[0]?.kind === "percpu_array"
@@ -486,4 +486,28 @@ describe("tail calls", () => {
     const { compiled } = runBoth(start(0), bundle);
     expect(compiled.program.ctxReads.has(16)).toBe(true);
   });
+});
+
+it("a tail call carries the slot of per-CPU maps on, and the first program gives it back", () => {
+  const next: MapSpec = { name: "next", kind: "prog_array", keyBytes: 4, valueBytes: 4, maxEntries: 2 };
+  const perCpu: MapSpec = {
+    name: "slots",
+    kind: "percpu_array",
+    keyBytes: 4,
+    valueBytes: 8,
+    maxEntries: 1,
+    cpus: 3,
+  };
+  const programs = [program("counts", (b) => countInFirst(b, 1).mov64(r0, 7).exit())];
+  using world = new NativeBpf({ maps: [next, perCpu], programs });
+  world.memory.words[0] = 1n;
+  const firstOwner = Number(world.env.mapAddr(1) - world.env.mapAddr(0)) / 8;
+  for (const slot of [0, 2]) world.memory.words[firstOwner + 8 * slot] = 9n;
+  expect(runBoth((b) => jumpTo(b.mov64(r6, r1), 0).mov64(r0, 1).exit(), world, { cpu: () => 1 }).result).toBe(
+    7n,
+  );
+  expect([0, 1, 2].map((slot) => world.memory.words[firstOwner + 8 * slot])).toEqual([9n, 0n, 9n]);
+  const [, map] = world.maps;
+  const copies = map?.kind === "percpu_array" ? map.read(new Uint8Array(4)) : undefined;
+  expect(copies?.map((bytes) => bytes[0])).toEqual([0, 1, 0]);
 });
