@@ -206,7 +206,7 @@ describe("return probes", () => {
   it("calls beyond maxactive are missed, counted, and disturb nothing", async () => {
     const { result } = await traceWork(
       [buildFixture("recursion"), "8", "18"],
-      ["--maxactive", "16"],
+      ["--maxactive", "4"],
       "uprobe:recursion:fib { @in = count(); } uretprobe:recursion:fib { @out = count(); }",
       /^missed \d+ returns: /,
     );
