@@ -237,11 +237,10 @@ export class Actions {
   #zero(map: ScriptMap): void {
     const opened = this.#input.maps.maps[map.map];
     if (opened?.kind !== "array" && opened?.kind !== "hash") return;
-    const BPF_EXIST = 2n;
-    if (map.keys.length === 0) opened.update(FIRST_ELEMENT, zeroedMapValue(map, opened.spec.valueBytes), 0n);
-    else
-      for (const { key } of opened.entries())
-        opened.update(key, zeroedMapValue(map, opened.spec.valueBytes), BPF_EXIST);
+    const zeroed = zeroedMapValue(map, opened.spec.valueBytes);
+    if (opened.kind === "array") opened.update(FIRST_ELEMENT, zeroed, 0n);
+    // Programs add to the value where it lies.
+    else for (const { key } of opened.entries()) opened.overwrite(key, zeroed);
   }
 
   /** `exit()` was called but found no room in the ring. */

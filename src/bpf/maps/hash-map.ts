@@ -125,6 +125,17 @@ export class HashMap {
     });
   }
 
+  /**
+   * Writes over the value of a key that is there, where it lies: who holds a pointer to it goes on with the new value.
+   * A reader can see half of a value of more than 8 bytes.
+   */
+  overwrite(key: Uint8Array, value: Uint8Array): number {
+    const found = this.#find(wordsOf(key, this.spec.keyBytes));
+    if (found.kind !== "found") return found.kind === "absent" ? ENOENT : EBUSY;
+    copyToWords(this.memory, this.#valueOffset(found.element, 0), value, this.layout.valueBytes);
+    return 0;
+  }
+
   /** As `update`, with a value for every slot of a per-CPU map. */
   updateCopies(key: Uint8Array, values: readonly Uint8Array[], flags: bigint = BPF_ANY): number {
     return this.#update(key, flags, (element) => {

@@ -202,6 +202,16 @@ describe("hash", () => {
     );
   });
 
+  it("overwrites a value where it lies, and only one that is there", () => {
+    const { map, memory } = openHash(8, 24, 4);
+    map.update(u64(1), new Uint8Array(24).fill(1));
+    const at = map.lookup(u64(1))!;
+    expect(map.overwrite(u64(1), new Uint8Array(24).fill(2))).toBe(0);
+    expect(map.lookup(u64(1))).toBe(at);
+    expect(memory.bytes.slice(at, at + 24)).toEqual(new Uint8Array(24).fill(2));
+    expect(map.overwrite(u64(2), new Uint8Array(24))).toBe(-2);
+  });
+
   it("counts updates that it refused because it was full", () => {
     const { map } = openHash(8, 8, 2);
     for (let i = 0; i < 5; i++) map.update(u64(i), u64(i));
