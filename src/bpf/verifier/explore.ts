@@ -40,6 +40,8 @@ const MAX_FINISHED = 48;
 const MAX_MISSES = 24;
 /** Steps between checkpoints: a copy of the state for every step of a tight loop would fill the memory. */
 const MIN_STEPS_BETWEEN = 8;
+/** Likewise where no comparison went both ways since the last one: nothing waits that could come by. */
+const MIN_STEPS_STRAIGHT = 64;
 /** Earlier calls of a callback that a new one is compared with. */
 const MAX_ITERATIONS_COMPARED = 8;
 
@@ -119,6 +121,7 @@ export class Explorer {
   readonly #closed = new Map<number, readonly number[] | undefined>();
   readonly #observer: Observer | undefined;
   readonly #stepsBetween: number;
+  readonly #stepsStraight: number;
   /** The step that is being made; one object for all, as there are many. */
   readonly #step: { -readonly [Field in keyof Step]: Step[Field] };
   /** 1 for every slot that some path reached. */
@@ -138,6 +141,7 @@ export class Explorer {
   ) {
     this.#observer = observer;
     this.#stepsBetween = observer?.stepsBetween ?? MIN_STEPS_BETWEEN;
+    this.#stepsStraight = observer?.stepsBetween ?? MIN_STEPS_STRAIGHT;
     this.#machine = machine;
     this.#meets = meets;
     this.#maxVisits = maxVisits;
@@ -173,6 +177,7 @@ export class Explorer {
   /** Follows one path to its end, leaving other ways to wait. */
   #walk(stepsBefore: number): void {
     let steps = stepsBefore;
+    let isStraight = this.visited === 0;
     for (;;) {
       const meeting = this.#meets[this.at]!;
       if (meeting === MEETS_CALLBACK) {
@@ -181,9 +186,10 @@ export class Explorer {
       } else if (meeting === MEETS) {
         if (this.#isCovered()) return;
         this.#refuseRepetition();
-        if (steps >= this.#stepsBetween) {
+        if (steps >= (isStraight ? this.#stepsStraight : this.#stepsBetween)) {
           this.#checkpoint();
           steps = 0;
+          isStraight = true;
         }
       }
       if (++this.visited > this.#maxVisits) {
@@ -264,15 +270,13 @@ export class Explorer {
       this.node.opens = state.activation;
       return false;
     }
-    const earlier = listAt(this.#unfinished, this.#key(this.at, state)).filter(
-      ({ snapshot }) => snapshot!.activation === state.activation,
-    );
+    const earlier = this.#lastIterations(state);
     const last = earlier.at(-1)!;
     widen(state, last.snapshot!, this.#neededSince(last));
     forgetLoneIds(state);
     if (this.#isCovered()) return true;
     const prunes = this.#observer?.prunes !== false;
-    for (const { snapshot } of prunes ? earlier.slice(-MAX_ITERATIONS_COMPARED) : [last]) {
+    for (const { snapshot } of prunes ? earlier : [last]) {
       if (!covers(snapshot!, undefined, state)) continue;
       this.node.needAll(snapshot!);
       this.#holdWithin([state.activation]);
@@ -281,6 +285,14 @@ export class Explorer {
     }
     this.#checkpoint();
     return false;
+  }
+
+  /** The last times that the helper, which now calls back again, was here; the path leads over them one by one. */
+  #lastIterations(state: State): readonly Node[] {
+    const ancestors = listAt(this.#unfinished, this.#key(this.at, state));
+    return ancestors
+      .slice(-MAX_ITERATIONS_COMPARED)
+      .filter(({ snapshot }) => snapshot!.activation === state.activation);
   }
 
   /** What is known to be needed of the state at the beginning of `ancestor`. */

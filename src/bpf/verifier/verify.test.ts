@@ -127,12 +127,12 @@ describe("proof of several functions", () => {
   });
 });
 
-describe("limits", () => {
-  const limited = (text: string, limits: VerifyOptions["limits"]) => {
-    const verdict = verify(text, { limits: limits! });
-    return verdict.kind === "accepted" ? "accepted" : verdict.message;
-  };
+const limited = (text: string, limits: VerifyOptions["limits"]) => {
+  const verdict = verify(text, { limits: limits! });
+  return verdict.kind === "accepted" ? "accepted" : verdict.message;
+};
 
+describe("limits", () => {
   it.each([
     { name: "a number", text: "r0 = *(u64 *)(r10 -8)\nexit", verdict: "accepted" },
     {
