@@ -4,9 +4,9 @@
  * Each call loads every register with a number of its own and checks that only those changed that the routine names,
  * and that nothing below the stack that it declares was written.
  */
-import { mapRoutineFor, stackTraceInput } from "../../src/bpf/jit/map-routines.ts";
-import { type Routine, RoutineSet } from "../../src/bpf/jit/routine.ts";
-import { stackInsert } from "../../src/bpf/jit/stack-trace-routines.ts";
+import { mapRoutineFor, stackTraceInput } from "../../src/bpf/jit/routines/map-routines.ts";
+import { type Routine, RoutineSet } from "../../src/bpf/jit/routines/routine.ts";
+import { stackInsert } from "../../src/bpf/jit/routines/stack-trace-routines.ts";
 import type { Assembler } from "../../src/x86/assembler.ts";
 import { hasReg, R8, R11, RAX, RCX, RDI, RDX, RSI, RSP, regNames } from "../../src/x86/registers.ts";
 import type { NativeBpf } from "./native-bpf.ts";

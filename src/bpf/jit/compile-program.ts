@@ -13,14 +13,14 @@ import type { Bundle, ProgramSpec, Proof, Subprogram } from "../program.ts";
 import { type Assignment, assignRegs, calleeSavedRegs, preferredRegs } from "./allocate.ts";
 import { foldOperations } from "./fold.ts";
 import { type EmittedFunction, FunctionEmitter, type TailTargets } from "./function-emitter.ts";
-import type { HelperCall } from "./helper-routines.ts";
 import { JitError } from "./jit-error.ts";
 import type { LinkEnv } from "./link-env.ts";
 import { type OpList, removeDead } from "./liveness.ts";
 import { type LowerContext, lowerInsn } from "./lower.ts";
 import { calleesOf, type Op } from "./operations.ts";
 import { type ProgramState, STATE_REG } from "./program-state.ts";
-import type { Routine } from "./routine.ts";
+import type { HelperCall } from "./routines/helper-routines.ts";
+import type { Routine } from "./routines/routine.ts";
 import { knownValues, loadsFrom } from "./values.ts";
 
 /** How a program is entered; "tail": from another program, with the context in rdi and the state in its register. */

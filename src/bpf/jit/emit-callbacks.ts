@@ -10,7 +10,7 @@ import { R11, RAX, RCX, RDI, RDX, type Reg, RSI, regSet } from "../../x86/regist
 import { E2BIG, EINVAL } from "../maps/index.ts";
 import type { Home, OperationContext } from "./operation-context.ts";
 import type { CallbackContext, Op, Source } from "./operations.ts";
-import type { Routine } from "./routine.ts";
+import type { Routine } from "./routines/routine.ts";
 
 /** BPF_MAX_LOOPS */
 const MAX_LOOPS = 1 << 23;

@@ -36,7 +36,7 @@ import {
   STATE_TAIL_CALLS,
   stateBytes,
 } from "./program-state.ts";
-import type { Routine } from "./routine.ts";
+import type { Routine } from "./routines/routine.ts";
 
 /** Below rsp a leaf may use this much: neither signals nor the kernel touch it (psABI, section 3.2.2). */
 const RED_ZONE_BYTES = 128;

@@ -3,5 +3,5 @@
 export { JitError } from "./jit-error.ts";
 export { type CompiledProgram, type EmitOptions, JitUnit } from "./jit-unit.ts";
 export type { LinkEnv } from "./link-env.ts";
-export { type ReturnLookup, returnLookupWrites } from "./return-lookup.ts";
-export { PID_CACHE_TID_OFFSET } from "./task-routines.ts";
+export { type ReturnLookup, returnLookupWrites } from "./routines/return-lookup.ts";
+export { PID_CACHE_TID_OFFSET } from "./routines/task-routines.ts";

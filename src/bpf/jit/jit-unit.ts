@@ -24,13 +24,13 @@ import { HELPER_OVERRIDE_RETURN, HELPER_TAIL_CALL } from "../helpers.ts";
 import type { Bundle, ProgramSpec, Proof } from "../program.ts";
 import { type CompilationContext, type CompiledFunctions, compileProgram } from "./compile-program.ts";
 import type { TailTargets } from "./function-emitter.ts";
-import { type HelperCall, routineFor } from "./helper-routines.ts";
 import { JitError } from "./jit-error.ts";
 import type { LinkEnv } from "./link-env.ts";
 import { isNear } from "./memory-moves.ts";
 import { type ProgramState, takeSlot } from "./program-state.ts";
-import { RoutineSet } from "./routine.ts";
-import { fillPidCache } from "./task-routines.ts";
+import { type HelperCall, routineFor } from "./routines/helper-routines.ts";
+import { RoutineSet } from "./routines/routine.ts";
+import { fillPidCache } from "./routines/task-routines.ts";
 
 /** The kernel's limit of tail calls of one run. */
 const MAX_TAIL_CALLS = 33;

@@ -72,12 +72,12 @@ import {
   sizeBytesOf,
 } from "../opcodes.ts";
 import type { Bundle, Proof } from "../program.ts";
-import type { HelperCall } from "./helper-routines.ts";
 import { JitError } from "./jit-error.ts";
 import type { LinkEnv } from "./link-env.ts";
-import { elementsOf } from "./map-elements.ts";
 import type { AtomicKind, CallbackContext, Op, OpMem, Source } from "./operations.ts";
-import type { Routine } from "./routine.ts";
+import type { HelperCall } from "./routines/helper-routines.ts";
+import { elementsOf } from "./routines/map-elements.ts";
+import type { Routine } from "./routines/routine.ts";
 import { aluResult, type KnownLoad, loadedConstant, type Value, type Values } from "./values.ts";
 
 /** What lowering needs from the unit. */

@@ -2,7 +2,7 @@
 import type { Assembler, Mem } from "../../x86/assembler.ts";
 import type { Reg, RegSet } from "../../x86/registers.ts";
 import type { OpMem } from "./operations.ts";
-import type { Routine } from "./routine.ts";
+import type { Routine } from "./routines/routine.ts";
 
 export interface OperationContext {
   readonly asm: Assembler;

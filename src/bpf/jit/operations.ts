@@ -5,7 +5,7 @@
  * fixed address; helpers have become loads, inline sequences or calls of routines.
  */
 import type { AluOp, Condition, ShiftOp } from "../../x86/assembler.ts";
-import type { Routine } from "./routine.ts";
+import type { Routine } from "./routines/routine.ts";
 
 /** A BPF register, 0 to 9. The frame pointer never is an operand: it is known everywhere. */
 export type BpfRegNumber = number;

@@ -19,7 +19,7 @@ import { R11, RAX, RBP, RCX, RDX, type Reg, RSP, regSet } from "../../x86/regist
 import { MAX_CPU } from "../helpers.ts";
 import type { LinkEnv } from "./link-env.ts";
 import { emitAddress } from "./memory-moves.ts";
-import type { Routine, RoutineSet } from "./routine.ts";
+import type { Routine, RoutineSet } from "./routines/routine.ts";
 
 export const STATE_REG: Reg = RBP;
 export const STATE_SLOT = 0;
