@@ -5,14 +5,13 @@
  * callbacks.
  */
 import { release } from "node:os";
-import koffi from "koffi";
 import { encodeInsns, type Insn } from "../../src/bpf/insn.ts";
 import { mapKindNumber } from "../../src/bpf/map-kinds.ts";
 import { OP_LDIMM64, PSEUDO_MAP_FD, PSEUDO_MAP_VALUE } from "../../src/bpf/opcodes.ts";
 import type { MapSpec } from "../../src/bpf/program.ts";
 import { checkStructure } from "../../src/bpf/verifier/structure.ts";
+import { bpf, closeFd, fixedMemory } from "./bpf-syscall.ts";
 
-const SYS_BPF = 321;
 const BPF_MAP_CREATE = 0;
 const BPF_PROG_LOAD = 5;
 const BPF_MAP_UPDATE_ELEM = 2;
@@ -21,24 +20,7 @@ const BPF_MAP_FREEZE = 22;
 const BPF_F_RDONLY_PROG = 1 << 7;
 const BPF_F_WRONLY_PROG = 1 << 8;
 const BPF_PROG_TYPE_KPROBE = 2;
-const ATTR_BYTES = 144;
 const LOG_BYTES = 1 << 20;
-
-const libc = koffi.load("libc.so.6");
-const syscall = libc.func("long syscall(long number, long command, void *attr, long lenBytes)");
-const close = libc.func("int close(int fd)");
-
-/** Memory that keeps its address, as the kernel is given pointers inside structures. */
-function memory(lenBytes: number): { readonly address: bigint; readonly bytes: Uint8Array } {
-  const pointer = koffi.alloc("uint8_t", lenBytes);
-  return { address: koffi.address(pointer), bytes: new Uint8Array(koffi.view(pointer, lenBytes)) };
-}
-
-function bpf(command: number, fill: (attr: DataView) => void): number {
-  const attr = new Uint8Array(ATTR_BYTES);
-  fill(new DataView(attr.buffer));
-  return Number(syscall(SYS_BPF, command, attr, ATTR_BYTES));
-}
 
 const kernelRelease = /^6\.18\./;
 
@@ -59,7 +41,7 @@ export function createKernelMaps(maps: readonly MapSpec[]): readonly number[] {
 }
 
 export function closeKernelMaps(fds: readonly number[]): void {
-  for (const fd of fds) close(fd);
+  for (const fd of fds) closeFd(fd);
 }
 
 function createMap(spec: MapSpec): number {
@@ -75,10 +57,10 @@ function createMap(spec: MapSpec): number {
     attr.setUint32(16, (isReadOnly ? BPF_F_RDONLY_PROG : 0) | (isWriteOnly ? BPF_F_WRONLY_PROG : 0), true);
     attr.setUint32(20, innerFd, true);
   });
-  if (inner) close(innerFd);
+  if (inner) closeFd(innerFd);
   if (contents) {
-    const key = memory(4);
-    const value = memory(valueBytes);
+    const key = fixedMemory(4);
+    const value = fixedMemory(valueBytes);
     key.bytes.fill(0);
     value.bytes.set(contents);
     bpf(BPF_MAP_UPDATE_ELEM, (attr) => {
@@ -96,11 +78,11 @@ function createMap(spec: MapSpec): number {
 const isMap = ({ opcode, src }: Insn) =>
   opcode === OP_LDIMM64 && (src === PSEUDO_MAP_FD || src === PSEUDO_MAP_VALUE);
 
-const code = memory(1 << 17);
-const license = memory(4);
-const log = memory(LOG_BYTES);
-const types = memory(1 << 16);
-const functionInfo = memory(1 << 12);
+const code = fixedMemory(1 << 17);
+const license = fixedMemory(4);
+const log = fixedMemory(LOG_BYTES);
+const types = fixedMemory(1 << 16);
+const functionInfo = fixedMemory(1 << 12);
 
 /** The kernel's log without its statistics; undefined if it accepts the program. */
 export function askKernel(insns: readonly Insn[], fds: readonly number[]): string | undefined {
@@ -128,9 +110,9 @@ export function askKernel(insns: readonly Insn[], fds: readonly number[]): strin
     attr.setBigUint64(80, functionInfo.address, true);
     attr.setUint32(88, starts.length, true);
   });
-  if (typesFd >= 0) close(typesFd);
+  if (typesFd >= 0) closeFd(typesFd);
   if (fd >= 0) {
-    close(fd);
+    closeFd(fd);
     return undefined;
   }
   const text = Buffer.from(log.bytes.subarray(0, log.bytes.indexOf(0))).toString();

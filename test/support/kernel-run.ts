@@ -2,45 +2,25 @@
  * Programs run by the kernel itself, as socket filters on a packet of zeros (BPF_PROG_TEST_RUN): the oracle for helpers.
  * Needs permission to load programs (root, usually).
  */
-import koffi from "koffi";
 import { encodeInsns, type Insn } from "../../src/bpf/insn.ts";
 import { OP_LDIMM64, PSEUDO_NONE } from "../../src/bpf/opcodes.ts";
 import type { MapSpec } from "../../src/bpf/program.ts";
 import { closeKernelMaps, createKernelMaps } from "./bpf-kernel.ts";
+import { bpf, closeFd, fixedMemory } from "./bpf-syscall.ts";
 
-const SYS_BPF = 321;
 const BPF_MAP_LOOKUP_ELEM = 1;
 const BPF_MAP_UPDATE_ELEM = 2;
 const BPF_PROG_LOAD = 5;
 const BPF_PROG_TEST_RUN = 10;
 const BPF_PROG_TYPE_SOCKET_FILTER = 1;
-const ATTR_BYTES = 144;
 const LOG_BYTES = 1 << 16;
 const PACKET_BYTES = 64;
 
-const libc = koffi.load("libc.so.6");
-const syscall = libc.func("long syscall(long number, long command, void *attr, long lenBytes)");
-const close = libc.func("int close(int fd)");
-
-/** Memory that keeps its address. */
-function memory(lenBytes: number): { readonly address: bigint; readonly bytes: Uint8Array } {
-  const pointer = koffi.alloc("uint8_t", lenBytes);
-  const bytes = new Uint8Array(koffi.view(pointer, lenBytes));
-  bytes.fill(0);
-  return { address: koffi.address(pointer), bytes };
-}
-
-function bpf(command: number, fill: (attr: DataView) => void): number {
-  const attr = new Uint8Array(ATTR_BYTES);
-  fill(new DataView(attr.buffer));
-  return Number(syscall(SYS_BPF, command, attr, ATTR_BYTES));
-}
-
-const license = memory(4);
+const license = fixedMemory(4);
 license.bytes.set([0x47, 0x50, 0x4c, 0]);
-const log = memory(LOG_BYTES);
-const packet = memory(PACKET_BYTES);
-const key = memory(4);
+const log = fixedMemory(LOG_BYTES);
+const packet = fixedMemory(PACKET_BYTES);
+const key = fixedMemory(4);
 
 /**
  * Runs a program on maps of its own; returns what the first one, an array of one element, holds afterwards. `before` is
@@ -53,7 +33,7 @@ export function runInKernel(
 ): Uint8Array {
   const fds = createKernelMaps(maps);
   try {
-    const value = memory(maps[0]!.valueBytes);
+    const value = fixedMemory(maps[0]!.valueBytes);
     value.bytes.set(before);
     const element = (attr: DataView) => {
       attr.setUint32(0, fds[0]!, true);
@@ -73,7 +53,7 @@ function run(insns: readonly Insn[], fds: readonly number[]): void {
   const linked = insns.map((insn) =>
     insn.opcode === OP_LDIMM64 && insn.src !== PSEUDO_NONE ? { ...insn, imm: fds[insn.imm]! } : insn,
   );
-  const code = memory(insns.length * 8);
+  const code = fixedMemory(insns.length * 8);
   code.bytes.set(encodeInsns(linked));
   const fd = bpf(BPF_PROG_LOAD, (attr) => {
     attr.setUint32(0, BPF_PROG_TYPE_SOCKET_FILTER, true);
@@ -91,6 +71,6 @@ function run(insns: readonly Insn[], fds: readonly number[]): void {
     attr.setUint32(8, PACKET_BYTES, true);
     attr.setBigUint64(16, packet.address, true);
   });
-  close(fd);
+  closeFd(fd);
   if (result !== 0) throw new Error("run a program in the kernel: failed");
 }

@@ -1,24 +1,11 @@
 /** An array in shared memory, as the tracer sees it. */
-import type { MapSpec } from "../program.ts";
 import type { ArrayLayout } from "./array-layout.ts";
 import { BPF_EXIST, BPF_NOEXIST, E2BIG, EEXIST, EINVAL } from "./error-numbers.ts";
-import type { SharedMemory } from "./shared-memory.ts";
+import { SharedMap } from "./shared-map.ts";
 import { copyToWords, readValue } from "./value-access.ts";
 
-export class ArrayMap {
+export class ArrayMap extends SharedMap<ArrayLayout> {
   readonly kind = "array";
-  readonly spec: MapSpec;
-  readonly layout: ArrayLayout;
-  readonly memory: SharedMemory;
-  /** Where the map's storage begins in `memory`. */
-  readonly byteOffset: number;
-
-  constructor(spec: MapSpec, layout: ArrayLayout, memory: SharedMemory, byteOffset: number) {
-    this.spec = spec;
-    this.layout = layout;
-    this.memory = memory;
-    this.byteOffset = byteOffset;
-  }
 
   /** Byte offset of element `index` in `memory`; undefined beyond the end. */
   valueOffset(index: number): number | undefined {

@@ -1,24 +1,12 @@
 /** A bloom filter in shared memory, as the tracer sees it (bloom-layout.ts). */
-import type { MapSpec } from "../program.ts";
 import type { BloomLayout } from "./bloom-layout.ts";
 import { BPF_ANY, EINVAL, ENOENT } from "./error-numbers.ts";
 import { hashOf } from "./key-hash.ts";
-import type { SharedMemory } from "./shared-memory.ts";
+import { SharedMap } from "./shared-map.ts";
 import { wordsOf } from "./value-access.ts";
 
-export class BloomMap {
+export class BloomMap extends SharedMap<BloomLayout> {
   readonly kind = "bloom_filter";
-  readonly spec: MapSpec;
-  readonly layout: BloomLayout;
-  readonly memory: SharedMemory;
-  readonly byteOffset: number;
-
-  constructor(spec: MapSpec, layout: BloomLayout, memory: SharedMemory, byteOffset: number) {
-    this.spec = spec;
-    this.layout = layout;
-    this.memory = memory;
-    this.byteOffset = byteOffset;
-  }
 
   /** Puts a value in. */
   push(value: Uint8Array, flags: bigint = BPF_ANY): number {

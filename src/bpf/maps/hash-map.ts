@@ -34,6 +34,7 @@ import {
   sparePool,
 } from "./hash-layout.ts";
 import { hashOf } from "./key-hash.ts";
+import { SharedMap } from "./shared-map.ts";
 import type { SharedMemory } from "./shared-memory.ts";
 import { ElementPool, MARK, REF_MASK, retarget } from "./tagged-words.ts";
 import { copyToWords, readValue, wordsOf } from "./value-access.ts";
@@ -69,13 +70,8 @@ export interface HashEntry {
   readonly offset: number;
 }
 
-export class HashMap {
+export class HashMap extends SharedMap<HashLayout> {
   readonly kind = "hash";
-  readonly spec: MapSpec;
-  readonly layout: HashLayout;
-  readonly memory: SharedMemory;
-  /** Where the map's storage begins in `memory`. */
-  readonly byteOffset: number;
   /** Index of the word from which offsets of the layout count. */
   readonly #base: number;
   readonly #words: BigInt64Array;
@@ -83,10 +79,7 @@ export class HashMap {
   readonly #spares: ElementPool;
 
   constructor(spec: MapSpec, layout: HashLayout, memory: SharedMemory, byteOffset: number) {
-    this.spec = spec;
-    this.layout = layout;
-    this.memory = memory;
-    this.byteOffset = byteOffset;
+    super(spec, layout, memory, byteOffset);
     this.#base = (byteOffset + layout.headerBytes) / 8;
     this.#words = memory.words;
     this.#pool = new ElementPool(hashPool(layout), memory, this.#base);

@@ -8,6 +8,7 @@ import { indexOfKey, keyOfIndex } from "./array-map.ts";
 import { BPF_ANY, BPF_EXIST, BPF_NOEXIST, E2BIG, EEXIST, EINVAL } from "./error-numbers.ts";
 import type { HashLayout } from "./hash-layout.ts";
 import { HashMap } from "./hash-map.ts";
+import { SharedMap } from "./shared-map.ts";
 import type { SharedMemory } from "./shared-memory.ts";
 import { copyToWords, readValue } from "./value-access.ts";
 
@@ -19,19 +20,8 @@ export interface PerCpuEntry {
   readonly offset: number;
 }
 
-export class PerCpuArrayMap {
+export class PerCpuArrayMap extends SharedMap<PerCpuArrayLayout> {
   readonly kind = "percpu_array";
-  readonly spec: MapSpec;
-  readonly layout: PerCpuArrayLayout;
-  readonly memory: SharedMemory;
-  readonly byteOffset: number;
-
-  constructor(spec: MapSpec, layout: PerCpuArrayLayout, memory: SharedMemory, byteOffset: number) {
-    this.spec = spec;
-    this.layout = layout;
-    this.memory = memory;
-    this.byteOffset = byteOffset;
-  }
 
   get cpus(): number {
     return this.layout.cpus;
@@ -98,19 +88,12 @@ export class PerCpuArrayMap {
   }
 }
 
-export class PerCpuHashMap {
+export class PerCpuHashMap extends SharedMap<HashLayout> {
   readonly kind = "percpu_hash";
-  readonly spec: MapSpec;
-  readonly layout: HashLayout;
-  readonly memory: SharedMemory;
-  readonly byteOffset: number;
   readonly #map: HashMap;
 
   constructor(spec: MapSpec, layout: HashLayout, memory: SharedMemory, byteOffset: number) {
-    this.spec = spec;
-    this.layout = layout;
-    this.memory = memory;
-    this.byteOffset = byteOffset;
+    super(spec, layout, memory, byteOffset);
     this.#map = new HashMap(spec, layout, memory, byteOffset);
   }
 

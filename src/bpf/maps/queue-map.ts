@@ -12,6 +12,7 @@ import {
   RECORD_CELL_AFTER,
   RECORD_CELL_BEFORE,
 } from "./queue-layout.ts";
+import { SharedMap } from "./shared-map.ts";
 import type { SharedMemory } from "./shared-memory.ts";
 import { ElementPool, REF_MASK, retarget } from "./tagged-words.ts";
 import { copyToWords, readValue } from "./value-access.ts";
@@ -34,22 +35,15 @@ interface Change {
   readonly after: bigint;
 }
 
-export class QueueMap {
+export class QueueMap extends SharedMap<QueueLayout> {
   readonly kind = "queue";
-  readonly spec: MapSpec;
-  readonly layout: QueueLayout;
-  readonly memory: SharedMemory;
-  readonly byteOffset: number;
   readonly #base: number;
   readonly #words: BigInt64Array;
   readonly #nodes: ElementPool;
   readonly #records: ElementPool;
 
   constructor(spec: MapSpec, layout: QueueLayout, memory: SharedMemory, byteOffset: number) {
-    this.spec = spec;
-    this.layout = layout;
-    this.memory = memory;
-    this.byteOffset = byteOffset;
+    super(spec, layout, memory, byteOffset);
     this.#base = byteOffset / 8;
     this.#words = memory.words;
     this.#nodes = new ElementPool(layout.nodes, memory, this.#base);

@@ -2,7 +2,6 @@
  * A ring buffer in shared memory from the writers' side, for programs that run in the tracer itself: the same
  * steps as the routine of the JIT (ring-layout.ts has the states).
  */
-import type { MapSpec } from "../program.ts";
 import {
   CELL_DISCARDED,
   CELL_FLAGS,
@@ -18,24 +17,13 @@ import {
   RING_TAIL,
   type RingLayout,
 } from "./ring-layout.ts";
-import type { SharedMemory } from "./shared-memory.ts";
+import { SharedMap } from "./shared-map.ts";
 
 /** Attempts at a cell; only memory that makes no sense needs so many. */
 const MAX_TRIES = 20_000;
 
-export class RingMap {
+export class RingMap extends SharedMap<RingLayout> {
   readonly kind = "ringbuf";
-  readonly spec: MapSpec;
-  readonly layout: RingLayout;
-  readonly memory: SharedMemory;
-  readonly byteOffset: number;
-
-  constructor(spec: MapSpec, layout: RingLayout, memory: SharedMemory, byteOffset: number) {
-    this.spec = spec;
-    this.layout = layout;
-    this.memory = memory;
-    this.byteOffset = byteOffset;
-  }
 
   /** Records that found the ring full, by anyone. */
   get dropped(): bigint {

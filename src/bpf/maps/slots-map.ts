@@ -5,22 +5,12 @@ import { indexOfKey } from "./array-map.ts";
 import { E2BIG } from "./error-numbers.ts";
 import type { HashLayout } from "./hash-layout.ts";
 import { HashMap } from "./hash-map.ts";
+import { SharedMap } from "./shared-map.ts";
 import type { SharedMemory } from "./shared-memory.ts";
 
 /** Which program a tail call with an index goes to. */
-export class ProgArrayMap {
+export class ProgArrayMap extends SharedMap<SlotsLayout> {
   readonly kind = "prog_array";
-  readonly spec: MapSpec;
-  readonly layout: SlotsLayout;
-  readonly memory: SharedMemory;
-  readonly byteOffset: number;
-
-  constructor(spec: MapSpec, layout: SlotsLayout, memory: SharedMemory, byteOffset: number) {
-    this.spec = spec;
-    this.layout = layout;
-    this.memory = memory;
-    this.byteOffset = byteOffset;
-  }
 
   /** Index in the bundle's programs; undefined: none, or nothing sensible. */
   programAt(index: number): number | undefined {
@@ -39,19 +29,8 @@ export class ProgArrayMap {
 }
 
 /** An array of maps. Maps are named by where their storage begins in `memory`. */
-export class ArrayOfMaps {
+export class ArrayOfMaps extends SharedMap<SlotsLayout> {
   readonly kind = "array_of_maps";
-  readonly spec: MapSpec;
-  readonly layout: SlotsLayout;
-  readonly memory: SharedMemory;
-  readonly byteOffset: number;
-
-  constructor(spec: MapSpec, layout: SlotsLayout, memory: SharedMemory, byteOffset: number) {
-    this.spec = spec;
-    this.layout = layout;
-    this.memory = memory;
-    this.byteOffset = byteOffset;
-  }
 
   /** Byte offset in `memory` of the inner map; whether one is there the caller must know. */
   innerAt(key: Uint8Array): number | undefined {
@@ -71,19 +50,12 @@ export class ArrayOfMaps {
 }
 
 /** A hash of maps. */
-export class HashOfMaps {
+export class HashOfMaps extends SharedMap<HashLayout> {
   readonly kind = "hash_of_maps";
-  readonly spec: MapSpec;
-  readonly layout: HashLayout;
-  readonly memory: SharedMemory;
-  readonly byteOffset: number;
   readonly #map: HashMap;
 
   constructor(spec: MapSpec, layout: HashLayout, memory: SharedMemory, byteOffset: number) {
-    this.spec = spec;
-    this.layout = layout;
-    this.memory = memory;
-    this.byteOffset = byteOffset;
+    super(spec, layout, memory, byteOffset);
     this.#map = new HashMap(spec, layout, memory, byteOffset);
   }
 

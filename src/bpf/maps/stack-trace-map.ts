@@ -2,6 +2,7 @@
 import type { MapSpec } from "../program.ts";
 import { EBUSY, EEXIST, ENOENT, ENOMEM } from "./error-numbers.ts";
 import { hashOf } from "./key-hash.ts";
+import { SharedMap } from "./shared-map.ts";
 import type { SharedMemory } from "./shared-memory.ts";
 import {
   STACK_ADDRESSES,
@@ -19,21 +20,14 @@ const MAX_TRIES = 2000;
 export const STACK_FAST_COMPARE = 1n << 9n;
 export const STACK_REUSE_ID = 1n << 10n;
 
-export class StackTraceMap {
+export class StackTraceMap extends SharedMap<StackTraceLayout> {
   readonly kind = "stack_trace";
-  readonly spec: MapSpec;
-  readonly layout: StackTraceLayout;
-  readonly memory: SharedMemory;
-  readonly byteOffset: number;
   readonly #base: number;
   readonly #words: BigInt64Array;
   readonly #pool: ElementPool;
 
   constructor(spec: MapSpec, layout: StackTraceLayout, memory: SharedMemory, byteOffset: number) {
-    this.spec = spec;
-    this.layout = layout;
-    this.memory = memory;
-    this.byteOffset = byteOffset;
+    super(spec, layout, memory, byteOffset);
     this.#base = byteOffset / 8;
     this.#words = memory.words;
     this.#pool = new ElementPool(layout.pool, memory, this.#base);
