@@ -4,6 +4,7 @@
  */
 import { afterEach, describe, expect, it } from "vitest";
 import { readChangedSites } from "../../src/session/changed-sites.ts";
+import { runCommand } from "../support/built-command.ts";
 import { buildFixture } from "../support/fixtures.ts";
 import {
   expectNoTrace,
@@ -137,5 +138,45 @@ it("a dead tracer's punned sites go on, and anybody can put them back", async ()
     expect({ code: detached.code, err: detached.err }).toEqual({ code: 0, err: "" });
     expectNoTrace(running.pid, before);
     expect(await compute(running)).toBe("0");
+  }
+});
+
+describe("explain shows the way of a short site, and why there is no shorter one", () => {
+  const cases: readonly { readonly site: Site; readonly tactic: string; readonly text: RegExp }[] = [
+    {
+      site: "four",
+      tactic: "pun",
+      text: /^ {2}not jump: jump into region: .*\n {2}before {2}48 8d 40 01\n {2}after {3}(2e )*e9 .*\n {2}by pun: the jump ends in the bytes that follow, .*\n {4}lands at 0x[0-9a-f]+$/m,
+    },
+    {
+      site: "hop",
+      tactic: "neighbour",
+      text: /^ {2}by neighbour: hops into the instructions from 0x[0-9a-f]+ on, which make way\n.* {2}mov ecx, 0\n.* {2}mov r8d, 5\n {4}at 0x[0-9a-f]+ {2}b9 00 00 00 00 41 b8 05 00 00 -> e9 .*$/m,
+    },
+    {
+      site: "padded",
+      tactic: "padding",
+      text: /^ {2}by padding: hops to 0x[0-9a-f]+, which nothing executes\n {4}at 0x[0-9a-f]+ {2}cc cc cc cc cc -> e9 .*$/m,
+    },
+  ];
+  for (const { site, tactic, text } of cases) {
+    it(tactic, async () => {
+      const running = await start("1");
+      const before = readProcessState(running.pid);
+      const args = ["explain", `uprobe:short-sites:site_${site}`, "-p", `${running.pid}`];
+      const shown = runCommand(args);
+      expect(shown.err).toBe("");
+      expect(shown.out).toMatch(text);
+      expect(shown.out).toMatch(/^ {2}chain: .* -> 0x[0-9a-f]+ -> detour 0x[0-9a-f]+ -> /m);
+      const { data } = JSON.parse(runCommand([...args, "-f", "json"]).out) as {
+        data: { mechanism: string; route: { tactic: string }; refused: { mechanism: string }[] };
+      };
+      expect([data.mechanism, data.route.tactic, data.refused.map(({ mechanism }) => mechanism)]).toEqual([
+        "punned",
+        tactic,
+        ["jump"],
+      ]);
+      expectUnchanged(running.pid, before);
+    });
   }
 });
