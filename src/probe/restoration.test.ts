@@ -74,6 +74,16 @@ test("a SIGTRAP handler that the application has set meanwhile stays", () => {
   expect(calls.map(({ name }) => name)).not.toContain("rt_sigaction");
 });
 
+function restore(sites: readonly JournalSite[], moves: readonly Move[]) {
+  return planRestoration({
+    journal: { ...journal, sites, trapAction: undefined },
+    journalMemory,
+    found: sites.map(({ newBytes }) => newBytes),
+    trapHandler: undefined,
+    moves,
+  });
+}
+
 describe("a punned site with what made way for it", () => {
   const evicted: JournalSite = {
     ...site,
@@ -98,16 +108,6 @@ describe("a punned site with what made way for it", () => {
     newBytes: Uint8Array.of(0xeb, 0x15),
     leadsTo: 0x1017n,
   };
-
-  function restore(sites: readonly JournalSite[], moves: readonly Move[]) {
-    return planRestoration({
-      journal: { ...journal, sites, trapAction: undefined },
-      journalMemory,
-      found: sites.map(({ newBytes }) => newBytes),
-      trapHandler: undefined,
-      moves,
-    });
-  }
 
   test("the site is put back first, and counts as one", () => {
     const { transaction, restored } = restore([evicted, punned], []);

@@ -37,6 +37,9 @@ export class CodeSpace {
   }
 }
 
+/** The pages of a landing: two, if it lies over the end of one. */
+const pagesOf = (at: bigint): readonly bigint[] => [at & -PAGE, (at + BigInt(LANDING_BYTES) - 1n) & -PAGE];
+
 /** The part of a target that maps code memory. */
 export interface CodeMemoryPort {
   createCode(ranges: readonly { readonly at: bigint; readonly lenBytes: number }[]): Promise<void>;
@@ -84,7 +87,6 @@ export class CodeSpaces {
    * the process has put something there meanwhile.
    */
   async mapLandings(landings: readonly bigint[]): Promise<Set<bigint>> {
-    const pagesOf = (at: bigint) => [at & -PAGE, (at + BigInt(LANDING_BYTES) - 1n) & -PAGE];
     const wanted = [...new Set(landings.flatMap(pagesOf))]
       .filter((page) => !this.#landingPages.has(page))
       .sort((a, b) => (a < b ? -1 : 1));

@@ -35,13 +35,14 @@ const shortSites = () => {
   return { path, image: fileImage(openElf(path), path) };
 };
 
+const sum = (counts: Readonly<Record<string, number>>) =>
+  Object.values(counts).reduce((all, count) => all + count, 0);
+
 test("counts, tactics and reasons add up, and each site is named once", () => {
   const { image } = shortSites();
   const sites: string[] = [];
   const found = measureCoverage(image, "instructions", 1, (site) => sites.push(`${site.at}`));
   const { mechanisms, tactics, reasons, total } = found;
-  const sum = (counts: Readonly<Record<string, number>>) =>
-    Object.values(counts).reduce((all, count) => all + count, 0);
   expect(sum(mechanisms)).toBe(total);
   expect(sum(tactics)).toBe(mechanisms.punned);
   expect(sum(reasons.jump ?? {})).toBe(total - mechanisms.jump);

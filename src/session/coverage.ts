@@ -123,8 +123,8 @@ function* candidatesOf(
     if (candidates === "functions") yield start;
     else {
       const block = code.functionAt(start)?.code;
-      for (let i = 0; block !== undefined && i < block.count; i++)
-        yield block.start + BigInt(block.offsets[i]!);
+      // The last offset is where decoding ended.
+      for (const offset of block?.offsets.subarray(0, block.count) ?? []) yield start + BigInt(offset);
     }
   }
 }
