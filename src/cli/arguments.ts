@@ -15,6 +15,7 @@ import type {
   MechanismChoice,
   OutputFormat,
   ReportOptions,
+  ReturnChoice,
   RunObjectOptions,
   TraceOptions,
 } from "../session/index.ts";
@@ -101,7 +102,7 @@ function parseAction(words: Words): Action {
           "explain: say in which process",
           `for example: trapline explain ${probe} -p PID`,
         );
-      return { verb, options: { probe, pid, mechanism, format } };
+      return { verb, options: { probe, pid, mechanism, format, returns: parseReturns(words) } };
     }
     case "coverage":
       return { verb, options: parseCoverage(words, { format, pids }) };
@@ -172,10 +173,8 @@ function parseSample(word: string | undefined): number {
   return percent / 100;
 }
 
-function parseTrace(
-  { values, rest }: Words,
-  shared: Pick<TraceOptions, "format" | "mechanism" | "pids">,
-): Action {
+function parseTrace(words: Words, shared: Pick<TraceOptions, "format" | "mechanism" | "pids">): Action {
+  const { values, rest } = words;
   const text = values.get("program")?.[0];
   const path = rest[0];
   if (text === undefined && path === undefined)
@@ -198,15 +197,17 @@ function parseTrace(
       debug: values.has("debug"),
       dryRun: values.has("dryRun"),
       maxActive: parseMaxActive(values.get("maxActive")?.[0]),
+      returns: parseReturns(words),
     },
   };
 }
 
 /** `run FILE.bpf.o`. */
 function parseRun(
-  { values, rest }: Words,
+  words: Words,
   shared: Pick<RunObjectOptions, "format" | "mechanism" | "pids">,
 ): Extract<Action, { verb: "run" }> {
+  const { values, rest } = words;
   const path = rest[1];
   if (path === undefined)
     throw new UsageError("run: say which object file", "for example: trapline run FILE.bpf.o -p PID");
@@ -225,6 +226,7 @@ function parseRun(
       verbose: values.has("verbose"),
       dryRun: values.has("dryRun"),
       maxActive: parseMaxActive(values.get("maxActive")?.[0]),
+      returns: parseReturns(words),
     },
   };
 }
@@ -279,6 +281,13 @@ function parseChoice(
   if (choices.includes(value)) return value;
   const flag = flags.find((candidate) => candidate.name === name)!;
   throw new UsageError(`${spell(flag)} ${value}: must be one of ${choices.join(", ")}`);
+}
+
+/** Undefined: not said. */
+function parseReturns(words: Words): ReturnChoice | undefined {
+  return words.values.has("returns")
+    ? (parseChoice(words, "returns", ["auto", "sites", "stack"], "auto") as ReturnChoice)
+    : undefined;
 }
 
 function parsePid(word: string): number {

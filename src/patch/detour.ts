@@ -4,20 +4,44 @@
  *     entry:   gate enter
  *              program 1 .. n
  *              return to the caller, if a program overrides the function
- *              claim the return address        (points with return probes)
+ *              program 1 .. n of the return    (points at a function's exit)
+ *              claim the return address        (points whose caller is to be found again by a trampoline)
  *              gate leave
  *              displaced instructions
  *              jmp site + length
  *
  * An `e9` at the site and the trap handler both lead to `entry`, with every register and flag as at the site.
+ * At a conditional tail call the return address is claimed only when the branch is taken: the copy of the branch leads to
+ * code behind the displaced instructions, which claims it and goes on to where the branch led.
+ *
  * The displaced instructions have twins in the text: a thread at one of them can be moved when the site is armed or
  * disarmed. In the gate nothing has a twin; a thread there has to leave first.
  */
 import { type CodeNote, CodeWriter } from "../gate/code-writer.ts";
 import { emitEnter, emitLeave, emitOverride, emitPrograms } from "../gate/gate.ts";
-import { GATE_OVERRIDES, type GateFrame, type GateProgram, planFrame } from "../gate/gate-frame.ts";
-import type { Liveness } from "../x86/liveness.ts";
-import { R10, R11, R12, R13, R14, R15, RBP, RBX, RSP, regSet } from "../x86/registers.ts";
+import {
+  GATE_OVERRIDES,
+  GATE_SITE,
+  type GateFrame,
+  type GateProgram,
+  planFrame,
+} from "../gate/gate-frame.ts";
+import type { Label } from "../x86/assembler.ts";
+import { everythingLive, type Liveness } from "../x86/liveness.ts";
+import {
+  PT_REGS_IP,
+  PT_REGS_SP,
+  R10,
+  R11,
+  R12,
+  R13,
+  R14,
+  R15,
+  RBP,
+  RBX,
+  RSP,
+  regSet,
+} from "../x86/registers.ts";
 import { relocate, type Twin } from "../x86/relocate.ts";
 import type { SitePlan } from "./plan.ts";
 import type { Refusal } from "./refusal.ts";
@@ -36,6 +60,8 @@ export interface DetourSpec {
   /** Where the code will be; within 2 GiB of the image. */
   readonly at: bigint;
   readonly programs: readonly GateProgram[];
+  /** Programs that run for the return which the site, a `ret`, is about to make. */
+  readonly leaving?: readonly GateProgram[];
   readonly returnHook?: ReturnHook | undefined;
 }
 
@@ -61,32 +87,50 @@ export function emitDetour(spec: DetourSpec): DetourResult {
   if (BigInt.asIntN(32, distance) !== distance)
     return { kind: "refused", refusal: { reason: "detour-out-of-reach", site: plan.at, detour: at } };
 
-  const overrides = spec.programs.some(({ ctxReads }) => ctxReads.has(GATE_OVERRIDES));
+  const { programs, leaving = [], returnHook: hook } = spec;
+  const overrides = programs.some(({ ctxReads }) => ctxReads.has(GATE_OVERRIDES));
   if (overrides && !plan.isEntry) throw new Error(`override at 0x${plan.at.toString(16)}: no function entry`);
-  const hook = spec.returnHook;
+  // A branch that is not taken claims nothing.
+  const isBranch = hook !== undefined && plan.region.insns[0]!.flow === "branch";
+  const claimsHere = hook !== undefined && !isBranch;
   const frame = planFrame({
-    programs: spec.programs,
+    programs: [...programs, ...leaving],
     liveness: overrides ? withCalleeSaved(plan.liveness) : plan.liveness,
     isEntry: plan.isEntry,
-    otherClobbers: hook === undefined ? 0 : CLAIM_CLOBBERS | regSet(R10, R11),
-    otherClobbersFlags: hook !== undefined,
+    otherClobbers: claimsHere ? CLAIM_CLOBBERS | regSet(R10, R11) : 0,
+    otherClobbersFlags: claimsHere,
   });
   const writer = new CodeWriter(at);
-  emitEnter(writer, frame, { ip: plan.at, spOffset: frame.totalBytes, isEntry: plan.isEntry });
-  emitPrograms(writer, frame, spec.programs);
+  const isLeavingOnly = programs.length === 0 && leaving.length > 0;
+  emitEnter(writer, frame, {
+    ip: isLeavingOnly ? undefined : plan.at,
+    spOffset: frame.totalBytes + (isLeavingOnly ? returnedBytes(plan) : 0),
+    isEntry: plan.isEntry && !isLeavingOnly,
+  });
+  emitPrograms(writer, frame, programs);
   emitOverride(writer, frame);
-  if (hook !== undefined) emitClaim(writer, frame, hook);
+  if (leaving.length > 0) {
+    emitReturnAddress(writer, frame);
+    if (!isLeavingOnly) emitReturnContext(writer, frame, returnedBytes(plan));
+    emitPrograms(writer, frame, leaving);
+  }
+  if (claimsHere) emitClaim(writer, frame, hook);
   emitLeave(writer, frame);
 
   // The displaced instructions follow the gate; constants of the gate stand behind everything.
   const relocated = relocateBehind(writer, plan);
   if (relocated.kind === "refused") return relocated;
+  const taken = isBranch ? emitTaken(writer, plan, hook) : undefined;
   const written = writer.finish();
   const displacedOffset = written.notes.find((note) => note.text === DISPLACED)!.offset;
   const copy = relocate(plan.region, at + BigInt(displacedOffset));
   if (copy.kind === "refused") return copy;
   const bytes = written.bytes.slice();
   bytes.set(copy.bytes, displacedOffset);
+  if (taken !== undefined) {
+    const end = displacedOffset + copy.parts[0]!.lenBytes;
+    new DataView(bytes.buffer, bytes.byteOffset).setInt32(end - 4, writer.asm.offsetOf(taken) - end, true);
+  }
 
   const notes = written.notes.filter((note) => note.text !== DISPLACED);
   const partNotes = copy.parts.map((part, i) => ({
@@ -128,6 +172,51 @@ function relocateBehind(
   writer.note(DISPLACED);
   writer.asm.bytes(probe.bytes);
   return { kind: "ok" };
+}
+
+/** Where programs of a return are: at the address returned to. */
+function emitReturnAddress(writer: CodeWriter, frame: GateFrame): void {
+  if (!frame.reads.has(PT_REGS_IP)) return;
+  const { asm } = writer;
+  writer.note("the address returned to, read by a program");
+  asm.mov(frame.scratch!, { base: RSP, disp: frame.totalBytes });
+  asm.mov({ base: RSP, disp: PT_REGS_IP }, frame.scratch!);
+}
+
+/** What else is different behind the return, after programs that have seen the site itself. */
+function emitReturnContext(writer: CodeWriter, frame: GateFrame, returned: number): void {
+  const { asm } = writer;
+  if (frame.reads.has(PT_REGS_SP)) {
+    writer.note("the stack pointer behind the return, read by a program");
+    asm.lea(frame.scratch!, { base: RSP, disp: frame.totalBytes + returned });
+    asm.mov({ base: RSP, disp: PT_REGS_SP }, frame.scratch!);
+  }
+  if (frame.reads.has(GATE_SITE)) asm.movImm({ base: RSP, disp: GATE_SITE }, 0);
+}
+
+/** What the `ret` at the site takes from the stack: `ret imm16` = c2 iw. */
+function returnedBytes({ region }: SitePlan): number {
+  const { bytes } = region.insns[0]!;
+  return 8 + (bytes.at(-3) === 0xc2 ? bytes.at(-2)! | (bytes.at(-1)! << 8) : 0);
+}
+
+/** Where a conditional tail call goes when it is taken. Whatever the branch led to finds everything as it was. */
+function emitTaken(writer: CodeWriter, plan: SitePlan, hook: ReturnHook): Label {
+  const { asm } = writer;
+  const frame = planFrame({
+    programs: [],
+    liveness: everythingLive,
+    isEntry: plan.isEntry,
+    otherClobbers: CLAIM_CLOBBERS | regSet(R10, R11),
+    otherClobbersFlags: true,
+  });
+  const taken = asm.here("taken");
+  emitEnter(writer, frame, { ip: undefined, spOffset: frame.totalBytes, isEntry: plan.isEntry });
+  emitClaim(writer, frame, hook);
+  emitLeave(writer, frame);
+  writer.note("on to where the branch leads");
+  asm.jmp32(plan.region.insns[0]!.target!);
+  return taken;
 }
 
 function emitClaim(writer: CodeWriter, frame: GateFrame, hook: ReturnHook): void {

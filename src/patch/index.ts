@@ -23,7 +23,13 @@ export {
   type SiteFunction,
   type SitePlan,
 } from "./plan.ts";
-export { type OverrideRefusal, type Refusal, type ReturnRefusal, refusalText } from "./refusal.ts";
+export {
+  type ExitsRefusal,
+  type OverrideRefusal,
+  type Refusal,
+  type ReturnRefusal,
+  refusalText,
+} from "./refusal.ts";
 export {
   emitReturnTrampoline,
   type ReturnTrampoline,

@@ -211,7 +211,10 @@ export function findReturnRefusal(plan: SitePlan): ReturnRefusal | undefined {
 }
 
 /** Why no program may override the function's result at the site, or undefined. */
-export function findOverrideRefusal(plan: SitePlan, when: "entry" | "return"): OverrideRefusal | undefined {
+export function findOverrideRefusal(
+  plan: Pick<SitePlan, "at" | "isEntry">,
+  when: "entry" | "return",
+): OverrideRefusal | undefined {
   if (when === "return") return { reason: "override-at-return", at: plan.at };
   return plan.isEntry ? undefined : { reason: "override-inside-function", at: plan.at };
 }

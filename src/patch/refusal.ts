@@ -3,6 +3,7 @@
  *
  * The set is closed: a new reason needs its line here, and the compiler says where.
  */
+import type { ExitRefusal } from "../x86/function-exits.ts";
 import type { RegionRefusal } from "../x86/regions.ts";
 import type { RelocationRefusal } from "../x86/relocate.ts";
 
@@ -26,6 +27,14 @@ export type ReturnRefusal =
   | { readonly reason: "not-a-function-entry"; readonly at: bigint }
   | { readonly reason: "returns-twice"; readonly name: string };
 
+/** Why the return of a function is not probed at its exits. */
+export type ExitsRefusal =
+  | ExitRefusal
+  | { readonly reason: "exit-needs-int3"; readonly at: bigint }
+  | { readonly reason: "exit-refused"; readonly at: bigint; readonly refusal: Refusal }
+  | { readonly reason: "tail-call-hijacks"; readonly at: bigint }
+  | { readonly reason: "stack-forced" };
+
 /** Why a program that may override a function's result cannot be attached. */
 export type OverrideRefusal =
   | { readonly reason: "override-inside-function"; readonly at: bigint }
@@ -33,7 +42,7 @@ export type OverrideRefusal =
 
 /** One line, lower case, without the site: the caller names it. `print` may add symbols to addresses. */
 export function refusalText(
-  refusal: Refusal | ReturnRefusal | OverrideRefusal,
+  refusal: Refusal | ReturnRefusal | ExitsRefusal | OverrideRefusal,
   print: (addr: bigint) => string = (addr) => `0x${addr.toString(16)}`,
 ): string {
   switch (refusal.reason) {
@@ -94,6 +103,30 @@ export function refusalText(
       return `${print(refusal.at)} is no function entry, so no return address is on top of the stack`;
     case "returns-twice":
       return `${refusal.name} returns more than once for one call`;
+    case "never-returns":
+      return `no way out of ${print(refusal.at)} is known`;
+    case "entered-elsewhere":
+      return `${print(refusal.from)} enters the function at ${print(refusal.to)}, behind its beginning`;
+    case "pointer-into-function":
+      return `data points to ${print(refusal.to)}, behind the function's beginning`;
+    case "subroutine-inside":
+      return `${print(refusal.from)} calls ${print(refusal.to)} inside of the function`;
+    case "leads-into-function":
+      return `${print(refusal.from)} jumps to ${print(refusal.to)}, which is neither a function nor a part of this one`;
+    case "exit-unreached":
+      return `nothing known leads to the exit at ${print(refusal.at)}`;
+    case "return-address-unknown":
+      return `at ${print(refusal.at)} the return address is not known to be on top of the stack`;
+    case "runs-out":
+      return `behind ${print(refusal.at)} the function goes on in another one`;
+    case "exit-needs-int3":
+      return `the exit at ${print(refusal.at)} would need an int3, and the entry takes a jump`;
+    case "exit-refused":
+      return `the exit at ${print(refusal.at)}: ${refusalText(refusal.refusal, print)}`;
+    case "tail-call-hijacks":
+      return `the return behind the tail call at ${print(refusal.at)} would need a changed return address`;
+    case "stack-forced":
+      return "--return stack was asked for";
     case "override-inside-function":
       return `bpf_override_return skips a whole function, and ${print(refusal.at)} is no function entry`;
     case "override-at-return":

@@ -5,11 +5,12 @@ import { checkAttachable } from "../target/process/attach-check.ts";
 import { ProcessImages } from "../target/process/images.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
 import { CodeCache, findOverriders, ProbeNames, resolveProbes } from "./probe-resolution.ts";
+import { describeReturn, findReturnObstacle } from "./return-ways.ts";
 import type { RunPrograms } from "./run.ts";
 
 /** Prints programs and, for each process, the plan of every site. Returns 1 if something could not be probed. */
 export function printPlan(
-  options: Pick<TraceOptions, "pids" | "mechanism">,
+  options: Pick<TraceOptions, "pids" | "mechanism" | "returns">,
   io: SessionIo,
   { bundle, proofs, requests }: RunPrograms,
 ): number {
@@ -29,12 +30,16 @@ export function printPlan(
       names: new ProbeNames(),
       codes: new CodeCache(),
       armed: [],
+      returns: options.returns,
+      returnObstacle: findReturnObstacle(pid),
       overriders: findOverriders(proofs),
     });
     io.out.write(`process ${pid}: ${points.length} sites\n`);
-    for (const { plan, probes } of points) {
-      const lines = explainSite(plan, undefined, undefined, (at) => images.symbolize(at).text);
+    const print = (at: bigint) => images.symbolize(at).text;
+    for (const { plan, probes, returns } of points) {
+      const lines = explainSite(plan, undefined, undefined, print);
       for (const line of lines) io.out.write(`  ${line}\n`);
+      if (returns !== undefined) io.out.write(`    ${describeReturn(returns, print)}\n`);
       for (const { when, run } of probes)
         if (run.kind === "program") io.out.write(`    ${when}: ${bundle.programs[run.index]!.name}\n`);
     }

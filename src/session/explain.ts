@@ -25,6 +25,7 @@ import type { ExplainOptions, SessionIo } from "./options.ts";
 import { type BuiltPoint, PointBuilder } from "./point-builder.ts";
 import { CodeCache, ProbeNames, resolveProbes } from "./probe-resolution.ts";
 import { ProgramCompiler } from "./program-compiler.ts";
+import { describeReturn, findReturnObstacle, type ReturnRole } from "./return-ways.ts";
 import { SessionError } from "./session-error.ts";
 import { userRequests } from "./trace.ts";
 
@@ -52,6 +53,8 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
     names: new ProbeNames(),
     codes: new CodeCache(),
     armed: [],
+    returns: options.returns,
+    returnObstacle: findReturnObstacle(options.pid),
   });
   const [problem] = problems;
   if (problem !== undefined)
@@ -117,6 +120,12 @@ function routeData(route: Route, patch: RoutePatch): object {
   };
 }
 
+function returnData(returns: ReturnRole, print: (addr: bigint) => string): object {
+  if (returns.kind === "stack")
+    return { by: "stack", reason: returns.refusal.reason, text: refusalText(returns.refusal, print) };
+  return { by: "exit", of: print(returns.of), exit: returns.exit };
+}
+
 function writePoint(
   point: BuiltPoint,
   options: ExplainOptions,
@@ -124,6 +133,7 @@ function writePoint(
   print: (at: bigint) => string,
 ): void {
   const { plan, detour, trampoline, route } = point;
+  const { returns } = point.planned;
   const patch = route?.patch ?? patchOf(plan, plan.mechanism, detour.entry);
   if (options.format === "json") {
     const data = {
@@ -140,6 +150,7 @@ function writePoint(
         reason: refusal.reason,
         text: refusalText(refusal, print),
       })),
+      ...(returns === undefined ? {} : { returns: returnData(returns, print) }),
       displaced: plan.region.insns.map((insn) => textOf(insn)),
       detour: codeLines(detour).map(({ addr, bytes, text, note }) => ({
         at: `0x${addr.toString(16)}`,
@@ -152,6 +163,7 @@ function writePoint(
     return;
   }
   for (const line of explainSite(plan, detour, patch, print)) io.out.write(`${line}\n`);
+  if (returns !== undefined) io.out.write(`  ${describeReturn(returns, print)}\n`);
   for (const program of point.programs) {
     io.out.write(`  program ${program.name} at 0x${program.entry.toString(16)}\n`);
     for (const insn of decodeBlock(program.entry, program.bytes).insns())

@@ -20,6 +20,7 @@ export type {
   MechanismChoice,
   OutputFormat,
   ReportOptions,
+  ReturnChoice,
   RunObjectOptions,
   SessionIo,
   SessionVerbs,

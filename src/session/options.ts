@@ -6,6 +6,9 @@
 /** How a site may be changed: the best mechanism that is safe there, or one that is forced. */
 export type MechanismChoice = "auto" | "jump" | "punned" | "int3";
 
+/** Where returns are probed: at the function's exits, by a replaced return address, or what is best. */
+export type ReturnChoice = "auto" | "sites" | "stack";
+
 /** `text` for people, `json` for programs: one JSON object a line. */
 export type OutputFormat = "text" | "json";
 
@@ -30,6 +33,8 @@ export interface TraceOptions {
   readonly dryRun: boolean;
   /** Calls of one function whose returns may be awaited at the same time; undefined: the session chooses. */
   readonly maxActive: number | undefined;
+  /** `auto` unless told. */
+  readonly returns?: ReturnChoice | undefined;
 }
 
 export interface ExplainOptions {
@@ -38,6 +43,7 @@ export interface ExplainOptions {
   readonly pid: number;
   readonly mechanism: MechanismChoice;
   readonly format: OutputFormat;
+  readonly returns?: ReturnChoice | undefined;
 }
 
 export interface CoverageOptions {
@@ -83,7 +89,7 @@ export interface BpfExecOptions {
 export interface RunObjectOptions
   extends Pick<
     TraceOptions,
-    "pids" | "command" | "mechanism" | "format" | "quiet" | "verbose" | "dryRun" | "maxActive"
+    "pids" | "command" | "mechanism" | "format" | "quiet" | "verbose" | "dryRun" | "maxActive" | "returns"
   > {
   /** An object file. */
   readonly path: string;

@@ -5,7 +5,7 @@
 
 import type { ReturnLookup } from "../bpf/jit/index.ts";
 import type { GateProgram } from "../gate/index.ts";
-import { type Detour, emitDetour } from "../patch/detour.ts";
+import { type Detour, type DetourSpec, emitDetour } from "../patch/detour.ts";
 import { patchOf, planAsTrap, type SitePlan } from "../patch/plan.ts";
 import type { Refusal } from "../patch/refusal.ts";
 import { emitReturnTrampoline, type ReturnTrampoline } from "../patch/return-probe.ts";
@@ -25,11 +25,16 @@ import type { ImageCode } from "../x86/regions.ts";
 import { type Relocated, relocate } from "../x86/relocate.ts";
 import type { CodeSpace, CodeSpaces } from "./code-space.ts";
 import type { PlacedProgram, ProgramCompiler, Runnable } from "./program-compiler.ts";
+import type { ReturnRole } from "./return-ways.ts";
 
 /** One probe on one address. */
 export interface AttachedProbe {
   readonly run: Runnable;
-  readonly when: "entry" | "return";
+  /**
+   * `entry`: when the site is reached. `return`: when what is on top of the stack at the site has been returned to, by
+   * replacing it. `leaving`: when the site, a `ret`, is reached, with the context of the return.
+   */
+  readonly when: "entry" | "return" | "leaving";
   readonly cookie: bigint;
 }
 
@@ -39,6 +44,8 @@ export interface PlannedPoint {
   readonly code: ImageCode;
   readonly image: { readonly name: string; readonly range: AddrRange };
   readonly probes: readonly AttachedProbe[];
+  /** What it has to do with the returns of a function. */
+  readonly returns?: ReturnRole | undefined;
 }
 
 /** A punned point's own record, one for text beside it, and two for each of two landings, which may lie on two pages. */
@@ -171,8 +178,9 @@ export class PointBuilder {
     for (const planned of points) {
       const space = spaceOf.get(`${planned.image.range.start}`)!;
       const programs = this.#programs(space, planned, "entry", write);
+      const leaving = this.#programs(space, planned, "leaving", write);
       const trampoline = trampolines.get(planned);
-      const result = this.#emit(planned, space.next, programs, trampoline, unmapped);
+      const result = this.#emit(planned, space.next, { programs, leaving }, trampoline, unmapped);
       if ("refusal" in result) {
         refused.push({ planned, refusal: result.refusal });
         continue;
@@ -187,7 +195,7 @@ export class PointBuilder {
         detour,
         route,
         trampoline,
-        programs,
+        programs: [...programs, ...leaving],
         code: pointCode(plan, detour, route),
       });
     }
@@ -198,7 +206,7 @@ export class PointBuilder {
   #emit(
     planned: PlannedPoint,
     at: bigint,
-    programs: readonly GateProgram[],
+    run: Pick<DetourSpec, "programs" | "leaving">,
     trampoline: ReturnTrampoline | undefined,
     unmapped: ReadonlySet<bigint>,
   ): EmittedPoint | { readonly refusal: Refusal } {
@@ -207,14 +215,14 @@ export class PointBuilder {
         ? undefined
         : { trampoline: trampoline.stubs, claim: this.#returnSpace!.runtime.claim };
     const { plan } = planned;
-    const detour = emitDetour({ plan, at, programs, returnHook });
+    const detour = emitDetour({ plan, at, ...run, returnHook });
     const routed = detour.kind === "refused" ? detour : emitRoute(plan, detour, unmapped);
     if (detour.kind !== "refused" && routed.kind !== "refused") return { plan, detour, route: routed.route };
     const refusal = detour.kind === "refused" ? detour.refusal : (routed as { refusal: Refusal }).refusal;
     if (plan.mechanism === "int3") return { refusal };
     const lower = planAsTrap(planned.code, plan, refusal);
     if (lower.kind === "refused") return { refusal };
-    const trap = emitDetour({ plan: lower, at, programs, returnHook });
+    const trap = emitDetour({ plan: lower, at, ...run, returnHook });
     return trap.kind === "refused"
       ? { refusal: trap.refusal }
       : { plan: lower, detour: trap, route: undefined };

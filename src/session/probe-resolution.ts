@@ -10,16 +10,18 @@ import {
   findReturnRefusal,
   type Mechanism,
   type PlannedSite,
+  type PlanOptions,
   planSites,
   refusalText,
-  type SitePlan,
 } from "../patch/index.ts";
 import type { ProcessImages, ResolvedLocation } from "../target/process/images.ts";
 import { describeLocationRefusal } from "../target/process/location-refusal.ts";
 import type { MappedImage } from "../target/process/mapped-image.ts";
 import { ImageCode } from "../x86/regions.ts";
 import { landingPlacesOf } from "./landing-memory.ts";
+import type { ReturnChoice } from "./options.ts";
 import type { AttachedProbe, PlannedPoint } from "./point-builder.ts";
+import { type ReturnRole, ReturnWays } from "./return-ways.ts";
 
 /** A program with one of its attach points. */
 export interface AttachRequest {
@@ -71,6 +73,8 @@ export interface ResolvedProbes {
   readonly skipped: readonly ProbeProblem[];
   /** Run-time addresses of counters that have to be above 0 for points to be reached. */
   readonly semaphores: readonly bigint[];
+  /** Probes at all places that are probed; a return probe counts once, whatever number of exits its function has. */
+  readonly probes: number;
 }
 
 /** Names of probes by attach cookie: cookie n is name n. Shared by all targets of a session. */
@@ -120,7 +124,9 @@ export interface ResolveOptions {
   readonly armed: readonly bigint[];
   /** Only these images are looked at; undefined: all. */
   readonly only?: ReadonlySet<MappedImage>;
-  /** Why return probes are impossible in this process, if they are. */
+  /** Where returns are probed: `auto` unless told. */
+  readonly returns?: ReturnChoice | undefined;
+  /** Why return addresses cannot be replaced in this process, if they cannot. */
   readonly returnObstacle?: string | undefined;
   /** Programs that may decide what the probed function returns (`findOverriders`); none unless told. */
   readonly overriders?: ReadonlySet<number>;
@@ -172,8 +178,8 @@ export function resolveProbes(
       });
     }
   }
-  const points = planAll(images, [...sites.values()], options, problems, skipped);
-  return { points, problems, skipped, semaphores: [...semaphores] };
+  const { points, probes } = planAll(images, [...sites.values()], options, problems, skipped);
+  return { points, problems, skipped, semaphores: [...semaphores], probes };
 }
 
 function findPlaces(
@@ -232,37 +238,100 @@ function planAll(
   options: ResolveOptions,
   problems: ProbeProblem[],
   skipped: ProbeProblem[],
-): PlannedPoint[] {
+): { readonly points: PlannedPoint[]; readonly probes: number } {
   const points: PlannedPoint[] = [];
+  let probes = 0;
   const byImage = new Map<MappedImage, Site[]>();
   for (const site of sites)
     byImage.set(site.location.image, [...(byImage.get(site.location.image) ?? []), site]);
-  const places = byImage.size > 0 && options.mechanism !== "jump" ? landingPlacesOf(images.pid) : undefined;
   for (const [image, imageSites] of byImage) {
     const code = options.codes.of(image);
-    const plans = planSites(
-      code,
-      imageSites.map((site) => site.location.addr),
-      { mechanism: options.mechanism, armed: options.armed, places },
-    );
-    plans.forEach((plan, index) => {
-      const site = imageSites[index]!;
-      const problem = problemOf(images, site, plan, options);
+    const planned = planImage(images, code, image, imageSites, options);
+    const failed = new Set<Site>();
+    for (const site of imageSites) {
+      const problem = problemOf(images, site, planned, options);
       if (problem === undefined) {
-        const range = { start: image.start, end: image.end };
-        points.push({
-          plan: plan as SitePlan,
-          code,
-          image: { name: image.name, range },
-          probes: site.probes,
-        });
-        return;
+        probes += site.probes.length;
+        continue;
       }
+      failed.add(site);
       const isWild = site.requests.every(({ attachPoint }) => isWildcard(attachPoint));
       (isWild ? skipped : problems).push(problem);
-    });
+    }
+    const range = { start: image.start, end: image.end };
+    for (const { plan, parts, returns } of planned.places.values()) {
+      const attached = parts.filter(({ site }) => !failed.has(site)).map(({ probe }) => probe);
+      if (attached.length === 0 || plan?.kind !== "planned") continue;
+      points.push({ plan, code, image: { name: image.name, range }, probes: attached, returns });
+    }
   }
-  return points;
+  return { points, probes };
+}
+
+/** An address that is to be changed, for the sites that need it. */
+interface PlannedPlace {
+  plan: PlannedSite | undefined;
+  readonly parts: { readonly site: Site; readonly probe: AttachedProbe }[];
+  returns: ReturnRole | undefined;
+}
+
+interface PlannedImage {
+  readonly places: ReadonlyMap<bigint, PlannedPlace>;
+  readonly ways: ReturnWays;
+}
+
+function hasReturns(site: Site): boolean {
+  return site.probes.some(({ when }) => when === "return");
+}
+
+/** Plans all sites together, again when that shows that returns are better probed in another way. */
+function planImage(
+  images: ProcessImages,
+  code: ImageCode,
+  image: MappedImage,
+  sites: readonly Site[],
+  options: ResolveOptions,
+): PlannedImage {
+  const { mechanism, armed, returns: choice = "auto", returnObstacle: obstacle } = options;
+  const functions = sites.filter(hasReturns).map(({ location }) => location.addr);
+  const print = (at: bigint) => images.symbolize(at).text;
+  const ways = new ReturnWays({ code, image, choice, obstacle, print }, functions);
+  for (;;) {
+    const places = placesOf(sites, ways);
+    const landings = mechanism === "jump" ? undefined : landingPlacesOf(images.pid);
+    const planOptions: PlanOptions = { mechanism, armed, places: landings };
+    const plans = planSites(code, [...places.keys()], planOptions);
+    [...places.values()].forEach((place, index) => {
+      place.plan = plans[index];
+    });
+    if (functions.length === 0 || !ways.revise((at) => places.get(at)?.plan, planOptions))
+      return { places, ways };
+  }
+}
+
+/** What is to run where: returns at the exits of their functions, or from the entry on. */
+function placesOf(sites: readonly Site[], ways: ReturnWays): Map<bigint, PlannedPlace> {
+  const places = new Map<bigint, PlannedPlace>();
+  const add = (at: bigint, site: Site, probe: AttachedProbe, returns?: ReturnRole) => {
+    const place = places.get(at) ?? { plan: undefined, parts: [], returns: undefined };
+    places.set(at, place);
+    place.parts.push({ site, probe });
+    place.returns ??= returns;
+  };
+  for (const site of sites) {
+    const { addr } = site.location;
+    const way = ways.of(addr);
+    for (const probe of site.probes) {
+      if (probe.when !== "return" || way === undefined || way.kind === "impossible") add(addr, site, probe);
+      else if (way.kind === "stack") add(addr, site, probe, way);
+      else
+        for (const { kind, at } of way.exits) {
+          const when = kind === "return" ? "leaving" : "return";
+          add(at, site, { ...probe, when }, { kind: "exit", of: addr, exit: kind });
+        }
+    }
+  }
+  return places;
 }
 
 const rungNames: Readonly<Record<Mechanism, string>> = {
@@ -274,7 +343,7 @@ const rungNames: Readonly<Record<Mechanism, string>> = {
 function problemOf(
   images: ProcessImages,
   site: Site,
-  plan: PlannedSite,
+  { places, ways }: PlannedImage,
   options: ResolveOptions,
 ): ProbeProblem | undefined {
   const print = (at: bigint) => images.symbolize(at).text;
@@ -285,12 +354,15 @@ function problemOf(
     hint,
     isMissingImage: false,
   });
-  if (plan.kind === "refused") {
+  const { addr } = site.location;
+  const place = places.get(addr);
+  const plan = place?.parts.some((part) => part.site === site) === true ? place.plan : undefined;
+  if (plan?.kind === "refused") {
     const last = plan.refused.at(-1)!;
     if (last.refusal.reason === "inside-instruction")
       return fail(refusalText(last.refusal, print), undefined);
-    const place = `${print(plan.at)} at 0x${plan.at.toString(16)}`;
-    const reason = `${place} cannot take ${rungNames[last.mechanism]}: ${refusalText(last.refusal, print)}`;
+    const where = `${print(plan.at)} at 0x${plan.at.toString(16)}`;
+    const reason = `${where} cannot take ${rungNames[last.mechanism]}: ${refusalText(last.refusal, print)}`;
     return fail(
       reason,
       options.mechanism === "auto" || options.mechanism === "int3"
@@ -301,15 +373,25 @@ function problemOf(
   for (const { attachPoint, programIndex } of site.requests) {
     if (options.overriders?.has(programIndex) !== true) continue;
     const when = attachPoint.kind === "uretprobe" ? "return" : "entry";
-    const refusal = findOverrideRefusal(plan, when);
+    const refusal = findOverrideRefusal(plan ?? { at: addr, isEntry: true }, when);
     if (refusal !== undefined)
       return { ...fail(refusalText(refusal, print), undefined), probe: attachPoint.name };
   }
-  if (!site.probes.some((attached) => attached.when === "return")) return undefined;
+  const way = ways.of(addr);
+  if (way?.kind === "impossible") return fail(`${print(addr)}: ${way.reason}`, returnHint(options));
+  if (way?.kind !== "stack" || plan === undefined) return undefined;
   const refusal = findReturnRefusal(plan);
-  if (refusal !== undefined) return fail(refusalText(refusal, print), undefined);
-  if (options.returnObstacle !== undefined) return fail(options.returnObstacle, undefined);
-  return undefined;
+  if (refusal === undefined)
+    return options.returnObstacle === undefined ? undefined : fail(options.returnObstacle, undefined);
+  const exits =
+    way.refusal.reason === "stack-forced"
+      ? ""
+      : `; and its returns cannot be probed at its exits: ${refusalText(way.refusal, print)}`;
+  return fail(`${refusalText(refusal, print)}${exits}`, returnHint(options));
+}
+
+function returnHint({ returns = "auto" }: ResolveOptions): string | undefined {
+  return returns === "auto" ? undefined : `without --return ${returns} it gets what is possible there`;
 }
 
 export function isWildcard(attachPoint: UserAttachPoint): boolean {

@@ -29,7 +29,7 @@ const RECORDS_AT_ONCE = 10_000;
 
 export type RunOptions = Pick<
   TraceOptions,
-  "pids" | "command" | "mechanism" | "quiet" | "verbose" | "maxActive"
+  "pids" | "command" | "mechanism" | "quiet" | "verbose" | "maxActive" | "returns"
 >;
 
 /** What is to be run where. */
@@ -69,8 +69,8 @@ export async function runPrograms(
   io: SessionIo,
   createFront: (targets: Targets) => RunFront,
 ): Promise<number> {
-  const { mechanism, maxActive = DEFAULT_MAX_ACTIVE } = options;
-  const targets = new Targets({ ...programs, mechanism, maxActive }, tracer);
+  const { mechanism, returns, maxActive = DEFAULT_MAX_ACTIVE } = options;
+  const targets = new Targets({ ...programs, mechanism, returns, maxActive }, tracer);
   using interrupts = new Interrupts(io);
   try {
     return await new Run({ options, io, targets, interrupts }).perform(createFront);

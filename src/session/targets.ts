@@ -14,7 +14,7 @@ import { findTrapObstacle } from "../target/process/traced-process.ts";
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
 import { Attachment } from "./attachment.ts";
 import { loadGatePoint } from "./load-gate-point.ts";
-import type { MechanismChoice } from "./options.ts";
+import type { MechanismChoice, ReturnChoice } from "./options.ts";
 import { journalRecords, type PlannedPoint } from "./point-builder.ts";
 import {
   type AttachRequest,
@@ -27,6 +27,7 @@ import {
   resolveProbes,
 } from "./probe-resolution.ts";
 import { findJournalMappings, type RestoreReport } from "./restore-process.ts";
+import { findReturnObstacle } from "./return-ways.ts";
 import { findSyscallHelper } from "./seccomp.ts";
 import { changeSemaphores } from "./semaphores.ts";
 import { SessionError } from "./session-error.ts";
@@ -38,6 +39,7 @@ export interface TargetsInput {
   readonly requests: readonly AttachRequest[];
   readonly mechanism: MechanismChoice;
   readonly maxActive: number;
+  readonly returns?: ReturnChoice | undefined;
   /** Whether addresses of images that a command loads later are to be known, though nothing is probed there. */
   readonly followsLoads?: boolean;
 }
@@ -109,10 +111,9 @@ export class Targets {
     return this.#members.map((member) => member.attachment);
   }
 
-  /** Probes on all points that were planned: several on one point count as several. */
+  /** Probes of all places that were planned: several at one place count as several. */
   get plannedProbes(): number {
-    const counts = this.#members.map(({ resolved }) => resolved.points.map((point) => point.probes.length));
-    return counts.flat().reduce((sum, count) => sum + count, 0);
+    return this.#members.reduce((sum, { resolved }) => sum + resolved.probes, 0);
   }
 
   /** Whether a target may stop at its loader at any moment. */
@@ -217,6 +218,7 @@ export class Targets {
       names: this.names,
       codes: this.#codes,
       armed: [],
+      returns: this.#input.returns,
       returnObstacle: findReturnObstacle(pid),
       overriders: this.#overriders,
     });
@@ -286,6 +288,7 @@ export class Targets {
       codes: this.#codes,
       armed: attachment.probes.points.map((point) => point.at),
       only: new Set(added),
+      returns: this.#input.returns,
       returnObstacle: findReturnObstacle(attachment.target.pid),
       overriders: this.#overriders,
     });
@@ -411,13 +414,6 @@ function countMechanisms(attachment: Attachment): Map<string, number> {
   for (const { mechanism } of attachment.probes.points)
     counts.set(mechanism, (counts.get(mechanism) ?? 0) + 1);
   return counts;
-}
-
-/** A hijacked return address is a fault where the processor keeps a second stack of them. */
-function findReturnObstacle(pid: number): string | undefined {
-  return readStatus(pid).threadFeatures.includes("shstk")
-    ? "the process uses shadow stacks, where a changed return address is a fault"
-    : undefined;
 }
 
 function problemError(problems: readonly ProbeProblem[]): SessionError {

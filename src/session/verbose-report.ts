@@ -1,6 +1,7 @@
 /** What `-v` says about the session itself, on standard error. */
 import { hexBytes, refusalText } from "../patch/index.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
+import { describeReturn } from "./return-ways.ts";
 import type { ArmedTarget, LeftTarget, Targets } from "./targets.ts";
 
 /** More sites than this are counted, not listed. */
@@ -25,7 +26,7 @@ export class VerboseReport {
         this.#say(`  left out, by ${probe}: ${reason}`);
     }
     for (const attachment of targets.attachments) {
-      for (const { plan, code, detour } of attachment.builtPoints.slice(0, MOST_SITES)) {
+      for (const { plan, code, detour, planned } of attachment.builtPoints.slice(0, MOST_SITES)) {
         const mechanism = attachment.mechanismAt(plan.at);
         const now =
           mechanism === "jump" || mechanism === "punned"
@@ -35,8 +36,10 @@ export class VerboseReport {
           `  ${attachment.images.symbolize(plan.at).text} 0x${plan.at.toString(16)}: ${mechanism}, ` +
             `${hexBytes(code.oldBytes)} -> ${hexBytes(now)}, detour 0x${detour.entry.toString(16)}`,
         );
+        const print = (at: bigint) => attachment.images.symbolize(at).text;
         for (const { mechanism: rung, refusal } of plan.refused)
-          this.#say(`    not ${rung}: ${refusalText(refusal, (at) => attachment.images.symbolize(at).text)}`);
+          this.#say(`    not ${rung}: ${refusalText(refusal, print)}`);
+        if (planned.returns !== undefined) this.#say(`    ${describeReturn(planned.returns, print)}`);
       }
     }
   }

@@ -50,21 +50,56 @@ export function findBranchesInto(
   return found;
 }
 
+/**
+ * All branches from other functions into `ranges`, which are sorted by their starts. Only ranges that `isOpen` says so are
+ * looked at any further: with many branches into one it is cheap to have seen enough.
+ */
+export function visitBranchesInto(
+  image: CodeImage,
+  ranges: readonly { readonly start: bigint; readonly end: bigint }[],
+  functionAt: FunctionLookup,
+  isOpen: (range: number) => boolean,
+  visit: (range: number, branch: BranchInto) => void,
+): void {
+  if (ranges.length === 0) return;
+  const low = ranges[0]!.start;
+  const high = ranges.reduce((most, { end }) => (end > most ? end : most), low);
+  const bitmap = new Uint8Array((Number(high - low) >> 3) + 1);
+  for (const { start, end } of ranges)
+    for (let bit = Number(start - low); bit < Number(end - low); bit++) bitmap[bit >> 3]! |= 1 << (bit & 7);
+  for (const candidate of scanBitmap(image, low, high - 1n, bitmap)) {
+    let first = 0;
+    let last = ranges.length;
+    while (last - first > 1) {
+      const middle = (first + last) >>> 1;
+      if (ranges[middle]!.start <= candidate.to) first = middle;
+      else last = middle;
+    }
+    if (!isOpen(first)) continue;
+    const from = confirm(image, candidate, functionAt);
+    if (from !== undefined) visit(first, { from, to: candidate.to });
+  }
+}
+
 function scan(image: CodeImage, wanted: readonly bigint[]): Candidate[] {
-  const candidates: Candidate[] = [];
   let low = wanted[0]!;
   let high = low;
   for (const addr of wanted) {
     if (addr < low) low = addr;
     if (addr > high) high = addr;
   }
-  // Bit n stands for low + n.
-  const span = Number(high - low) + 1;
-  const bitmap = new Uint8Array((span >> 3) + 1);
+  const bitmap = new Uint8Array((Number(high - low) >> 3) + 1);
   for (const addr of wanted) {
     const offset = Number(addr - low);
     bitmap[offset >> 3]! |= 1 << (offset & 7);
   }
+  return scanBitmap(image, low, high, bitmap);
+}
+
+/** Bit n of the bitmap stands for low + n; `high` is the last address. */
+function scanBitmap(image: CodeImage, low: bigint, high: bigint, bitmap: Uint8Array): Candidate[] {
+  const candidates: Candidate[] = [];
+  const span = Number(high - low) + 1;
   const lowIsConstant = high < 0x8000_0000n ? Number(low) : undefined;
   for (const range of image.text) {
     // The field at i leads to range.start + i + 4 + rel, that is bit (start - low) + i + 4 + rel.

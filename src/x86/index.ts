@@ -23,6 +23,7 @@ export {
   textOf,
 } from "./decode.ts";
 export { analyseFunction, type EntrySource, type FunctionCode } from "./function-code.ts";
+export { type ExitRefusal, type FunctionExit, type FunctionExits, findExits } from "./function-exits.ts";
 export { ALL_REGS, everythingLive, type Liveness, liveAt } from "./liveness.ts";
 export { ImageCode, JUMP_BYTES, type Region, type RegionRefusal, type RegionResult } from "./regions.ts";
 export {

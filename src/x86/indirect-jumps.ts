@@ -31,7 +31,19 @@ export interface IndirectTargets {
 /** Entries of one table: more than any compiler makes, so that garbage ends somewhere. */
 const MAX_ENTRIES = 16_384;
 
-type Shape = "pointer" | "offset-table" | "unknown";
+/** See the head of the file; `pointer-table` is a switch by a table at an absolute address. */
+export type IndirectShape = "pointer" | "pointer-table" | "offset-table" | "unknown";
+
+type Shape = Exclude<IndirectShape, "pointer-table">;
+
+/** What the indirect jump with this index is. */
+export function shapeOfIndirectJump(code: CodeBlock, jump: number): IndirectShape {
+  const bytes = code.bytesAt(jump);
+  if (absoluteTableDisp(bytes) !== undefined) return "pointer-table";
+  const operand = parseModRm(bytes);
+  if (operand === undefined) return "unknown";
+  return operand.kind === "reg" ? new DefinitionTracer(code).shapeOf(jump, operand.reg) : "pointer";
+}
 
 export function resolveIndirectJumps(image: CodeImage, code: CodeBlock): IndirectTargets {
   const jumps: number[] = [];

@@ -66,6 +66,14 @@ describe("counts of calls on threads", () => {
       maps: { "@in": 1_600_000, "@out": 1_600_000 },
     },
     {
+      name: "entry and return, by a replaced return address",
+      args: ["--return", "stack"],
+      program: "uprobe:counter:probed { @in = count(); } uretprobe:counter:probed { @out = count(); }",
+      threads: 8,
+      calls: 200_000,
+      maps: { "@in": 1_600_000, "@out": 1_600_000 },
+    },
+    {
       name: "entry and return, int3",
       args: ["--mechanism", "int3"],
       program: "uprobe:counter:probed { @in = count(); } uretprobe:counter:probed { @out = count(); }",
@@ -191,11 +199,16 @@ describe("return probes", () => {
     expect(BigInt.asUintN(64, BigInt(printed!))).toBe(sum);
   });
 
-  it.each(["jump", "int3"])("every call of a recursion on threads returns once, %s", async (mechanism) => {
-    const n = mechanism === "jump" ? 22 : 16;
+  it.each([
+    { mechanism: "auto", way: "sites" },
+    { mechanism: "jump", way: "stack" },
+    { mechanism: "int3", way: "sites" },
+    { mechanism: "int3", way: "stack" },
+  ])("every call of a recursion on threads returns once: $way, $mechanism", async ({ mechanism, way }) => {
+    const n = mechanism === "int3" ? 16 : 22;
     const { result } = await traceWork(
       [buildFixture("recursion"), "8", `${n}`],
-      ["--mechanism", mechanism],
+      ["--mechanism", mechanism, "--return", way],
       "uprobe:recursion:fib { @in[tid] = count(); } uretprobe:recursion:fib { @out[tid] = count(); }",
     );
     const eachThread = Array.from({ length: 8 }, () => fibCalls(n));
@@ -206,7 +219,7 @@ describe("return probes", () => {
   it("calls beyond maxactive are missed, counted, and disturb nothing", async () => {
     const { result } = await traceWork(
       [buildFixture("recursion"), "8", "18"],
-      ["--maxactive", "4"],
+      ["--return", "stack", "--maxactive", "4"],
       "uprobe:recursion:fib { @in = count(); } uretprobe:recursion:fib { @out = count(); }",
       /^missed \d+ returns: /,
     );
