@@ -9,6 +9,7 @@ export {
 export { type CodeLine, codeLines, explainSite, hexBytes, printCodeLines, routeLines } from "./explain.ts";
 export { encodeLanding, LANDING_BYTES, LandingPlaces } from "./landing-places.ts";
 export {
+  doesReturnTwice,
   findOverrideRefusal,
   findReturnRefusal,
   type Mechanism,

@@ -202,11 +202,20 @@ const returnsTwice = new Set([
   "__swapcontext",
 ]);
 
-/** Why the site cannot have a return probe, or undefined. */
-export function findReturnRefusal(plan: SitePlan): ReturnRefusal | undefined {
+/** Does the function return more than once for one call? */
+export function doesReturnTwice(name: string | undefined): boolean {
+  return name !== undefined && returnsTwice.has(name.replace(/@.*/, ""));
+}
+
+/** Why the site's return address cannot be replaced, or undefined. */
+export function findReturnRefusal(plan: SitePlan, code?: ImageCode): ReturnRefusal | undefined {
   if (!plan.isEntry) return { reason: "not-a-function-entry", at: plan.at };
   const name = plan.fn?.name?.replace(/@.*/, "");
-  if (name !== undefined && returnsTwice.has(name)) return { reason: "returns-twice", name };
+  if (name !== undefined && doesReturnTwice(name)) return { reason: "returns-twice", name };
+  const fn = code?.functionAt(plan.at);
+  for (let i = 0; i < (fn?.code.count ?? 0); i++)
+    if (fn?.code.flowAt(i) === "return" && fn.code.bytesAt(i).at(-3) === 0xc2)
+      return { reason: "pops-arguments", at: plan.at };
   return undefined;
 }
 

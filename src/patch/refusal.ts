@@ -25,7 +25,8 @@ export type Refusal =
 /** Why a function cannot have a return probe by a hijacked return address. */
 export type ReturnRefusal =
   | { readonly reason: "not-a-function-entry"; readonly at: bigint }
-  | { readonly reason: "returns-twice"; readonly name: string };
+  | { readonly reason: "returns-twice"; readonly name: string }
+  | { readonly reason: "pops-arguments"; readonly at: bigint };
 
 /** Why the return of a function is not probed at its exits. */
 export type ExitsRefusal =
@@ -127,6 +128,8 @@ export function refusalText(
       return `the return behind the tail call at ${print(refusal.at)} would need a changed return address`;
     case "stack-forced":
       return "--return stack was asked for";
+    case "pops-arguments":
+      return `${print(refusal.at)} takes its arguments from the stack as it returns`;
     case "override-inside-function":
       return `bpf_override_return skips a whole function, and ${print(refusal.at)} is no function entry`;
     case "override-at-return":

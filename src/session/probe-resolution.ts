@@ -380,7 +380,7 @@ function problemOf(
   const way = ways.of(addr);
   if (way?.kind === "impossible") return fail(`${print(addr)}: ${way.reason}`, returnHint(options));
   if (way?.kind !== "stack" || plan === undefined) return undefined;
-  const refusal = findReturnRefusal(plan);
+  const refusal = findReturnRefusal(plan, options.codes.of(site.location.image));
   if (refusal === undefined)
     return options.returnObstacle === undefined ? undefined : fail(options.returnObstacle, undefined);
   const exits =

@@ -7,6 +7,7 @@
  * shadow stacks, in functions that exceptions pass through, in Go programs, whose stacks move.
  */
 import {
+  doesReturnTwice,
   type ExitsRefusal,
   findReturnRefusal,
   type PlannedSite,
@@ -44,10 +45,13 @@ export interface ReturnWaysInput {
 export class ReturnWays {
   readonly #input: ReturnWaysInput;
   readonly #ways = new Map<bigint, ReturnWay>();
+  /** Why return addresses cannot be replaced in this image, if they cannot. */
+  readonly #obstacle: string | undefined;
 
   constructor(input: ReturnWaysInput, functions: readonly bigint[]) {
     this.#input = input;
-    const { code, choice } = input;
+    const { code, choice, image } = input;
+    this.#obstacle = input.obstacle ?? (functions.length > 0 && isGo(image) ? GO_OBSTACLE : undefined);
     if (choice === "stack") {
       for (const start of functions)
         this.#ways.set(start, { kind: "stack", refusal: { reason: "stack-forced" } });
@@ -59,7 +63,10 @@ export class ReturnWays {
       if (result.kind === "refused") this.#withoutExits(start, result.refusal);
       else {
         const tail = result.exits.find(({ kind }) => kind !== "return");
-        if (tail !== undefined && input.obstacle !== undefined)
+        if (
+          tail !== undefined &&
+          (this.#obstacle !== undefined || doesReturnTwice(code.functionAt(start)?.name))
+        )
           this.#withoutExits(start, { reason: "tail-call-hijacks", at: tail.at });
         else this.#ways.set(start, result);
       }
@@ -95,7 +102,8 @@ export class ReturnWays {
   }
 
   #withoutExits(start: bigint, refusal: ExitsRefusal): void {
-    const { choice, obstacle, print } = this.#input;
+    const { choice, print } = this.#input;
+    const obstacle = this.#obstacle;
     const why = refusalText(refusal, print);
     const reason =
       choice === "sites"
@@ -108,14 +116,18 @@ export class ReturnWays {
 
   /** Could the return address be replaced by a jump at the entry, without doing harm? */
   #hasCheapEntry(start: bigint, options: PlanOptions): boolean {
-    const { code, image, obstacle } = this.#input;
+    const { code } = this.#input;
     const fn = code.functionAt(start);
-    if (obstacle !== undefined || fn === undefined) return false;
-    if (code.image.landingPads(fn).length > 0 || isGo(image)) return false;
+    if (this.#obstacle !== undefined || fn === undefined) return false;
+    if (code.image.landingPads(fn).length > 0) return false;
     const [entry] = planSites(code, [start], { ...options, alone: true });
-    return entry?.kind === "planned" && entry.mechanism !== "int3" && findReturnRefusal(entry) === undefined;
+    return (
+      entry?.kind === "planned" && entry.mechanism !== "int3" && findReturnRefusal(entry, code) === undefined
+    );
   }
 }
+
+const GO_OBSTACLE = "Go looks for return addresses when it moves a stack";
 
 /** Programs by Go's own compiler have a table of functions in a section of this name. */
 function isGo(image: MappedImage): boolean {

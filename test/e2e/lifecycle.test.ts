@@ -167,7 +167,8 @@ it("ps names the tracer while it lives and when it has died", async () => {
     comm: "lifecycle",
     tracer: tracing.pid,
     tracer_alive: true,
-    sites: { jump: 1 },
+    // The entry, and the exit.
+    sites: { jump: 2 },
   });
   tracing.signal("SIGKILL");
   await tracing.ended();
