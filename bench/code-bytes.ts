@@ -1,12 +1,12 @@
 /**
- * The first bytes of a function in a live process. They tell when a tracer of whatever kind has armed its probe, and when the
+ * The bytes of a function in a live process, from its entry past its return. They tell when a tracer of whatever kind has armed its probe, and when the
  * code is as before, without asking the tracer.
  */
 import { closeSync, openSync, readSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Child } from "./child.ts";
 
-const LENGTH_BYTES = 16;
+const LENGTH_BYTES = 32;
 const TIMEOUT_MS = 20_000;
 
 export class CodeBytes implements Disposable {

@@ -41,6 +41,7 @@ export interface HitCost {
 
 const jump = trapline("jump");
 const int3 = trapline("int3");
+const byStack = trapline("jump", "stack");
 const everyWork: readonly Work[] = ["count", "hist", "printf", "latency", "return"];
 
 const onSite =
@@ -54,6 +55,8 @@ const onImm = onSite("imm", "no-pie");
 
 export const productCases: readonly HitCase[] = [
   ...everyWork.flatMap((work) => [onMov(jump, work), onNop5(jump, work), onMov(int3, work)]),
+  onMov(byStack, "return"),
+  onMov(byStack, "latency"),
   onPush(jump, "count"),
   onImm(jump, "count"),
   onImm(jump, "printf"),

@@ -35,6 +35,14 @@ export function checkTargets(
   check("count() by jump, added to a call", 12, "ns", jumpNs("mov"));
   check("count() by jump, part of the kernel's 5-byte-nop uprobe", 1 / 20, "", share("nop5"));
   check("count() by jump, part of the kernel's int3 uprobe", 1 / 400, "", share("mov"));
+  const entryNs = jumpNs("mov");
+  const returnNs = findCost(hits, { tracer: "trapline, jump", site: "mov", work: "return" })?.added.median;
+  check(
+    "count() at a return, times that at an entry",
+    1.5,
+    "times",
+    entryNs === undefined || returnNs === undefined ? undefined : returnNs / entryNs,
+  );
   for (const { probes, threads, load, times } of attach)
     if (probes === 1 && threads === 200) {
       check(`200 ${load} threads stand for one probe, attaching`, 20, "ms", times?.attachStop.median);

@@ -11,15 +11,17 @@ import type { Tracer } from "./tracer.ts";
 
 export const traplineCommand: readonly string[] = [process.execPath, join(repository, "dist/cli/main.js")];
 
-export function trapline(mechanism: "jump" | "int3"): Tracer {
+/** `returns`: how returns are probed, where it is not left to the product. */
+export function trapline(mechanism: "jump" | "int3", returns?: "stack"): Tracer {
+  const way = returns === undefined ? [] : ["--return", returns];
   return {
-    name: `trapline, ${mechanism}`,
+    name: ["trapline", mechanism, ...way.slice(1)].join(", "),
     targetEnv: {},
     missing: () => (existsSync(traplineCommand[1]!) ? undefined : "not built: npm run build"),
     async plant(target, site, work) {
       const code = new CodeBytes(target.pid, target.addressOf(site));
       const script = scriptFor(work, target.binary, functionOf(site));
-      const options = ["-p", `${target.pid}`, "-f", "json", "--mechanism", mechanism, "-e", script];
+      const options = ["-p", `${target.pid}`, "-f", "json", "--mechanism", mechanism, ...way, "-e", script];
       const child = new Child([...traplineCommand, ...options]);
       await code.until("changed", child);
       return {
