@@ -31,14 +31,17 @@ SEC("uretprobe/example-target:caller_two") int two_returned(struct pt_regs *ctx)
 }
 `;
 
-it("a stack goes on through functions whose returns are probed", async () => {
+it.each(["sites", "stack"])("a stack goes on through functions whose returns are probed: %s", async (way) => {
   const target = buildFixture("example-target", { flags: ["-fno-omit-frame-pointer"] });
   using child = await UnmanagedChild.start([target]);
   const object = buildBpfObject("probed-returns", source);
-  const { code, map } = await runObject([object, "-f", "json", "-p", `${child.pid}`], async () => {
-    child.send("s\n");
-    expect(await child.line()).toBe("done");
-  });
+  const { code, map } = await runObject(
+    [object, "--return", way, "-f", "json", "-p", `${child.pid}`],
+    async () => {
+      child.send("s\n");
+      expect(await child.line()).toBe("done");
+    },
+  );
   expect([code, map("returned")]).toEqual([0, 42 + 2]);
   const frames = Object.values(map("stacks") as Record<string, string[]>).map((stack) =>
     stack.slice(0, 3).map((frame) => frame.replace(/\+0x[0-9a-f]+/, "").replace(/ .*/, "")),

@@ -2,6 +2,11 @@
  * Return probes at the exits of functions: every return counts once with its value, whatever way a function is left, and
  * the program does not notice: exceptions, longjmp and backtrace() find the return addresses that they expect.
  */
+import { execFileSync } from "node:child_process";
+import { existsSync, statSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
 import { buildFixture } from "../support/fixtures.ts";
 import { expectUnchanged, readProcessState } from "../support/process-state.ts";
@@ -11,6 +16,21 @@ import { UnmanagedChild } from "../support/unmanaged-child.ts";
 const program = () => buildFixture("exits", { compiler: "g++" });
 const guarded = () =>
   buildFixture("exits", { compiler: "g++", variant: "cet", flags: ["-fcf-protection=full"] });
+
+function findGo(): string | undefined {
+  const places = (process.env.PATH ?? "").split(":").concat("/usr/local/go/bin");
+  return places.map((place) => join(place, "go")).find(existsSync);
+}
+
+/** The program in Go, built without anything but the standard library. */
+function buildGo(command: string): string {
+  const folder = fileURLToPath(new URL("../fixtures", import.meta.url));
+  const target = join(folder, "build", "stacks");
+  const source = join(folder, "stacks.go");
+  if (existsSync(target) && statSync(target).mtimeMs > statSync(source).mtimeMs) return target;
+  execFileSync(command, ["build", "-o", target, source], { stdio: "pipe", cwd: tmpdir() });
+  return target;
+}
 
 /** Counts of entries and returns, and the sums of what is returned. */
 function bothEnds(names: readonly string[]): string {
@@ -177,6 +197,30 @@ async function explain(child: UnmanagedChild, probe: string, args: readonly stri
   const returns = lines.map(({ data }) => (data as { returns?: Record<string, string> }).returns);
   return { code, err, returns };
 }
+
+const go = findGo();
+
+it.skipIf(go === undefined)("goroutines whose stacks move, with panics (needs the go command)", async () => {
+  using child = await UnmanagedChild.start([buildGo(go!)]);
+  const names = ["main.grow", "main.panics", "main.leaf"];
+  await using tracing = await work(
+    child,
+    "a",
+    [],
+    names
+      .map((name) => `uretprobe:stacks:${name} { @["${name}"] = count(); @sum["${name}"] = sum(retval); }`)
+      .join(" "),
+  );
+  const result = await tracing.interrupt();
+  expect(result.code).toBe(0);
+  // Signal stacks lie side by side in Go's heap, and a dead frame in one of them looks like a live one.
+  expect(result.err).toMatch(/^(trapline: restore process \d+: .* still in our code; free it later .*\n)?$/);
+  expect(result.map("@")).toEqual({
+    "main.grow": 16 * 50 * 201,
+    "main.panics": 16 * 50,
+    "main.leaf": 16 * 50,
+  });
+});
 
 describe("which way is taken", () => {
   it("the exits, each for what it is", async () => {
