@@ -21,7 +21,7 @@ import { ImageCode } from "../x86/regions.ts";
 import { landingPlacesOf } from "./landing-memory.ts";
 import type { ReturnChoice } from "./options.ts";
 import type { AttachedProbe, PlannedPoint } from "./point-builder.ts";
-import { type ReturnRole, ReturnWays } from "./return-ways.ts";
+import { isGoProgram, type ReturnRole, ReturnWays } from "./return-ways.ts";
 
 /** A program with one of its attach points. */
 export interface AttachRequest {
@@ -295,7 +295,8 @@ function planImage(
   const { mechanism, armed, returns: choice = "auto", returnObstacle: obstacle } = options;
   const functions = sites.filter(hasReturns).map(({ location }) => location.addr);
   const print = (at: bigint) => images.symbolize(at).text;
-  const ways = new ReturnWays({ code, image, choice, obstacle, print }, functions);
+  const isGo = functions.length > 0 && isGoProgram(image);
+  const ways = new ReturnWays({ code, isGo, choice, obstacle, print }, functions);
   for (;;) {
     const places = placesOf(sites, ways);
     const landings = mechanism === "jump" ? undefined : landingPlacesOf(images.pid);

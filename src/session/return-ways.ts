@@ -34,7 +34,8 @@ export type ReturnRole =
 
 export interface ReturnWaysInput {
   readonly code: ImageCode;
-  readonly image: MappedImage;
+  /** Whether it is a program by Go's own compiler. */
+  readonly isGo: boolean;
   readonly choice: ReturnChoice;
   /** Why return addresses cannot be replaced in this process, if they cannot. */
   readonly obstacle: string | undefined;
@@ -50,8 +51,8 @@ export class ReturnWays {
 
   constructor(input: ReturnWaysInput, functions: readonly bigint[]) {
     this.#input = input;
-    const { code, choice, image } = input;
-    this.#obstacle = input.obstacle ?? (functions.length > 0 && isGo(image) ? GO_OBSTACLE : undefined);
+    const { code, choice, isGo } = input;
+    this.#obstacle = input.obstacle ?? (isGo ? GO_OBSTACLE : undefined);
     if (choice === "stack") {
       for (const start of functions)
         this.#ways.set(start, { kind: "stack", refusal: { reason: "stack-forced" } });
@@ -130,7 +131,7 @@ export class ReturnWays {
 const GO_OBSTACLE = "Go looks for return addresses when it moves a stack";
 
 /** Programs by Go's own compiler have a table of functions in a section of this name. */
-function isGo(image: MappedImage): boolean {
+export function isGoProgram(image: MappedImage): boolean {
   return image.elf.findSection(".gopclntab") !== undefined;
 }
 

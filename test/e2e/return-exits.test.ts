@@ -115,23 +115,19 @@ const cases: readonly Case[] = [
 ];
 
 describe.each([
-  ["", program],
-  [", with -fcf-protection", guarded],
-] as const)("counts are exact and nothing is noticed%s", (_, path) => {
+  { what: "", path: program, args: [] },
+  { what: ", with -fcf-protection", path: guarded, args: [] },
+  { what: ", by int3", path: program, args: ["--mechanism", "int3"] },
+])("counts are exact and nothing is noticed$what", ({ path, args }) => {
   it.each(cases)("$name", async ({ letter, counts }) => {
     using child = await UnmanagedChild.start([path()]);
     const names = Object.keys(counts);
-    await using tracing = await work(child, letter, [], bothEnds(names));
+    await using tracing = await work(child, letter, args, bothEnds(names));
     const result = await tracing.interrupt();
     expect({ code: result.code, err: result.err }).toEqual({ code: 0, err: "" });
-    const seen = names.map((name) => [
-      name,
-      (result.map("@in") as Record<string, number>)[name],
-      (result.map("@out") as Record<string, number>)[name],
-    ]);
-    expect(seen).toEqual(
-      Object.entries(counts).map(([name, [entered, returned]]) => [name, entered, returned]),
-    );
+    const [entries, returns] = ["@in", "@out"].map((map) => result.map(map) as Record<string, number>);
+    const seen = names.map((name) => [name, [entries![name], returns![name]]]);
+    expect(Object.fromEntries(seen)).toEqual(counts);
   });
 });
 
