@@ -211,6 +211,8 @@ export function doesReturnTwice(name: string | undefined): boolean {
 export function findReturnRefusal(plan: SitePlan, code?: ImageCode): ReturnRefusal | undefined {
   if (!plan.isEntry) return { reason: "not-a-function-entry", at: plan.at };
   const name = plan.fn?.name?.replace(/@.*/, "");
+  // Where the kernel or the loader starts a program: the number of arguments is on top of the stack.
+  if (name === "_start") return { reason: "not-a-function-entry", at: plan.at };
   if (name !== undefined && doesReturnTwice(name)) return { reason: "returns-twice", name };
   const fn = code?.functionAt(plan.at);
   for (let i = 0; i < (fn?.code.count ?? 0); i++)

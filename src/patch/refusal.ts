@@ -104,8 +104,6 @@ export function refusalText(
       return `${print(refusal.at)} is no function entry, so no return address is on top of the stack`;
     case "returns-twice":
       return `${refusal.name} returns more than once for one call`;
-    case "never-returns":
-      return `no way out of ${print(refusal.at)} is known`;
     case "entered-elsewhere":
       return `${print(refusal.from)} enters the function at ${print(refusal.to)}, behind its beginning`;
     case "pointer-into-function":

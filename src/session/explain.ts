@@ -64,6 +64,8 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
       problem.hint,
     );
 
+  if (points.length === 0 && skipped.length === 0)
+    io.err.write(`${options.probe}: it never returns, so there is nothing to change\n`);
   const journal = new Journal(new Uint8Array(journalBytes(MOST_POINTS)), MOST_POINTS, {
     tracerPid: 0,
     tracerStart: 0n,

@@ -36,7 +36,6 @@ export type ExitRefusal =
   | { readonly reason: "no-function"; readonly at: bigint }
   | { readonly reason: "undecodable"; readonly at: bigint }
   | { readonly reason: "indirect-jump-unresolved"; readonly at: bigint }
-  | { readonly reason: "never-returns"; readonly at: bigint }
   | { readonly reason: "entered-elsewhere"; readonly from: bigint; readonly to: bigint }
   | { readonly reason: "pointer-into-function"; readonly to: bigint }
   | { readonly reason: "subroutine-inside"; readonly from: bigint; readonly to: bigint }
@@ -45,6 +44,7 @@ export type ExitRefusal =
   | { readonly reason: "return-address-unknown"; readonly at: bigint }
   | { readonly reason: "runs-out"; readonly at: bigint };
 
+/** A function that never returns has no exits. */
 export type FunctionExits =
   | { readonly kind: "exits"; readonly exits: readonly FunctionExit[] }
   | { readonly kind: "refused"; readonly refusal: ExitRefusal };
@@ -218,9 +218,7 @@ class Subject {
   get result(): FunctionExits {
     if (this.#refusal !== undefined) return { kind: "refused", refusal: this.#refusal };
     const exits = [...this.#exits.values()].sort((a, b) => (a.at < b.at ? -1 : 1));
-    return exits.length === 0
-      ? { kind: "refused", refusal: { reason: "never-returns", at: this.start } }
-      : { kind: "exits", exits };
+    return { kind: "exits", exits };
   }
 
   /** Candidates that nothing is known about yet. */

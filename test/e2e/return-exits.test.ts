@@ -229,6 +229,16 @@ describe("which way is taken", () => {
     ]);
   });
 
+  it("none, for a function that never returns", async () => {
+    using child = await UnmanagedChild.start([program()]);
+    const explained = await explain(child, "uretprobe:exits:gives_up");
+    expect(explained).toMatchObject({ code: 0, returns: [] });
+    expect(explained.err).toMatch(/it never returns, so there is nothing to change/);
+    await using tracing = await work(child, "w", [], "uretprobe:exits:gives_up { @ = count(); }");
+    const result = await tracing.interrupt();
+    expect({ code: result.code, err: result.err, n: result.map("@") }).toEqual({ code: 0, err: "", n: 0 });
+  });
+
   it("the return address, with the reason, where the exits are not known", async () => {
     using child = await UnmanagedChild.start([program()]);
     const { returns } = await explain(child, "uretprobe:exits:popping");
