@@ -26,6 +26,12 @@ const choices = {
       "uretprobe:libc:usleep { @u = count(); }",
   },
   "return by int3": { args: ["--mechanism", "int3"], program: "uretprobe:compute:work { @ = count(); }" },
+  "return by the stack": {
+    args: ["--return", "stack"],
+    program:
+      "uretprobe:compute:work { @ = count(); } uretprobe:libc:epoll_wait { @w[tid] = hist(retval); } " +
+      "uretprobe:libc:usleep { @u = count(); }",
+  },
   many: { args: [], program: "uprobe:libc:*poll*,uprobe:libc:mem*,uprobe:compute:* { @[probe] = count(); }" },
 } as const;
 export type ProbeChoice = keyof typeof choices;

@@ -25,6 +25,11 @@ const programs: readonly {
     program: "uretprobe:compute:work,uretprobe:libc:epoll_wait,uretprobe:libc:usleep { @[probe] = count(); }",
   },
   {
+    name: "returns by the stack",
+    args: ["--return", "stack"],
+    program: "uretprobe:compute:work,uretprobe:libc:epoll_wait,uretprobe:libc:usleep { @[probe] = count(); }",
+  },
+  {
     name: "events",
     args: [],
     program: 'uprobe:libc:epoll_wait { printf("%d %s\\n", tid, comm); @[tid] = sum(arg2); }',
