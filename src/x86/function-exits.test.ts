@@ -1,8 +1,10 @@
 /** Exits of functions, in code by compilers as objdump reads it, and in code made for each rule. */
+import { realpathSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { buildProgram, outputOf } from "../../test/support/build-program.ts";
-import { openElf } from "../../test/support/elf-images.ts";
+import { libcPath, openElf } from "../../test/support/elf-images.ts";
 import { codeImageOf } from "../elf/index.ts";
+import { functionsOf } from "../session/coverage.ts";
 import { Assembler, type Label } from "./assembler.ts";
 import type { CodeImage } from "./code-image.ts";
 import { type ExitRefusal, type FunctionExits, findExits } from "./function-exits.ts";
@@ -140,6 +142,36 @@ function exitsOf(result: FunctionExits) {
   expect(result).toMatchObject({ kind: "exits" });
   return result.kind === "exits" ? result.exits : [];
 }
+
+describe("whole libraries", () => {
+  const libstdcxx = realpathSync(outputOf("g++", ["-print-file-name=libstdc++.so.6"]).trim());
+  it.each([
+    { path: libcPath, least: 0.995 },
+    { path: libstdcxx, least: 0.999 },
+  ])(
+    "the exits of nearly all functions of $path are known, each at an instruction that leaves",
+    ({ path, least }) => {
+      const code = new ImageCode(codeImageOf(openElf(path), 0x7f00_0000_0000n));
+      const starts = [...functionsOf(code.image)].filter(
+        ({ name }) => name !== undefined && !/\.cold/.test(name),
+      );
+      expect(starts.length).toBeGreaterThan(2000);
+      const results = findExits(
+        code,
+        starts.map(({ start }) => start),
+      );
+      const known = results.filter(({ kind }) => kind === "exits");
+      expect(known.length / results.length).toBeGreaterThan(least);
+      const flows = new Map<string, Set<string>>();
+      for (const { kind, at } of known.flatMap(exitsOf)) {
+        const found = flows.get(kind) ?? new Set();
+        flows.set(kind, found.add(code.functionAt(at)!.code.findInsn(at)!.flow));
+      }
+      expect([...flows.get("return")!]).toEqual(["return"]);
+      for (const flow of flows.get("tail-jump")!) expect(["jump", "jump-indirect"]).toContain(flow);
+    },
+  );
+});
 
 const TEXT = 0x7f00_0000_0000n;
 

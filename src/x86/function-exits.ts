@@ -333,7 +333,16 @@ class Subject {
     for (const part of this.#parts.values()) part.heights.fill(undefined);
     const own = this.#parts.get(this.start)!;
     this.#reach(own, 0, { sp: 0, fp: LOST });
-    for (const part of this.#parts.values()) this.#reachRoots(part);
+    for (const part of this.#parts.values()) this.#reachLabels(part);
+    this.#drain();
+    this.#reachLandingPads();
+    this.#drain();
+    this.#pending.length = 0;
+    this.#behindCalls.length = 0;
+    if (this.#refusal === undefined) this.#checkUnreached();
+  }
+
+  #drain(): void {
     while (this.#refusal === undefined) {
       const next = this.#pending.pop();
       if (next !== undefined) {
@@ -346,9 +355,6 @@ class Subject {
       // Where another way leads with another height, the call does not come back.
       if (known === undefined || known.sp === WEAK) this.#reach(behind.part, behind.index, behind.heights);
     }
-    this.#pending.length = 0;
-    this.#behindCalls.length = 0;
-    if (this.#refusal === undefined) this.#checkUnreached();
   }
 
   #reach(part: Part, index: number, heights: Heights): void {
@@ -359,18 +365,36 @@ class Subject {
     this.#pending.push({ part, index });
   }
 
-  /** Landing pads, and labels whose address is known elsewhere. */
-  #reachRoots(part: Part): void {
+  /** Labels whose address is known elsewhere. */
+  #reachLabels(part: Part): void {
     const { fn } = part;
     const hasGoto = this.#hasComputedGoto(fn);
     for (const [offset, { kind }] of fn.entries) {
-      if (kind !== "landing-pad" && kind !== "address-taken" && kind !== "pointer") continue;
+      if (kind !== "address-taken" && kind !== "pointer") continue;
       const index = fn.code.indexAt(offset);
       if (index < 0 || (offset === 0 && fn.start === this.start)) continue;
       if (kind === "pointer" && !hasGoto)
         this.#refuse({ reason: "pointer-into-function", to: fn.start + BigInt(offset) });
       this.#reach(part, index, unknownHeights);
     }
+  }
+
+  /** An exception lands with the stack as it was at the call that threw it: known if it is the same at all calls. */
+  #reachLandingPads(): void {
+    let heights: Heights | undefined;
+    for (const { fn, heights: known } of this.#parts.values())
+      for (let i = 0; i < fn.code.count; i++) {
+        const flow = fn.code.flowAt(i);
+        const at = known[i];
+        if ((flow !== "call" && flow !== "call-indirect") || at === undefined) continue;
+        heights =
+          heights === undefined || (heights.sp === at.sp && heights.fp === at.fp) ? at : unknownHeights;
+      }
+    for (const part of this.#parts.values())
+      for (const [offset, { kind }] of part.fn.entries) {
+        const index = part.fn.code.indexAt(offset);
+        if (kind === "landing-pad" && index >= 0) this.#reach(part, index, heights ?? unknownHeights);
+      }
   }
 
   #hasComputedGoto({ code }: FunctionCode): boolean {
