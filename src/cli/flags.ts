@@ -93,7 +93,7 @@ export const flags: readonly Flag[] = [
   define("debug", "-d", undefined, everywhere, "show bytecode and machine code; stacks of internal errors"),
   define("dryRun", "--dry-run", undefined, ["trace", "run"], "compile, verify, plan and print; touch nothing"),
   define("mechanism", "--mechanism", "KIND", ["trace", "run", "explain"], "auto (default), jump, punned or int3"),
-  define("returns", "--return", "WAY", ["trace", "run", "explain"], "returns by: auto (default), sites (the exits) or stack (the return address)"),
+  define("returns", "--return", "WAY", ["trace", "run", "explain"], "probe returns by auto (default), sites (exits) or stack"),
   define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),
   define("functions", "--functions", undefined, ["coverage"], "look at every function's entry (default)"),
   define("instructions", "--instructions", undefined, ["coverage"], "look at every instruction"),
