@@ -58,13 +58,25 @@ describe("reading the command line", () => {
     },
     {
       name: "long options, value joined or not",
-      argv: ["--mechanism=int3", "--maxactive", "64", "--dry-run", "-f", "json", "-d", "-"],
+      argv: [
+        "--mechanism=int3",
+        "--return",
+        "stack",
+        "--maxactive",
+        "64",
+        "--dry-run",
+        "-f",
+        "json",
+        "-d",
+        "-",
+      ],
       action: {
         verb: "trace",
         source: { kind: "file", path: "-" },
         options: {
           ...plainTrace,
           mechanism: "int3",
+          returns: "stack",
           maxActive: 64,
           dryRun: true,
           debug: true,
@@ -225,6 +237,11 @@ describe("refusing a command line", () => {
         name: "a sample of something else",
         argv: ["coverage", "libc", "--sample", "some"],
         what: "--sample some: must be a part of 100, like 1%",
+      },
+      {
+        name: "a way of returns that does not exist",
+        argv: ["--return", "exits", "a.bt"],
+        what: "--return exits: must be one of auto, sites, stack",
       },
       {
         name: "maxactive that is no number",

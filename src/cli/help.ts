@@ -6,7 +6,7 @@ const synopsis = `USAGE
   trapline [-p PID | -c COMMAND] [options] FILE.bt [PARAM...]
   trapline -l [PATTERN] [-p PID]
   trapline explain PROBE -p PID   what a probe would do to the code, and why
-  trapline coverage IMAGE -p PID  what every function could take, and why not more; or: coverage FILE
+  trapline coverage IMAGE -p PID  what each function could take, and why not more; or: coverage FILE
   trapline ps                     processes that carry probes
   trapline detach -p PID          restore what a dead tracer left behind
   trapline doctor                 what this machine allows
