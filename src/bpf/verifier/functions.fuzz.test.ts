@@ -20,8 +20,11 @@ const strict = { checkInitialised: true, uninitStack: "allow" } as const;
 /** As many checkpoints as there can be. */
 const dense = { stepsBetween: 0 };
 
+/** Those that a world has: a mutation may name any. */
+const worldMaps = caseMaps.slice(0, 3);
+
 function verify(insns: readonly Insn[], options: VerifyOptions = {}) {
-  return verifyProgram({ insns }, caseMaps, { maxVisits: 20_000, ...options });
+  return verifyProgram({ insns }, worldMaps, { maxVisits: 20_000, ...options });
 }
 
 function randomWorld(seed: number) {
