@@ -20,7 +20,7 @@ it("the demo traces a Node process at work and leaves it as it was", () => {
   // The results.
   for (const map of ["@opened[", "@read_us", "@deflate_us", "@hashed_bytes", "@node_reads: "])
     expect(out).toContain(map);
-  expect(out).toMatch(/@opened\[bpf\/\S+\.js\]: \d+/);
+  expect(out).toMatch(/@opened\[chunks\/\S+\.js\]: \d+/);
   // The proof.
   expect(out).toContain(": differs");
   expect(out).toContain(": the same as before");
