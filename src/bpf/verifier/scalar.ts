@@ -335,14 +335,17 @@ function wholeFromLow32(d: Draft): void {
   d.smax = min(d.smax, ((d.smax >> 32n) << 32n) | d.umax32);
 }
 
-/** Returns false if a known bit would have to be both. */
+/** Returns false if a known bit would have to be both. Bounds that differ in their highest bit share none. */
 function bitsFromBounds(d: Draft): boolean {
-  const whole = commonBits(d.umin, d.umax);
-  const low = commonBits(d.umin32, d.umax32);
-  return (
-    meetBits(d, whole.value, whole.mask) &&
-    meetBits(d, low.value & U32_MAX, (low.mask & U32_MAX) | (U64_MAX ^ U32_MAX))
-  );
+  if ((d.umin ^ d.umax) < SIGN64) {
+    const { value, mask } = commonBits(d.umin, d.umax);
+    if (!meetBits(d, value, mask)) return false;
+  }
+  if ((d.umin32 ^ d.umax32) < SIGN32) {
+    const { value, mask } = commonBits(d.umin32, d.umax32);
+    return meetBits(d, value & U32_MAX, (mask & U32_MAX) | (U64_MAX ^ U32_MAX));
+  }
+  return true;
 }
 
 /** Adds the knowledge of another tristate number; returns false if they contradict. */
