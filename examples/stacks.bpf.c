@@ -16,7 +16,7 @@ struct key {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_STACK_TRACE);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 16384);
 	__uint(key_size, sizeof(__u32));
 	__uint(value_size, MAX_FRAMES * sizeof(__u64));
 } stacks SEC(".maps");

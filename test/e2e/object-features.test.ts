@@ -145,7 +145,7 @@ describe("other programs", () => {
   });
 
   it("show stacks with the names of libraries that the command loads later", () => {
-    const source = `struct { __uint(type, BPF_MAP_TYPE_STACK_TRACE); __uint(max_entries, 64); __type(key, u32); __uint(value_size, 80); } stacks SEC(".maps");
+    const source = `struct { __uint(type, BPF_MAP_TYPE_STACK_TRACE); __uint(max_entries, 16384); __type(key, u32); __uint(value_size, 80); } stacks SEC(".maps");
       SEC("uprobe/example-target:leaf") int f(struct pt_regs *ctx) { bpf_get_stackid(ctx, &stacks, BPF_F_USER_STACK); return 0; }`;
     const target = buildFixture("example-target", { flags: ["-fno-omit-frame-pointer"] });
     const run = runCommand(["run", buildBpfObject("stacks", PRELUDE + source), "-c", target], "s\n");

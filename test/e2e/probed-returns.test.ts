@@ -6,7 +6,7 @@ import { runObject } from "../support/object-run.ts";
 import { UnmanagedChild } from "../support/unmanaged-child.ts";
 
 const source = `${PRELUDE}
-struct { __uint(type, BPF_MAP_TYPE_STACK_TRACE); __uint(max_entries, 64);
+struct { __uint(type, BPF_MAP_TYPE_STACK_TRACE); __uint(max_entries, 16384);
   __uint(key_size, 4); __uint(value_size, 127 * 8); } stacks SEC(".maps");
 u64 returned;
 
