@@ -34,3 +34,8 @@ export function isAlike(a: MapSpec, b: MapSpec): boolean {
     a.hashFunctions === b.hashFunctions
   );
 }
+
+/** Whether every value has a copy for each slot: programs have the slot in r11 when they work on one. */
+export function isPerCpu({ kind }: MapSpec): boolean {
+  return kind === "percpu_array" || kind === "percpu_hash" || kind === "lru_percpu_hash";
+}

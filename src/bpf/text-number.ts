@@ -2,14 +2,13 @@
  * How bpf_strtol and bpf_strtoul read a number: white space, a minus sign, a prefix where the base is 0 or 16, then
  * digits up to the first character that is none. This is the reference; the JIT's routine does the same.
  */
+import { EINVAL, ERANGE } from "./error-numbers.ts";
 
 /** Bits of the flags that hold the base. */
 export const NUMBER_BASE_MASK = 0x1f;
 /** Characters behind the sign that are looked at. */
 export const MAX_NUMBER_CHARS = 63;
 
-const EINVAL = -22;
-const ERANGE = -34;
 const U64_MAX = (1n << 64n) - 1n;
 const S64_MAX = (1n << 63n) - 1n;
 

@@ -4,6 +4,7 @@
  */
 import { readFileSync } from "node:fs";
 import type { Insn, MapSpec, Proof } from "../bpf/index.ts";
+import { isPerCpu } from "../bpf/map-kinds.ts";
 import { layoutMap } from "../bpf/maps/index.ts";
 import { type BpfObject, fitRing } from "../bpf/object/index.ts";
 import { printkRing, printsSomething } from "./printk-ring.ts";
@@ -43,7 +44,7 @@ export function fitRings(object: BpfObject, specs: readonly MapSpec[], proofs: r
 
 function withCpus(spec: MapSpec, cpus: number): MapSpec {
   const inner = spec.inner === undefined ? {} : { inner: withCpus(spec.inner, cpus) };
-  return spec.kind.includes("percpu") ? { ...spec, ...inner, cpus } : { ...spec, ...inner };
+  return isPerCpu(spec) ? { ...spec, ...inner, cpus } : { ...spec, ...inner };
 }
 
 /** How many processors there may ever be: the last number of `0-7` or `0,2-5`, and one. */

@@ -1,11 +1,11 @@
 /** The helpers that call a function of the program back, as the interpreter does them. */
 import { u64 } from "../alu.ts";
+import { EINVAL } from "../error-numbers.ts";
 import { HELPER_FOR_EACH_MAP_ELEM, HELPER_LOOP } from "../helpers.ts";
 import type { HelperWorld } from "./helper-world.ts";
 import { slotOf } from "./map-calls.ts";
 import { MemoryFault, newBlock } from "./memory.ts";
 
-const EINVAL = 22n;
 const E2BIG = 7n;
 const MAX_LOOPS = 1n << 23n;
 /** Where the keys of running iterations lie, one step per nesting. */
@@ -26,13 +26,13 @@ export function callBackHelper(
   switch (number) {
     case HELPER_LOOP: {
       const count = BigInt.asUintN(32, a1);
-      if (flags !== 0n) return u64(-EINVAL);
+      if (flags !== 0n) return u64(BigInt(EINVAL));
       if (count > MAX_LOOPS) return u64(-E2BIG);
       for (let i = 0n; i < count; i++) if (call(fn, [i, context]) !== 0n) return i + 1n;
       return count;
     }
     case HELPER_FOR_EACH_MAP_ELEM:
-      if (flags !== 0n) return u64(-EINVAL);
+      if (flags !== 0n) return u64(BigInt(EINVAL));
       return forEach(world, a1, (key, value) => call(fn, [a1, key, value, context]));
     default:
       return undefined;

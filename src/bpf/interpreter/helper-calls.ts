@@ -1,6 +1,7 @@
 /** The helpers as the interpreter does them, with the kernel's return values. */
 import { u64 } from "../alu.ts";
 import { CTX_COOKIE, CTX_IP } from "../context.ts";
+import { EFAULT, EINVAL } from "../error-numbers.ts";
 import {
   findHelperName,
   HELPER_GET_ATTACH_COOKIE,
@@ -44,8 +45,6 @@ import { readMemory, readString } from "./memory-reads.ts";
 import { snprintf, tracePrintk, traceVprintk } from "./print-calls.ts";
 import { getStack, getStackId } from "./stack-walk.ts";
 
-const EINVAL = -22n;
-const EFAULT = -14n;
 /** Slots of the context with the integer arguments of a function, in order, and with its result. */
 const ctxArguments = [112n, 104n, 96n, 88n, 72n, 64n];
 const CTX_RESULT = 80n;
@@ -87,7 +86,7 @@ export function callHelper(world: HelperWorld, number: number, args: readonly bi
       const into = bytesAt(world, a1, a2);
       if (readMemory(world, a3, into)) return 0n;
       into.fill(0);
-      return u64(EFAULT);
+      return u64(BigInt(EFAULT));
     }
     case HELPER_PROBE_READ_STR:
     case HELPER_PROBE_READ_USER_STR:
@@ -118,7 +117,7 @@ export function callHelper(world: HelperWorld, number: number, args: readonly bi
     case HELPER_GET_FUNC_ARG: {
       const slot = a2 < BigInt(ctxArguments.length) ? ctxArguments[Number(a2)] : undefined;
       storeU64(world, a3, slot === undefined ? 0n : loadCtx(world, a1 + slot));
-      return slot === undefined ? u64(EINVAL) : 0n;
+      return slot === undefined ? u64(BigInt(EINVAL)) : 0n;
     }
     case HELPER_GET_FUNC_RET:
       storeU64(world, a2, loadCtx(world, a1 + CTX_RESULT));

@@ -1,5 +1,6 @@
 /** The helpers that work on maps, as the interpreter does them. */
 import { u64 } from "../alu.ts";
+import { EINVAL } from "../error-numbers.ts";
 import {
   HELPER_MAP_DELETE_ELEM,
   HELPER_MAP_LOOKUP_ELEM,
@@ -21,7 +22,6 @@ import { bytesAt, copyIn, type HelperWorld } from "./helper-world.ts";
 const ENOENT = -2;
 const E2BIG = -7;
 const EAGAIN = -11;
-const EINVAL = -22;
 const ENOSPC = -28;
 /** Flags of bpf_ringbuf_output. */
 const WAKEUP_FLAGS = 3n;

@@ -3,9 +3,9 @@
  * memory first, then what the host can reach.
  */
 import { u64 } from "../alu.ts";
+import { EFAULT } from "../error-numbers.ts";
 import type { HelperWorld } from "./helper-world.ts";
 
-const EFAULT = 14;
 /** No access to the host's memory crosses a page, so that what lies before a hole can be read. */
 const PAGE_BYTES = 4096n;
 
@@ -26,7 +26,7 @@ export function readString(world: HelperWorld, addr: bigint, into: Uint8Array): 
     const part = readPart(world, u64(addr + BigInt(done)), into.length - done);
     if (part === undefined) {
       into.fill(0);
-      return -EFAULT;
+      return EFAULT;
     }
     const nul = part.indexOf(0);
     if (nul >= 0) {

@@ -1,5 +1,6 @@
 /** bpf_snprintf and printk as the interpreter does them. */
 import { u64 } from "../alu.ts";
+import { EINVAL } from "../error-numbers.ts";
 import { MAX_CPU } from "../helpers.ts";
 import {
   FORMAT_STRING_BYTES,
@@ -13,7 +14,7 @@ import { encodePrintk, PRINTK_ARGS, PRINTK_RECORD_BYTES } from "../printk.ts";
 import { bytesAt, copyIn, type HelperWorld, textAt } from "./helper-world.ts";
 import { readMemory, readString } from "./memory-reads.ts";
 
-const EINVAL = u64(-22n);
+const INVALID = u64(BigInt(EINVAL));
 const EBUSY = u64(-16n);
 
 /** bpf_snprintf; r0. */
@@ -21,7 +22,8 @@ export function snprintf(world: HelperWorld, args: readonly bigint[]): bigint {
   const [to = 0n, size = 0n, format = 0n, data = 0n, lenBytes = 0n] = args;
   const parts = parseFormat(textAt(world, format));
   const values = argumentsAt(world, data, lenBytes);
-  if (parts === undefined || values === undefined || formatSpecs(parts).length > values.length) return EINVAL;
+  if (parts === undefined || values === undefined || formatSpecs(parts).length > values.length)
+    return INVALID;
   const text = printFormat(parts, values, memoryOf(world));
   const into = bytesAt(world, to, size);
   if (into.length > 0) {
@@ -42,14 +44,14 @@ export function tracePrintk(world: HelperWorld, args: readonly bigint[]): bigint
 export function traceVprintk(world: HelperWorld, args: readonly bigint[]): bigint {
   const [format = 0n, size = 0n, data = 0n, lenBytes = 0n] = args;
   const values = argumentsAt(world, data, lenBytes);
-  return values === undefined ? EINVAL : printk(world, copyIn(world, format, Number(size)), values);
+  return values === undefined ? INVALID : printk(world, copyIn(world, format, Number(size)), values);
 }
 
 /** Sends a record; the length of the format, which is judged by whoever prints the record. */
 function printk(world: HelperWorld, format: Uint8Array, args: readonly bigint[]): bigint {
   const { host, printk: ring } = world;
   const length = format.indexOf(0);
-  if (length < 0) return EINVAL;
+  if (length < 0) return INVALID;
   if (ring === undefined) return BigInt(length);
   const record = encodePrintk({
     pidTgid: host.pidTgid(),

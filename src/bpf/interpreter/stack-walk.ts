@@ -1,6 +1,7 @@
 /** The chain of frame pointers as the interpreter follows it; the JIT's routine keeps the same rules. */
 import { u64 } from "../alu.ts";
 import { CTX_IP, CTX_SITE, SITE_IS_ENTRY } from "../context.ts";
+import { EFAULT, EINVAL } from "../error-numbers.ts";
 import {
   MAX_STACK_FRAMES,
   STACK_FAST_COMPARE,
@@ -12,8 +13,6 @@ import type { HelperWorld } from "./helper-world.ts";
 import { loadAt } from "./memory.ts";
 import { readMemory } from "./memory-reads.ts";
 
-const EFAULT = -14;
-const EINVAL = -22;
 const CTX_BP = 32;
 const CTX_SP = 152;
 

@@ -18,6 +18,7 @@
 import type { Assembler, Label, Mem } from "../../x86/assembler.ts";
 import { hasReg, R11, RAX, type Reg, type RegSet, RSI, RSP, regsOf } from "../../x86/registers.ts";
 import { type Assignment, calleeSavedRegs, preferredRegs } from "./allocate.ts";
+import { emitCpuWord } from "./cpu-number.ts";
 import { emitAlu, emitByteOrder, emitShift, type ZeroFlag } from "./emit-arithmetic.ts";
 import { emitAtomic } from "./emit-atomic.ts";
 import { emitForEach, emitLoop } from "./emit-callbacks.ts";
@@ -41,8 +42,6 @@ import type { Routine } from "./routines/routine.ts";
 /** Below rsp a leaf may use this much: neither signals nor the kernel touch it (psABI, section 3.2.2). */
 const RED_ZONE_BYTES = 128;
 const RETURN_ADDRESS_BYTES = 8;
-/** The selector whose limit holds the processor number on Linux. */
-const CPU_SELECTOR = 0x7b;
 const ALL_REGS: RegSet = 0xffff & ~(1 << RSP);
 /** The kernel's limit: one more tail call does nothing. */
 const MAX_TAIL_CALLS = 33;
@@ -305,11 +304,7 @@ export class FunctionEmitter implements OperationContext {
         return;
       case "cpu": {
         const dst = this.dst(op.dst);
-        if (this.#input.env.cpu === "rdpid") asm.rdpid(dst);
-        else {
-          asm.movImm(dst, CPU_SELECTOR);
-          asm.lsl(dst, dst);
-        }
+        emitCpuWord(asm, dst, this.#input.env.cpu);
         asm.andImm(dst, op.mask, 32);
         return;
       }

@@ -1,5 +1,6 @@
 /** Turns instructions into operations, using what is known about registers. */
 import type { AluOp, Condition } from "../../x86/assembler.ts";
+import { CTX_COOKIE, CTX_IP } from "../context.ts";
 import {
   HELPER_FOR_EACH_MAP_ELEM,
   HELPER_GET_ATTACH_COOKIE,
@@ -97,10 +98,6 @@ export interface LowerContext {
   isNear(address: bigint): boolean;
   routineFor(call: HelperCall): Routine;
 }
-
-/** The struct pt_regs slots that two helpers read. */
-const CTX_COOKIE = 120;
-const CTX_IP = 128;
 
 /** The operation of the instruction at `slot`; undefined if there is nothing to do. */
 export function lowerInsn(

@@ -17,6 +17,7 @@
 import type { Label } from "../../x86/assembler.ts";
 import { R11, RAX, RBP, RCX, RDX, type Reg, RSP, regSet } from "../../x86/registers.ts";
 import { MAX_CPU } from "../helpers.ts";
+import { emitCpuWord } from "./cpu-number.ts";
 import type { LinkEnv } from "./link-env.ts";
 import { emitAddress } from "./memory-moves.ts";
 import type { Routine, RoutineSet } from "./routines/routine.ts";
@@ -41,8 +42,6 @@ export function stateBytes(state: ProgramState): number {
 
 /** Owner words are 64 bytes apart. */
 const OWNER_SHIFT = 6;
-/** The selector whose limit holds the processor number on Linux. */
-const CPU_SELECTOR = 0x7b;
 
 /** Fills the first two words of the state, which rsp must point to at the call. */
 export function takeSlot(routines: RoutineSet, env: LinkEnv, owners: bigint, slots: number): Routine {
@@ -54,11 +53,7 @@ export function takeSlot(routines: RoutineSet, env: LinkEnv, owners: bigint, slo
       const [inRange, next, retry, taken] = ["in range", "next", "retry", "taken"].map((name) =>
         a.label(name),
       ) as [Label, Label, Label, Label];
-      if (env.cpu === "rdpid") a.rdpid(RAX);
-      else {
-        a.movImm(RAX, CPU_SELECTOR);
-        a.lsl(RAX, RAX);
-      }
+      emitCpuWord(a, RAX, env.cpu);
       a.andImm(RAX, MAX_CPU, 32);
       a.movImm(RCX, slots);
       a.cmp(RAX, RCX, 32);

@@ -1,6 +1,6 @@
 /** An array in shared memory, as the tracer sees it. */
+import { BPF_EXIST, BPF_NOEXIST, E2BIG, EEXIST, EINVAL } from "../error-numbers.ts";
 import type { ArrayLayout } from "./array-layout.ts";
-import { BPF_EXIST, BPF_NOEXIST, E2BIG, EEXIST, EINVAL } from "./error-numbers.ts";
 import { SharedMap } from "./shared-map.ts";
 import { copyToWords, readValue } from "./value-access.ts";
 

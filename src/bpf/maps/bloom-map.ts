@@ -1,6 +1,6 @@
 /** A bloom filter in shared memory, as the tracer sees it (bloom-layout.ts). */
+import { BPF_ANY, EINVAL, ENOENT } from "../error-numbers.ts";
 import type { BloomLayout } from "./bloom-layout.ts";
-import { BPF_ANY, EINVAL, ENOENT } from "./error-numbers.ts";
 import { hashOf } from "./key-hash.ts";
 import { SharedMap } from "./shared-map.ts";
 import { wordsOf } from "./value-access.ts";

@@ -9,7 +9,6 @@
  * new. A program that holds such a pointer while its key is deleted or replaced can see the value of the element's
  * next user, as with the kernel's preallocated maps.
  */
-import type { MapSpec } from "../program.ts";
 import {
   BPF_ANY,
   BPF_EXIST,
@@ -20,7 +19,8 @@ import {
   EINVAL,
   ENOENT,
   ENOMEM,
-} from "./error-numbers.ts";
+} from "../error-numbers.ts";
+import type { MapSpec } from "../program.ts";
 import {
   CLOCK_MOST_STEPS,
   CLOCK_STEPS,

@@ -1,9 +1,10 @@
 /** Maps in memory that programs and the tracer share. */
+
+export { E2BIG, EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, ENOSPC } from "../error-numbers.ts";
 export type { ArrayLayout, PerCpuArrayLayout, SlotsLayout } from "./array-layout.ts";
 export { ArrayMap } from "./array-map.ts";
 export type { BloomLayout } from "./bloom-layout.ts";
 export { BloomMap } from "./bloom-map.ts";
-export { E2BIG, EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, ENOSPC } from "./error-numbers.ts";
 export type { HashLayout } from "./hash-layout.ts";
 export { type HashEntry, HashMap } from "./hash-map.ts";
 export { layoutMap, type MapLayout } from "./layout.ts";

@@ -2,10 +2,10 @@
  * Per-CPU arrays and hash maps in shared memory, as the tracer sees them: every value is as many copies as there are
  * slots. A slot's copy is written by the program that owns the slot, and read here at any time.
  */
+import { BPF_ANY, BPF_EXIST, BPF_NOEXIST, E2BIG, EEXIST, EINVAL } from "../error-numbers.ts";
 import type { MapSpec } from "../program.ts";
 import type { PerCpuArrayLayout } from "./array-layout.ts";
 import { indexOfKey, keyOfIndex } from "./array-map.ts";
-import { BPF_ANY, BPF_EXIST, BPF_NOEXIST, E2BIG, EEXIST, EINVAL } from "./error-numbers.ts";
 import type { HashLayout } from "./hash-layout.ts";
 import { HashMap } from "./hash-map.ts";
 import { SharedMap } from "./shared-map.ts";

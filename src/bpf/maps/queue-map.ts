@@ -2,8 +2,8 @@
  * A queue or stack in shared memory, as the tracer sees it: the same steps as the routines of the JIT
  * (queue-layout.ts has the invariants). What makes no sense reads as empty or busy; loops are bounded.
  */
+import { BPF_ANY, BPF_EXIST, E2BIG, EBUSY, EINVAL } from "../error-numbers.ts";
 import type { MapSpec } from "../program.ts";
-import { BPF_ANY, BPF_EXIST, E2BIG, EBUSY, EINVAL } from "./error-numbers.ts";
 import {
   QUEUE_CELLS,
   QUEUE_STATE,

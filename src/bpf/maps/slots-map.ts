@@ -1,8 +1,8 @@
 /** Program arrays and maps of maps in shared memory, as the tracer sees them: words that name programs and maps. */
+import { E2BIG } from "../error-numbers.ts";
 import type { MapSpec } from "../program.ts";
 import type { SlotsLayout } from "./array-layout.ts";
 import { indexOfKey } from "./array-map.ts";
-import { E2BIG } from "./error-numbers.ts";
 import type { HashLayout } from "./hash-layout.ts";
 import { HashMap } from "./hash-map.ts";
 import { SharedMap } from "./shared-map.ts";

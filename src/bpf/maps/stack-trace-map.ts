@@ -1,6 +1,6 @@
 /** Stack traces in shared memory, as the tracer sees them (stack-trace-layout.ts has the invariants). */
+import { EBUSY, EEXIST, ENOENT, ENOMEM } from "../error-numbers.ts";
 import type { MapSpec } from "../program.ts";
-import { EBUSY, EEXIST, ENOENT, ENOMEM } from "./error-numbers.ts";
 import { hashOf } from "./key-hash.ts";
 import { SharedMap } from "./shared-map.ts";
 import type { SharedMemory } from "./shared-memory.ts";

@@ -1,8 +1,8 @@
 /** Lookup and update of one array, and of one slot of a per-CPU array. Lookups in arrays at known addresses are inline. */
 import type { Assembler } from "../../../x86/assembler.ts";
 import { R8, R9, R10, R11, RAX, RCX, RDI, RDX, RSI, regSet } from "../../../x86/registers.ts";
+import { E2BIG, EEXIST, EINVAL } from "../../error-numbers.ts";
 import type { ArrayLayout, PerCpuArrayLayout } from "../../maps/array-layout.ts";
-import { E2BIG, EEXIST, EINVAL } from "../../maps/error-numbers.ts";
 import { emitCopyWords } from "../memory-moves.ts";
 import { argsOf, emitMapAddress, type MapRoutineInput } from "./map-input.ts";
 import type { Routine, RoutineBody } from "./routine.ts";

@@ -1,7 +1,7 @@
 /** Putting values into one bloom filter and asking for them (maps/bloom-layout.ts). */
 import { R8, R9, R10, RAX, RCX, RDI, RDX, RSI, RSP, regSet } from "../../../x86/registers.ts";
+import { EINVAL, ENOENT } from "../../error-numbers.ts";
 import type { BloomLayout } from "../../maps/bloom-layout.ts";
-import { EINVAL, ENOENT } from "../../maps/error-numbers.ts";
 import { emitCopyWords, emitFrame, emitLoadBytes } from "../memory-moves.ts";
 import { emitHashWords } from "./key-hash.ts";
 import { argsOf, emitMapAddress, type MapRoutineInput } from "./map-input.ts";

@@ -4,6 +4,7 @@
  * System calls change rax, rcx and r11 and keep every other register (psABI, section A.2.1).
  */
 import { R8, R9, R10, R11, RAX, RBP, RCX, RDI, RDX, RSI, RSP, regSet } from "../../../x86/registers.ts";
+import { CPU_BITS, emitCpuWord } from "../cpu-number.ts";
 import type { LinkEnv } from "../link-env.ts";
 import { emitFrame } from "../memory-moves.ts";
 import type { Routine, RoutineSet } from "./routine.ts";
@@ -18,9 +19,6 @@ const VDSO_CLOBBERS = regSet(RAX, RCX, RDX, RSI, RDI, R8, R9, R10, R11);
 const USUAL_TICK_NS = 4_000_000;
 /** The kernel lets its count of ticks begin this long before 2^32, so that an overflow is met early. */
 const SECONDS_BEFORE_OVERFLOW = 300;
-/** The selector whose limit holds the processor number and above 12 bits of it the node. */
-const CPU_SELECTOR = 0x7b;
-const CPU_BITS = 12;
 
 /** The clock of each helper (uapi/linux/time.h). */
 const clockIds = { monotonic: 1, coarse: 6, boot: 7, tai: 11 } as const;
@@ -114,11 +112,7 @@ export function numaNodeId(routines: RoutineSet, env: LinkEnv): Routine {
     clobbers: regSet(RAX),
     stackBytes: 0,
     emit: (a) => {
-      if (env.cpu === "rdpid") a.rdpid(RAX);
-      else {
-        a.movImm(RAX, CPU_SELECTOR);
-        a.lsl(RAX, RAX);
-      }
+      emitCpuWord(a, RAX, env.cpu);
       a.shr(RAX, CPU_BITS, 32);
       a.ret();
     },

@@ -1,6 +1,6 @@
 /** Arguments and result of the traced function, from the context. */
 import { ptRegsOffset, R8, R9, RAX, RCX, RDI, RDX, RSI, regSet } from "../../../x86/registers.ts";
-import { EINVAL } from "../../maps/error-numbers.ts";
+import { EINVAL } from "../../error-numbers.ts";
 import type { Routine, RoutineSet } from "./routine.ts";
 
 /** Integer arguments that a function gets in registers, in order (psABI, 3.2.3). */

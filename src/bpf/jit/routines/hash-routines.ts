@@ -1,7 +1,7 @@
 /** Lookup, update, deletion and iteration in one hash map; hash-traversal.ts has the registers. */
 import type { Assembler } from "../../../x86/assembler.ts";
 import { R8, R9, R10, R11, RAX, RCX, RDI, RDX, RSI, RSP, regSet } from "../../../x86/registers.ts";
-import { E2BIG, EEXIST, EINVAL, ENOENT, ENOMEM } from "../../maps/error-numbers.ts";
+import { E2BIG, EEXIST, EINVAL, ENOENT, ENOMEM } from "../../error-numbers.ts";
 import { ELEMENT_KEY, HASH_REFUSED } from "../../maps/hash-layout.ts";
 import { emitCopyWords, emitFrame } from "../memory-moves.ts";
 import { emitNextTag, emitRefOf } from "./element-pool.ts";

@@ -1,12 +1,12 @@
 /** How bpf_for_each_map_elem finds the elements of a map, by its kind. */
 import { HELPER_FOR_EACH_MAP_ELEM } from "../../helpers.ts";
+import { isPerCpu } from "../../map-kinds.ts";
 import { layoutMap } from "../../maps/index.ts";
 import type { Bundle } from "../../program.ts";
 import { JitError } from "../jit-error.ts";
 import type { LinkEnv } from "../link-env.ts";
 import type { MapElements } from "../operations.ts";
 import type { HelperCall } from "./helper-call.ts";
-import { isPerCpu } from "./map-routines.ts";
 import type { Routine } from "./routine.ts";
 
 export interface ElementsContext {

@@ -98,11 +98,6 @@ export function stackTraceInput(context: RoutineContext, call: MapCall): StackTr
   return input === undefined || layout?.kind !== "stack_trace" ? undefined : { ...input, layout };
 }
 
-/** Whether routines on a map take the slot of per-CPU maps in r11. */
-export function isPerCpu(spec: MapSpec): boolean {
-  return spec.kind === "percpu_array" || spec.kind === "percpu_hash" || spec.kind === "lru_percpu_hash";
-}
-
 /** A map of the bundle by its index, or the inner map of one, which is like all others of that one. */
 function inputOf({ routines, env, bundle }: RoutineContext, call: MapCall): RoutineInput | undefined {
   const { mapIndex, outerMapIndex } = call;

@@ -25,8 +25,8 @@ import {
   RSP,
   regSet,
 } from "../../../x86/registers.ts";
+import { EBUSY, EINVAL } from "../../error-numbers.ts";
 import { HELPER_RINGBUF_RESERVE, MAX_CPU } from "../../helpers.ts";
-import { EBUSY, EINVAL } from "../../maps/error-numbers.ts";
 import { CELL_DISCARDED, CELL_FLAGS, CELL_LENGTH, CELL_RECORD, CELL_STATE } from "../../maps/ring-layout.ts";
 import { FORMAT_STRING_BYTES, MAX_FORMAT_ARGS } from "../../print-format.ts";
 import {
@@ -40,6 +40,7 @@ import {
   PRINTK_TID,
   PRINTK_TIME,
 } from "../../printk.ts";
+import { emitCpuWord } from "../cpu-number.ts";
 import { emitAddress, emitFrame } from "../memory-moves.ts";
 import { clockNs } from "./clock-routines.ts";
 import type { RoutineContext } from "./helper-call.ts";
@@ -54,7 +55,6 @@ const LENGTH = CELL_LENGTH - CELL_RECORD;
 const FLAGS = CELL_FLAGS - CELL_RECORD;
 /** The least that a record needs: a ring of smaller ones takes nothing. */
 const LEAST_RECORD_BYTES = PRINTK_BODY + 8 * MAX_FORMAT_ARGS;
-const CPU_SELECTOR = 0x7b;
 
 /** rdi = format, rsi = its size with the NUL, rdx, rcx, r8 = arguments; rax as `printk`. */
 export function tracePrintk(context: RoutineContext): Routine {
@@ -223,11 +223,7 @@ function emitIds(a: Assembler, { env }: RoutineContext, routine: Routine): void 
 }
 
 function emitCpu(a: Assembler, source: "rdpid" | "lsl"): void {
-  if (source === "rdpid") a.rdpid(RAX);
-  else {
-    a.movImm(RAX, CPU_SELECTOR);
-    a.lsl(RAX, RAX);
-  }
+  emitCpuWord(a, RAX, source);
   a.andImm(RAX, MAX_CPU, 32);
   a.mov(field(PRINTK_CPU), RAX, 32);
 }

@@ -5,7 +5,7 @@
  */
 import type { Assembler } from "../../../x86/assembler.ts";
 import { R8, R9, R10, R11, RAX, RCX, RDI, RDX, type Reg, RSI, RSP, regSet } from "../../../x86/registers.ts";
-import { E2BIG, EBUSY, EINVAL, ENOENT } from "../../maps/error-numbers.ts";
+import { E2BIG, EBUSY, EINVAL, ENOENT } from "../../error-numbers.ts";
 import {
   QUEUE_CELLS,
   QUEUE_STATE,

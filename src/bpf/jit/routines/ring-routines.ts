@@ -1,7 +1,7 @@
 /** Records of one ring buffer or perf event array (maps/ring-layout.ts has the states of a cell). */
 import type { Assembler, Label } from "../../../x86/assembler.ts";
 import { R8, RAX, RCX, RDI, RDX, type Reg, RSI, regSet } from "../../../x86/registers.ts";
-import { E2BIG, EAGAIN, EINVAL, ENOSPC } from "../../maps/error-numbers.ts";
+import { E2BIG, EAGAIN, EINVAL, ENOSPC } from "../../error-numbers.ts";
 import {
   CELL_LENGTH,
   CELL_RECORD,

@@ -22,7 +22,7 @@ import {
   RSP,
   regSet,
 } from "../../../x86/registers.ts";
-import { EINVAL } from "../../maps/error-numbers.ts";
+import { EINVAL } from "../../error-numbers.ts";
 import {
   type Field,
   FORMAT_STRING_BYTES,

@@ -1,6 +1,6 @@
 /** Keeping stacks in one stack trace map (maps/stack-trace-layout.ts has the invariants). */
 import { R8, R9, R10, RAX, RCX, RDI, RDX, RSI, RSP, regSet } from "../../../x86/registers.ts";
-import { EEXIST, ENOMEM } from "../../maps/error-numbers.ts";
+import { EEXIST, ENOMEM } from "../../error-numbers.ts";
 import { HASH_MULTIPLIER, HASH_ROTATE } from "../../maps/key-hash.ts";
 import {
   STACK_ADDRESSES,

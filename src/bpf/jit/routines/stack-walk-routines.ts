@@ -35,7 +35,7 @@ import {
   RSP,
 } from "../../../x86/registers.ts";
 import { CTX_SITE, SITE_IS_ENTRY } from "../../context.ts";
-import { EINVAL } from "../../maps/error-numbers.ts";
+import { EFAULT, EINVAL } from "../../error-numbers.ts";
 import {
   MAX_STACK_FRAMES,
   STACK_FAST_COMPARE,
@@ -50,7 +50,6 @@ import type { Routine, RoutineSet } from "./routine.ts";
 import { fillPidCache } from "./task-routines.ts";
 import { emitReadv, PAGE_BYTES, READ_CLOBBERS } from "./user-read-routines.ts";
 
-const EFAULT = -14;
 /** Saved rbp and return address. */
 const FRAME_RECORD_BYTES = 16;
 /** Enough for a dozen frames: what a read costs hardly depends on its size. */

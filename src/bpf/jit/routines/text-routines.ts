@@ -1,12 +1,10 @@
 /** Texts that programs compare and read numbers from, with the results of the kernel's helpers. */
 import type { Assembler } from "../../../x86/assembler.ts";
 import { R8, R9, R10, R11, RAX, RCX, RDI, RDX, RSI, RSP, regSet } from "../../../x86/registers.ts";
-import { EINVAL } from "../../maps/error-numbers.ts";
+import { EINVAL, ERANGE } from "../../error-numbers.ts";
 import { MAX_NUMBER_CHARS, NUMBER_BASE_MASK } from "../../text-number.ts";
 import { emitFrame } from "../memory-moves.ts";
 import type { Routine, RoutineSet } from "./routine.ts";
-
-const ERANGE = -34;
 
 /**
  * rdi = text, rsi = its size; rax = -1, 0 or 1 beside the known text. That lies behind the code: memory that the

@@ -4,13 +4,13 @@
  */
 import type { Assembler } from "../../../x86/assembler.ts";
 import { R8, R9, R10, R11, RAX, RCX, RDI, RDX, RSI, RSP, regSet } from "../../../x86/registers.ts";
+import { EFAULT } from "../../error-numbers.ts";
 import type { LinkEnv } from "../link-env.ts";
 import { emitAddress, emitFrame, emitZeroBytes } from "../memory-moves.ts";
 import type { Routine, RoutineSet } from "./routine.ts";
 import { fillPidCache } from "./task-routines.ts";
 
 const SYS_PROCESS_VM_READV = 310;
-const EFAULT = -14;
 export const PAGE_BYTES = 4096;
 const PAGE_BITS = 12;
 /** Bytes of a string that are read at once: most strings are short, and the copy lies on the stack. */
