@@ -268,7 +268,8 @@ const CODE_BYTES = 1 << 16;
 /** A context's worth of memory lies above the return address. */
 const CONTEXT_BYTES = 168;
 
-const loadBuilt = (path: string) => import(join(repository, "dist", path));
+/** The product as modules: what is bundled of them has no doors inside. */
+const loadBuilt = (path: string) => import(join(repository, ".build", path));
 
 async function loadModules(): Promise<Modules> {
   const [bpf, jit, mapModule, assembler, native] = await Promise.all(
