@@ -5,10 +5,12 @@
  * nothing below the stack that the program declared was written.
  */
 import koffi from "koffi";
+import { afterAll } from "vitest";
 import {
   type Bundle,
   type HelperHost,
   type Insn,
+  InsnBuilder,
   interpret,
   type MapSpec,
   type ProgramSpec,
@@ -276,4 +278,24 @@ export function contextOf(valueAt: (offset: number) => bigint): Uint8Array {
   for (let offset = 0; offset < PT_REGS_BYTES; offset += 8)
     view.setBigUint64(offset, BigInt.asUintN(64, valueAt(offset)), true);
   return bytes;
+}
+
+/** Opens what the tests of one file need, and closes it behind them. */
+export function nativeBpfOpener(): (maps: readonly MapSpec[], env?: Partial<LinkEnv>) => NativeBpf {
+  const opened: NativeBpf[] = [];
+  afterAll(() => {
+    for (const native of opened) native[Symbol.dispose]();
+  });
+  return (maps, env = {}) => {
+    const native = new NativeBpf({ maps, env });
+    opened.push(native);
+    return native;
+  };
+}
+
+/** A program that ends in `exit`. */
+export function insnsOf(write: (b: InsnBuilder) => void): readonly Insn[] {
+  const b = new InsnBuilder();
+  write(b);
+  return b.exit().build().insns;
 }

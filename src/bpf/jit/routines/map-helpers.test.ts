@@ -1,13 +1,12 @@
 /** Map helpers as compiled code does them, against models. */
-import { afterAll, describe, expect, it } from "vitest";
-import { contextOf, NativeBpf } from "../../../../test/support/native-bpf.ts";
+import { describe, expect, it } from "vitest";
+import { contextOf, insnsOf, nativeBpfOpener } from "../../../../test/support/native-bpf.ts";
 import { randomWords } from "../../../../test/support/native-code.ts";
 import {
   HELPER_MAP_DELETE_ELEM,
   HELPER_MAP_LOOKUP_ELEM,
   HELPER_MAP_UPDATE_ELEM,
-  InsnBuilder,
-  type MapSpec,
+  type InsnBuilder,
   r0,
   r1,
   r2,
@@ -17,23 +16,8 @@ import {
   r10,
 } from "../../index.ts";
 import type { HashMap } from "../../maps/index.ts";
-import type { LinkEnv } from "../index.ts";
 
-const opened: NativeBpf[] = [];
-function open(maps: readonly MapSpec[], env: Partial<LinkEnv> = {}): NativeBpf {
-  const native = new NativeBpf({ maps, env });
-  opened.push(native);
-  return native;
-}
-afterAll(() => {
-  for (const native of opened) native[Symbol.dispose]();
-});
-
-const build = (write: (b: InsnBuilder) => void) => {
-  const b = new InsnBuilder();
-  write(b);
-  return b.exit().build().insns;
-};
+const open = nativeBpfOpener();
 const s64 = (value: bigint) => BigInt.asIntN(64, value);
 
 /** Fills `lenBytes` of stack from `at` with copies of a register, padded to words. */
@@ -51,7 +35,7 @@ const byKey = (a: Uint8Array[], b: Uint8Array[]) => Buffer.compare(a[0]!, b[0]!)
 const arrayKey = (b: InsnBuilder) =>
   b.ldx(8, r2, r1, 0).stx(4, r10, -4, r2).ldMapFd(r1, 0).mov64(r2, r10).alu64("add", r2, -4);
 function lookupInsns(valueBytes: number) {
-  return build((b) => {
+  return insnsOf((b) => {
     const [none, done] = [b.label(), b.label()];
     arrayKey(b);
     b.call(HELPER_MAP_LOOKUP_ELEM)
@@ -82,7 +66,7 @@ describe("hash map", () => {
       b.ldMapFd(r1, 0).mov64(r2, r10).alu64("add", r2, keyAt);
     };
     const lookup = native.compile(
-      build((b) => {
+      insnsOf((b) => {
         const [none, done] = [b.label(), b.label()];
         key(b);
         b.call(HELPER_MAP_LOOKUP_ELEM).jmp("eq", r0, 0, none);
@@ -95,7 +79,7 @@ describe("hash map", () => {
       }),
     );
     const update = native.compile(
-      build((b) => {
+      insnsOf((b) => {
         b.ldx(8, r4, r1, 8).ldx(8, r3, r1, 16);
         fillStack(b, valueAt, valueBytes, r3);
         key(b);
@@ -103,7 +87,7 @@ describe("hash map", () => {
       }),
     );
     const remove = native.compile(
-      build((b) => {
+      insnsOf((b) => {
         key(b);
         b.call(HELPER_MAP_DELETE_ELEM);
       }),
@@ -152,7 +136,7 @@ describe("hash map", () => {
     const native = open([{ name: "h", kind: "hash", keyBytes: 8, valueBytes: 8, maxEntries: 2000 }]);
     const map = native.maps[0] as HashMap;
     const insert = native.compile(
-      build((b) => {
+      insnsOf((b) => {
         b.ldx(8, r2, r1, 0).stx(8, r10, -8, r2).alu64("mul", r2, 3).stx(8, r10, -16, r2);
         b.ldMapFd(r1, 0)
           .mov64(r2, r10)
@@ -164,7 +148,7 @@ describe("hash map", () => {
       }),
     );
     const read = native.compile(
-      build((b) => {
+      insnsOf((b) => {
         const done = b.label();
         b.ldx(8, r2, r1, 0).stx(8, r10, -8, r2);
         b.ldMapFd(r1, 0)
@@ -219,7 +203,7 @@ describe("hash map", () => {
     const native = open([{ name: "h", kind: "hash", keyBytes: 8, valueBytes: 8, maxEntries: 4 }]);
     const map = native.maps[0] as HashMap;
     const read = native.compile(
-      build((b) => {
+      insnsOf((b) => {
         const done = b.label();
         b.ldx(8, r2, r1, 0).stx(8, r10, -8, r2);
         b.ldMapFd(r1, 0)
@@ -270,7 +254,7 @@ describe("array", () => {
     ]) {
       const native = open([{ name: "a", kind: "array", keyBytes: 4, valueBytes, maxEntries }]);
       const lookup = native.compile(
-        build((b) => {
+        insnsOf((b) => {
           const [none, done] = [b.label(), b.label()];
           arrayKey(b);
           b.call(HELPER_MAP_LOOKUP_ELEM)
@@ -281,7 +265,7 @@ describe("array", () => {
         }),
       );
       const update = native.compile(
-        build((b) => {
+        insnsOf((b) => {
           b.ldx(8, r4, r1, 8).ldx(8, r3, r1, 16);
           fillStack(b, -8 - roundUp(valueBytes), valueBytes, r3);
           arrayKey(b);
@@ -291,7 +275,7 @@ describe("array", () => {
         }),
       );
       const remove = native.compile(
-        build((b) => {
+        insnsOf((b) => {
           arrayKey(b);
           b.call(HELPER_MAP_DELETE_ELEM);
         }),

@@ -1,12 +1,10 @@
 /** Ring buffer helpers as compiled code does them, with the tracer's reader. */
-import { afterAll, describe, expect, it } from "vitest";
-import { contextOf, NativeBpf } from "../../../../test/support/native-bpf.ts";
+import { describe, expect, it } from "vitest";
+import { contextOf, insnsOf, nativeBpfOpener } from "../../../../test/support/native-bpf.ts";
 import {
   HELPER_RINGBUF_DISCARD,
   HELPER_RINGBUF_RESERVE,
   HELPER_RINGBUF_SUBMIT,
-  InsnBuilder,
-  type MapSpec,
   r0,
   r1,
   r2,
@@ -14,26 +12,11 @@ import {
   r6,
 } from "../../index.ts";
 import { RingConsumer, type RingMap } from "../../maps/index.ts";
-import type { LinkEnv } from "../index.ts";
 
-const opened: NativeBpf[] = [];
-function open(maps: readonly MapSpec[], env: Partial<LinkEnv> = {}): NativeBpf {
-  const native = new NativeBpf({ maps, env });
-  opened.push(native);
-  return native;
-}
-afterAll(() => {
-  for (const native of opened) native[Symbol.dispose]();
-});
-
-const build = (write: (b: InsnBuilder) => void) => {
-  const b = new InsnBuilder();
-  write(b);
-  return b.exit().build().insns;
-};
+const open = nativeBpfOpener();
 const noContext = contextOf(() => 0n);
 const emitRecord = (lenBytes: number, helper: number) =>
-  build((b) => {
+  insnsOf((b) => {
     const full = b.label();
     b.ldx(8, r6, r1, 0).ldMapFd(r1, 0).mov64(r2, lenBytes).mov64(r3, 0).call(HELPER_RINGBUF_RESERVE);
     b.jmp("eq", r0, 0, full);

@@ -1,8 +1,13 @@
 /** Helpers about the thread and the clock, against what the test process knows about itself. */
 import { readFileSync } from "node:fs";
 import koffi from "koffi";
-import { afterAll, describe, expect, it } from "vitest";
-import { clockGettimeAddress, contextOf, NativeBpf } from "../../../../test/support/native-bpf.ts";
+import { describe, expect, it } from "vitest";
+import {
+  clockGettimeAddress,
+  contextOf,
+  insnsOf,
+  nativeBpfOpener,
+} from "../../../../test/support/native-bpf.ts";
 import {
   HELPER_GET_ATTACH_COOKIE,
   HELPER_GET_CURRENT_COMM,
@@ -12,32 +17,15 @@ import {
   HELPER_GET_PRANDOM_U32,
   HELPER_GET_SMP_PROCESSOR_ID,
   HELPER_KTIME_GET_NS,
-  InsnBuilder,
-  type MapSpec,
   r1,
   r2,
 } from "../../index.ts";
-import type { LinkEnv } from "../index.ts";
 
 const libc = koffi.load("libc.so.6");
 const gettid = libc.func("int gettid()");
-const opened: NativeBpf[] = [];
-function open(maps: readonly MapSpec[], env: Partial<LinkEnv> = {}): NativeBpf {
-  const native = new NativeBpf({ maps, env });
-  opened.push(native);
-  return native;
-}
-afterAll(() => {
-  for (const native of opened) native[Symbol.dispose]();
-});
-
-const build = (write: (b: InsnBuilder) => void) => {
-  const b = new InsnBuilder();
-  write(b);
-  return b.exit().build().insns;
-};
+const open = nativeBpfOpener();
 const noContext = contextOf(() => 0n);
-const call = (helper: number) => build((b) => b.call(helper));
+const call = (helper: number) => insnsOf((b) => b.call(helper));
 
 /** Where the C library keeps the thread id: found by looking for it, as at attach. */
 function findTidOffset(): number {
@@ -132,7 +120,7 @@ describe("who and when", () => {
   it.each([1, 2, 5, 15, 16, 17, 32])("the thread's name in %i bytes", (lenBytes) => {
     const native = open([{ name: "a", kind: "array", keyBytes: 4, valueBytes: 40, maxEntries: 1 }]);
     const program = native.compile(
-      build((b) => b.ldMapValue(r1, 0).mov64(r2, lenBytes).call(HELPER_GET_CURRENT_COMM)),
+      insnsOf((b) => b.ldMapValue(r1, 0).mov64(r2, lenBytes).call(HELPER_GET_CURRENT_COMM)),
     );
     native.memory.bytes.fill(0xee, 0, 40);
     expect(native.run(program, noContext)).toBe(0n);

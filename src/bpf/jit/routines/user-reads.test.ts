@@ -1,12 +1,12 @@
 /** Reads of memory that may not be there, on pages of the test process. */
 import koffi from "koffi";
 import { afterAll, describe, expect, it } from "vitest";
-import { contextOf, NativeBpf } from "../../../../test/support/native-bpf.ts";
+import { contextOf, insnsOf, NativeBpf } from "../../../../test/support/native-bpf.ts";
 import { nativeMemory } from "../../../../test/support/native-code.ts";
 import {
   HELPER_PROBE_READ_USER,
   HELPER_PROBE_READ_USER_STR,
-  InsnBuilder,
+  type InsnBuilder,
   r0,
   r1,
   r2,
@@ -17,11 +17,6 @@ import {
 const libc = koffi.load("libc.so.6");
 const mmap = libc.func("intptr_t mmap(intptr_t addr, size_t len, int prot, int flags, int fd, long off)");
 const munmap = libc.func("int munmap(intptr_t addr, size_t len)");
-const build = (write: (b: InsnBuilder) => void) => {
-  const b = new InsnBuilder();
-  write(b);
-  return b.exit().build().insns;
-};
 const s64 = (value: bigint) => BigInt.asIntN(64, value);
 /** Leaves with 0 where the size is out of range, which it never is. */
 function outOfRange(b: InsnBuilder) {
@@ -37,7 +32,7 @@ describe("reads of the program's memory", () => {
   });
   const read = (helper: number) =>
     native.compile(
-      build((b) =>
+      insnsOf((b) =>
         b
           .ldx(8, r3, r1, 0)
           .ldx(8, r2, r1, 8)
@@ -145,7 +140,7 @@ describe("reads of the program's memory", () => {
     const text = "on the stack";
     const words = [...Buffer.from(`${text}\0\0\0\0`).values()];
     for (const size of [64, 13, 12, 5, 1]) {
-      const insns = build((b) => {
+      const insns = insnsOf((b) => {
         b.st(8, r10, -512, -1);
         for (let i = 0; i < 16; i += 4)
           b.st(4, r10, at + i, Buffer.from(words.slice(i, i + 4)).readInt32LE(0));
