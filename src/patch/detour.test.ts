@@ -27,7 +27,7 @@ import {
   RSP,
   regSet,
 } from "../x86/registers.ts";
-import { emitDetour } from "./detour.ts";
+import { emitDetour, SLOT } from "./detour.ts";
 import { findOverrideRefusal, patchOf, planSites, type SitePlan } from "./plan.ts";
 
 const FUNCTION = 0;
@@ -319,8 +319,9 @@ test("nothing is saved where nothing is both live and changed", () => {
   };
   const detour = emitDetour({ plan, at: memory.at + BigInt(DETOUR), programs: [program] });
   if (detour.kind === "refused") throw new Error(detour.refusal.reason);
-  // call program; mov eax, 1; jmp back
-  expect(detour.bytes.length).toBe(5 + 5 + 5);
+  // the slot; call program; mov eax, 1; jmp back
+  expect(detour.bytes.length).toBe(5 + 5 + 5 + 5);
+  expect(detour.bytes.subarray(0, 5)).toEqual(SLOT);
   expect(detour.frame.totalBytes).toBe(0);
 });
 

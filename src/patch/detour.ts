@@ -1,16 +1,20 @@
 /**
  * The code that runs instead of the displaced instructions: gate in, programs, gate out, the instructions, jump back.
  *
- *     entry:   gate enter
+ *     entry:   nop                             (five bytes: the slot)
+ *              gate enter
  *              program 1 .. n
  *              return to the caller, if a program overrides the function
  *              program 1 .. n of the return    (points at a function's exit)
  *              claim the return address        (points whose caller is to be found again by a trampoline)
  *              gate leave
+ *              jmp behind                      (the link: only where another session's detour of the site comes next)
  *              displaced instructions
  *              jmp site + length
  *
- * An `e9` at the site and the trap handler both lead to `entry`, with every register and flag as at the site.
+ * An `e9` at the site and the trap handler both lead to `entry`, with every register and flag as at the site. There stands a
+ * NOP that a jump can be written over, so that a later detour of the same site comes before this one: nobody can stand inside it,
+ * so nobody has to be moved for that. The later one leads here again, to the gate behind the NOP.
  * At a conditional tail call the return address is claimed only when the branch is taken: the copy of the branch leads to
  * code behind the displaced instructions, which claims it and goes on to where the branch led.
  *
@@ -63,12 +67,17 @@ export interface DetourSpec {
   /** Programs that run for the return which the site, a `ret`, is about to make. */
   readonly leaving?: readonly GateProgram[];
   readonly returnHook?: ReturnHook | undefined;
+  /**
+   * The gate of the detour that comes next, where the site belongs to another session already. It displaces the same
+   * instructions; the own copy is for the time when the other one has gone.
+   */
+  readonly behind?: bigint | undefined;
 }
 
 export interface Detour {
   readonly kind: "detour";
   readonly at: bigint;
-  /** Where the site's jump or the trap handler leads. */
+  /** Where the site's jump or the trap handler leads: the slot. The gate begins `SLOT_BYTES` behind it. */
   readonly entry: bigint;
   readonly bytes: Uint8Array;
   readonly frame: GateFrame;
@@ -78,6 +87,13 @@ export interface Detour {
   /** Offset of the displaced instructions: threads before it are in the gate. */
   readonly displacedOffset: number;
 }
+
+/** Where in a detour that has one the link stands: `e9 rel32`, or the NOP of a slot, right before the displaced instructions. */
+export const linkOffset = (displacedOffset: number): number => displacedOffset - SLOT_BYTES;
+
+/** `0f 1f 44 00 00` at the entry of every detour, which may become `e9 rel32`. */
+export const SLOT: Uint8Array = Uint8Array.of(0x0f, 0x1f, 0x44, 0x00, 0x00);
+export const SLOT_BYTES = SLOT.length;
 
 export type DetourResult = Detour | { readonly kind: "refused"; readonly refusal: Refusal };
 
@@ -101,6 +117,8 @@ export function emitDetour(spec: DetourSpec): DetourResult {
     otherClobbersFlags: claimsHere,
   });
   const writer = new CodeWriter(at);
+  writer.note("slot of a later detour");
+  writer.asm.bytes(SLOT);
   const isLeavingOnly = programs.length === 0 && leaving.length > 0;
   emitEnter(writer, frame, {
     ip: isLeavingOnly ? undefined : plan.at,
@@ -116,6 +134,10 @@ export function emitDetour(spec: DetourSpec): DetourResult {
   }
   if (claimsHere) emitClaim(writer, frame, hook);
   emitLeave(writer, frame);
+  if (spec.behind !== undefined) {
+    writer.note("on to the other session's detour of this site");
+    writer.asm.jmp32(spec.behind);
+  }
 
   // The displaced instructions follow the gate; constants of the gate stand behind everything.
   const relocated = relocateBehind(writer, plan);

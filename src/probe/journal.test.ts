@@ -18,6 +18,15 @@ test("what is written is read back", () => {
     newBytes: Uint8Array.of(0xe9, 1, 2, 3, 4),
     detour: 0x7f00_0000_1000n,
     leadsTo: 0x7f00_0000_0800n,
+    copyOffset: 48,
+  };
+  const hook = {
+    at: 0x7f00_0000_2000n,
+    oldBytes: Uint8Array.of(0x0f, 0x1f, 0x44, 0, 0),
+    newBytes: Uint8Array.of(0xe9, 5, 6, 7, 8),
+    detour: 0x7f00_0000_3000n,
+    site: 0x7f00_1234_9000n,
+    linkOffset: 0x1_0040,
   };
   const memory = journalWith((journal) => {
     journal.setPrivateMemory(0x5000n, 8192);
@@ -33,13 +42,18 @@ test("what is written is read back", () => {
     journal.addMemory("memory", 0xa000n, 4096);
     const record = journal.addSite(site);
     journal.setState(record, "armed");
+    journal.addKept(0x7f00_1234_5680n, Uint8Array.of(0x90, 0xc3));
+    journal.addHook(hook);
   });
   expect(parseJournal(memory)).toEqual({
     header,
+    isLeft: false,
     privateMemory: { at: 0x5000n, lenBytes: 8192 },
     returnTable: { at: 0x6000n, entries: 64, entryBytes: 16, slotOffset: 0, returnAddressOffset: 8 },
     trapAction: { previous: new Uint8Array(32).fill(7), handler: 0xabcn },
     sites: [{ kind: "site", state: "armed", ...site }],
+    kept: [{ kind: "kept", state: "planned", at: 0x7f00_1234_5680n, bytes: Uint8Array.of(0x90, 0xc3) }],
+    hooks: [{ kind: "hook", state: "planned", ...hook }],
     memory: [
       { kind: "code", at: 0x9000n, lenBytes: 65536, state: "planned" },
       { kind: "memory", at: 0xa000n, lenBytes: 4096, state: "planned" },
@@ -73,7 +87,7 @@ test("more records than there is room for are refused by the writer", () => {
 
 test.each([
   ["memory of zeroes", () => new Uint8Array(4096)],
-  ["another version", (bytes: Uint8Array) => bytes.with(8, 2)],
+  ["another version", (bytes: Uint8Array) => bytes.with(8, 3)],
   ["more records than fit", (bytes: Uint8Array) => bytes.with(18, 255)],
   ["a site longer than an instruction and a jump", (bytes: Uint8Array) => bytes.with(256 + 1, 17)],
   ["memory that ends in the header", (bytes: Uint8Array) => bytes.slice(0, 100)],

@@ -11,20 +11,27 @@
  *       8  version u32                64  return table: address, 72 entries, 76 entry bytes, 80 slot offset, 84 address offset
  *      12  record capacity u32        88  SIGTRAP: 0 untouched, 1 our handler is (about to be) installed
  *      16  records in use u32         96  the application's struct sigaction (32 bytes)
- *      24  tracer pid u32            128  our handler's address
+ *      20  flags u32: 1 left         128  our handler's address
+ *      24  tracer pid u32
  *      32  tracer start time u64     136  length of the whole shared memory
  *      40  target pid u32               144  scratch for system calls (104 bytes)
  *     record (64 bytes each)
- *       0  kind u8: 1 site, 2 code, 3 other memory    1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
+ *       0  kind u8: 1 site, 2 code, 3 other memory, 4 kept, 5 hook
+ *       1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
+ *       4  site: offset of the displaced copy in the detour u32; hook: offset of the link in the detour
  *       8  address u64               16  old bytes (16)   32  new bytes (16)   48  detour u64, or length of the code
- *      56  where the written jump leads u64, if not to the detour
+ *      56  where the written jump leads u64, if not to the detour; hook: the site
+ *
+ * A `kept` record is text that a punned site's jump is made of and that must stay as it is. A `hook` is the slot of another session's
+ * detour of the same site: it was a NOP and leads to the detour of this journal's session. `left` means that the session has
+ * ended, and that what its journal still says is there for others who hook into its detours.
  *
  * The memory belongs to the target: whoever reads it treats it as possibly damaged, and gets an error rather than nonsense.
  */
 import type { ReturnTable } from "../target/target.ts";
 
 const MAGIC = 0x454e_494c_5041_5254n; // "TRAPLINE", little-endian
-const VERSION = 1;
+const VERSION = 2;
 const HEADER_BYTES = 256;
 const RECORD_BYTES = 64;
 /** Offset of memory in the header that the target's system calls may write their answers to. */
@@ -35,13 +42,26 @@ const MAX_PATCH_BYTES = 16;
 const KIND_SITE = 1;
 const KIND_CODE = 2;
 const KIND_MEMORY = 3;
+const KIND_KEPT = 4;
+const KIND_HOOK = 5;
+
+const FLAGS = 20;
+const FLAG_LEFT = 1;
 
 export type JournalState = "planned" | "armed" | "removed";
 const states: readonly JournalState[] = ["planned", "armed", "removed"];
 
 /** `padding` and `evicted` are text beside a site, which `punned` ones need: what nothing executed, and what was displaced. */
-export type JournalMechanism = "none" | "jump" | "int3" | "punned" | "padding" | "evicted";
-const mechanisms: readonly JournalMechanism[] = ["none", "jump", "int3", "punned", "padding", "evicted"];
+export type JournalMechanism = "none" | "jump" | "int3" | "punned" | "padding" | "evicted" | "call";
+const mechanisms: readonly JournalMechanism[] = [
+  "none",
+  "jump",
+  "int3",
+  "punned",
+  "padding",
+  "evicted",
+  "call",
+];
 
 /** Is it text that is changed for the sake of a site, and no site itself? */
 export const isBesideSite = (mechanism: JournalMechanism): boolean =>
@@ -55,6 +75,12 @@ export interface JournalHeader {
   readonly sharedBytes: number;
 }
 
+/** What a session says about a site that it is about to change. */
+export type NewJournalSite = Omit<JournalSite, "kind" | "state" | "leadsTo" | "copyOffset"> & {
+  readonly leadsTo?: bigint;
+  readonly copyOffset?: number;
+};
+
 export interface JournalSite {
   readonly kind: "site";
   readonly at: bigint;
@@ -65,6 +91,32 @@ export interface JournalSite {
   readonly detour: bigint;
   /** Where the written jump leads: a thread there may go back to the site. 0: to the detour. */
   readonly leadsTo: bigint;
+  /** Where the copy of the displaced instructions begins, from the detour's entry on; 0: not known. */
+  readonly copyOffset: number;
+}
+
+/** Text that must stay as it is, since a punned jump ends in it. */
+export interface JournalKept {
+  readonly kind: "kept";
+  readonly at: bigint;
+  readonly state: JournalState;
+  readonly bytes: Uint8Array;
+}
+
+/** A slot of another session's detour that leads to a detour of this one. */
+export interface JournalHook {
+  readonly kind: "hook";
+  /** The slot. */
+  readonly at: bigint;
+  readonly state: JournalState;
+  readonly oldBytes: Uint8Array;
+  readonly newBytes: Uint8Array;
+  /** The detour that the slot leads to. */
+  readonly detour: bigint;
+  /** The site that both detours serve. */
+  readonly site: bigint;
+  /** Where in the detour the jump stands that leads on to the other one. */
+  readonly linkOffset: number;
 }
 
 /** Memory that was mapped into the target: code, or what programs share with the tracer. */
@@ -77,11 +129,15 @@ export interface JournalMemory {
 
 export interface JournalContents {
   readonly header: JournalHeader;
+  /** Whether its session has ended in order and left the rest to those who hook into its detours. */
+  readonly isLeft: boolean;
   readonly privateMemory: { readonly at: bigint; readonly lenBytes: number } | undefined;
   readonly returnTable: ReturnTable | undefined;
   /** What SIGTRAP did before our handler; undefined when it was never touched. */
   readonly trapAction: { readonly previous: Uint8Array; readonly handler: bigint } | undefined;
   readonly sites: readonly JournalSite[];
+  readonly kept: readonly JournalKept[];
+  readonly hooks: readonly JournalHook[];
   readonly memory: readonly JournalMemory[];
 }
 
@@ -147,7 +203,7 @@ export class Journal {
   }
 
   /** Appends a record for a site that is about to be changed; returns its number. */
-  addSite(site: Omit<JournalSite, "kind" | "state" | "leadsTo"> & { readonly leadsTo?: bigint }): number {
+  addSite(site: NewJournalSite): number {
     if (site.oldBytes.length > MAX_PATCH_BYTES) throw new Error("site is longer than a record holds");
     return this.#append((base) => {
       this.#bytes[base + 1] = site.oldBytes.length;
@@ -155,8 +211,34 @@ export class Journal {
       this.#bytes.set(site.oldBytes, base + 16);
       this.#view.setBigUint64(base + 48, site.detour, true);
       this.#view.setBigUint64(base + 56, site.leadsTo ?? 0n, true);
+      this.#view.setUint32(base + 4, site.copyOffset ?? 0, true);
       this.#setNewBytes(base, site.mechanism, site.newBytes);
       this.#bytes[base] = KIND_SITE;
+    });
+  }
+
+  /** Appends a record for text that the sites rely on; returns its number. */
+  addKept(at: bigint, bytes: Uint8Array): number {
+    if (bytes.length > MAX_PATCH_BYTES) throw new Error("kept text is longer than a record holds");
+    return this.#append((base) => {
+      this.#bytes[base + 1] = bytes.length;
+      this.#view.setBigUint64(base + 8, at, true);
+      this.#bytes.set(bytes, base + 16);
+      this.#bytes[base] = KIND_KEPT;
+    });
+  }
+
+  /** Appends a record for a slot that is about to lead to a detour of ours; returns its number. */
+  addHook(hook: Omit<JournalHook, "kind" | "state">): number {
+    return this.#append((base) => {
+      this.#bytes[base + 1] = hook.oldBytes.length;
+      this.#view.setUint32(base + 4, hook.linkOffset, true);
+      this.#view.setBigUint64(base + 8, hook.at, true);
+      this.#bytes.set(hook.oldBytes, base + 16);
+      this.#bytes.set(hook.newBytes, base + 32);
+      this.#view.setBigUint64(base + 48, hook.detour, true);
+      this.#view.setBigUint64(base + 56, hook.site, true);
+      this.#bytes[base] = KIND_HOOK;
     });
   }
 
@@ -205,6 +287,8 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
   if (journalBytes(used) > bytes.length) throw new JournalError(`it claims ${used} records, more than fit`);
 
   const sites: JournalSite[] = [];
+  const kept: JournalKept[] = [];
+  const hooks: JournalHook[] = [];
   const memory: JournalMemory[] = [];
   for (let record = 0; record < used; record++) {
     const base = HEADER_BYTES + record * RECORD_BYTES;
@@ -213,21 +297,32 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
     if (bytes[base] === KIND_CODE || bytes[base] === KIND_MEMORY) {
       const kind = bytes[base] === KIND_CODE ? "code" : "memory";
       memory.push({ kind, at, lenBytes: Number(view.getBigUint64(base + 48, true)), state });
-    } else if (bytes[base] === KIND_SITE) {
-      const lenBytes = bytes[base + 1]!;
-      if (lenBytes === 0 || lenBytes > MAX_PATCH_BYTES)
-        throw new JournalError(`record ${record} has a length of ${lenBytes}`);
+      continue;
+    }
+    const lenBytes = bytes[base + 1]!;
+    if (lenBytes === 0 || lenBytes > MAX_PATCH_BYTES)
+      throw new JournalError(`record ${record} has a length of ${lenBytes}`);
+    const oldBytes = bytes.slice(base + 16, base + 16 + lenBytes);
+    const newBytes = bytes.slice(base + 32, base + 32 + lenBytes);
+    const spare = view.getUint32(base + 4, true);
+    const detour = view.getBigUint64(base + 48, true);
+    const other = view.getBigUint64(base + 56, true);
+    if (bytes[base] === KIND_SITE) {
+      const mechanism = mechanisms[bytes[base + 2]!] ?? "none";
       sites.push({
         kind: "site",
         at,
         state,
-        mechanism: mechanisms[bytes[base + 2]!] ?? "none",
-        oldBytes: bytes.slice(base + 16, base + 16 + lenBytes),
-        newBytes: bytes.slice(base + 32, base + 32 + lenBytes),
-        detour: view.getBigUint64(base + 48, true),
-        leadsTo: view.getBigUint64(base + 56, true),
+        mechanism,
+        oldBytes,
+        newBytes,
+        detour,
+        leadsTo: other,
+        copyOffset: spare,
       });
-    }
+    } else if (bytes[base] === KIND_KEPT) kept.push({ kind: "kept", at, state, bytes: oldBytes });
+    else if (bytes[base] === KIND_HOOK)
+      hooks.push({ kind: "hook", at, state, oldBytes, newBytes, detour, site: other, linkOffset: spare });
   }
   const privateAt = view.getBigUint64(48, true);
   const tableAt = view.getBigUint64(64, true);
@@ -238,6 +333,7 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
       targetPid: view.getUint32(40, true),
       sharedBytes: Number(view.getBigUint64(136, true)),
     },
+    isLeft: (view.getUint32(FLAGS, true) & FLAG_LEFT) !== 0,
     privateMemory:
       privateAt === 0n ? undefined : { at: privateAt, lenBytes: Number(view.getBigUint64(56, true)) },
     returnTable:
@@ -255,6 +351,8 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
         ? undefined
         : { previous: bytes.slice(96, 128), handler: view.getBigUint64(128, true) },
     sites,
+    kept,
+    hooks,
     memory,
   };
 }

@@ -28,6 +28,8 @@ export interface PointCode {
   /** What a jump writes over the region (same length); undefined when only `int3` is possible. */
   readonly jumpBytes: Uint8Array | undefined;
   readonly detour: bigint;
+  /** Where the copy of the displaced instructions begins, from the detour's entry on. */
+  readonly copyOffset?: number;
   /** From each displaced instruction's place in the text to its copy in the detour. */
   readonly twins: readonly Move[];
   /** For a site that is too short for a jump of its own: `jumpBytes` are the first step of this way. */
@@ -130,10 +132,20 @@ export class ProbeSet {
         return { ...side, record, isWritten: false };
       });
       const newBytes = code.jumpBytes ?? trapBytes(code.oldBytes);
-      const { at, oldBytes, detour, route } = code;
+      const { at, oldBytes, detour, copyOffset = 0, route } = code;
       const leadsTo = route?.leadsTo ?? 0n;
       const mechanism = upperMechanism(code);
-      const record = this.#journal.addSite({ at, oldBytes, newBytes, mechanism, detour, leadsTo });
+      if (route !== undefined && route.kept.length > 0)
+        this.#journal.addKept(at + BigInt(oldBytes.length), route.kept);
+      const record = this.#journal.addSite({
+        at,
+        oldBytes,
+        newBytes,
+        mechanism,
+        detour,
+        leadsTo,
+        copyOffset,
+      });
       return { ...code, sides, record, mechanism: "none" };
     });
     const first = await this.#poke(

@@ -12,6 +12,7 @@ const site: JournalSite = {
   newBytes: Uint8Array.of(0xe9, 1, 2, 3, 4),
   detour: 0x9000n,
   leadsTo: 0n,
+  copyOffset: 0,
 };
 
 test.each([
@@ -29,6 +30,9 @@ const journal: JournalContents = {
   privateMemory: { at: 0x5000n, lenBytes: 0x1000 },
   returnTable: undefined,
   trapAction: { previous: new Uint8Array(32).fill(3), handler: 0x9900n },
+  isLeft: false,
+  kept: [],
+  hooks: [],
   sites: [site, { ...site, at: 0x2000n }, { ...site, at: 0x3000n }],
   memory: [
     { kind: "code", at: 0x9000n, lenBytes: 0x1000, state: "planned" },

@@ -111,9 +111,9 @@ class HomeMoves {
 
   constructor({ journal, moves }: RestorationInput) {
     for (const move of moves) this.#add(move);
-    // On the way from a site to its detour, or from displaced text to its copy, nothing of either has been executed.
+    // On the way from a site to its detour, at the detour's slot, or from displaced text to its copy, nothing of either has been executed.
     for (const { mechanism, at, leadsTo, detour } of journal.sites) {
-      if (mechanism !== "punned" && mechanism !== "evicted") continue;
+      if (mechanism === "padding" || mechanism === "none") continue;
       for (const from of [leadsTo, detour]) if (from !== 0n) this.#add({ from, to: at });
     }
   }

@@ -48,8 +48,8 @@ export interface PlannedPoint {
   readonly returns?: ReturnRole | undefined;
 }
 
-/** A punned point's own record, one for text beside it, and two for each of two landings, which may lie on two pages. */
-const RECORDS_OF_PUNNED = 6;
+/** A punned point's own record, one for text that it keeps, one for text beside it, and two for each of two landings, which may lie on two pages. */
+const RECORDS_OF_PUNNED = 7;
 
 /** Most records of the journal that the points will take. */
 export function journalRecords(points: readonly PlannedPoint[]): number {
@@ -292,7 +292,13 @@ const toMoves = (twins: Relocated["twins"]) =>
   twins.map(({ original, copy }) => ({ from: original, to: copy }));
 
 function pointCode(plan: SitePlan, detour: Detour, route: BuiltPoint["route"]): PointCode {
-  const common = { at: plan.at, oldBytes: plan.oldBytes, detour: detour.entry, twins: toMoves(detour.twins) };
+  const common = {
+    at: plan.at,
+    oldBytes: plan.oldBytes,
+    detour: detour.entry,
+    copyOffset: detour.displacedOffset,
+    twins: toMoves(detour.twins),
+  };
   if (route === undefined)
     return {
       ...common,
