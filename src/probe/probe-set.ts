@@ -95,6 +95,11 @@ export function describeCommitRefusal(refusal: CommitRefusal): string {
       );
     case "sigtrap-blocked":
       return `thread ${refusal.tid} blocks SIGTRAP: an int3 would kill the process; probe a place that can take a jump`;
+    case "sigtrap-unhandled":
+      return (
+        `process ${refusal.pid} shares the memory and does not handle SIGTRAP: an int3 would kill it; ` +
+        "probe a place that can take a jump"
+      );
     case "target-gone":
       return "the process has ended";
     default:

@@ -3,7 +3,7 @@
  * not recorded, and a descriptor of it that was not closed yet.
  */
 import { readdirSync, readlinkSync } from "node:fs";
-import { readMaps } from "../target/process/proc-fs.ts";
+import { processFolder, readMaps } from "../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { RemoteCall } from "../target/target.ts";
@@ -19,7 +19,7 @@ export async function freeLeftMemory(target: ProcessTarget): Promise<number> {
   const calls: RemoteCall[] = [];
   for (const { start, end, path } of readMaps(pid))
     if (paths.includes(path)) calls.push({ name: "munmap", number: SYS_MUNMAP, args: [start, end - start] });
-  for (const fd of readdirSync(`/proc/${pid}/fd`))
+  for (const fd of readdirSync(`${processFolder(pid)}/fd`))
     if (isOurs(pid, fd)) calls.push({ name: "close", number: SYS_CLOSE, args: [BigInt(fd)] });
   if (calls.length > 0) await target.call(calls);
   return calls.length;
@@ -27,7 +27,7 @@ export async function freeLeftMemory(target: ProcessTarget): Promise<number> {
 
 function isOurs(pid: number, fd: string): boolean {
   try {
-    return paths.includes(readlinkSync(`/proc/${pid}/fd/${fd}`));
+    return paths.includes(readlinkSync(`${processFolder(pid)}/fd/${fd}`));
   } catch {
     return false;
   }

@@ -2,10 +2,16 @@
 import type { SessionIo } from "./options.ts";
 import type { LeftTarget } from "./targets.ts";
 
+const detachLater = (pid: number) => `take the probes out later with: trapline detach -p ${pid}`;
+
 /** Returns the exit code: 1 if something that another tool has patched was left alone. */
 export function reportLeft(left: readonly LeftTarget[], io: SessionIo): number {
   let code = 0;
-  for (const { pid, report } of left) {
+  for (const { pid, report, failure } of left) {
+    if (failure !== undefined) {
+      code = 1;
+      io.err.write(`trapline: restore process ${pid}: ${failure}\nhint: ${detachLater(pid)}\n`);
+    }
     if (report === undefined) continue;
     for (const at of report.foreign) {
       code = 1;

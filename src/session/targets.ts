@@ -7,12 +7,14 @@ import type { Bundle, Proof } from "../bpf/index.ts";
 import type { UserAttachPoint } from "../lang/index.ts";
 import { refusalText } from "../patch/index.ts";
 import { describeCommitRefusal } from "../probe/probe-set.ts";
+import { isEnding } from "../target/process/address-space.ts";
 import { ElfCache } from "../target/process/elf-cache.ts";
 import { ProcessImages } from "../target/process/images.ts";
 import { readStatus } from "../target/process/proc-fs.ts";
 import { findTrapObstacle } from "../target/process/traced-process.ts";
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
 import { Attachment } from "./attachment.ts";
+import { type LeftTarget, leaveHeirs } from "./heirs.ts";
 import { loadGatePoint } from "./load-gate-point.ts";
 import type { MechanismChoice, ReturnChoice } from "./options.ts";
 import { journalRecords, type PlannedPoint } from "./point-builder.ts";
@@ -26,12 +28,14 @@ import {
   type ResolvedProbes,
   resolveProbes,
 } from "./probe-resolution.ts";
-import { findJournalMappings, type RestoreReport } from "./restore-process.ts";
+import { findJournalMappings } from "./restore-process.ts";
 import { findReturnObstacle } from "./return-ways.ts";
 import { findSyscallHelper } from "./seccomp.ts";
 import { changeSemaphores } from "./semaphores.ts";
 import { SessionError } from "./session-error.ts";
 import { layoutSharedMaps, SharedMaps } from "./shared-maps.ts";
+
+export type { LeftTarget };
 
 export interface TargetsInput {
   readonly bundle: Bundle;
@@ -51,13 +55,6 @@ export interface ArmedTarget {
   readonly threads: number;
   readonly stoppedNs: bigint;
   readonly skipped: readonly ProbeProblem[];
-}
-
-export interface LeftTarget {
-  readonly pid: number;
-  /** Undefined: the process had ended, or runs another program now. */
-  readonly report: RestoreReport | undefined;
-  readonly mechanisms: ReadonlyMap<string, number>;
 }
 
 /** Calls of one function whose returns may be awaited at the same time, where nobody says how many. */
@@ -166,8 +163,9 @@ export class Targets {
         );
       await this.#join(target, false);
     } catch (error) {
+      const hasEnded = isEnding(pid);
       await target.close();
-      throw error;
+      throw hasEnded ? endedMeanwhile("attach", pid) : error;
     }
   }
 
@@ -242,7 +240,7 @@ export class Targets {
       const points = [...resolved.points];
       const gate = followsLoads ? loadGatePoint(attachment, this.#codes) : undefined;
       if (gate !== undefined) points.push(gate);
-      const { refused, report } = await attachment.arm(points);
+      const { refused, report } = await orEnded("arm probes", target.pid, () => attachment.arm(points));
       const [first] = refused;
       if (first !== undefined)
         throw new SessionError("cannot-probe", {
@@ -270,8 +268,10 @@ export class Targets {
       if (!attachment.pollLoadGate()) continue;
       const announced = attachment.announcedLoads;
       try {
-        await attachment.findTidLate();
-        await this.#armLoaded(member);
+        await unlessEnded(member.target.pid, async () => {
+          await attachment.findTidLate();
+          await this.#armLoaded(member);
+        });
       } finally {
         attachment.acknowledgeLoads(announced);
       }
@@ -300,8 +300,10 @@ export class Targets {
   async optimize(): Promise<void> {
     for (const { target, attachment } of this.#members) {
       if (target.hasEnded) continue;
-      await attachment.findTidLate();
-      await attachment.optimize();
+      await unlessEnded(target.pid, async () => {
+        await attachment.findTidLate();
+        await attachment.optimize();
+      });
     }
   }
 
@@ -329,32 +331,19 @@ export class Targets {
       const mechanisms = countMechanisms(attachment);
       try {
         const isGone = target.hasEnded || findJournalMappings(target.pid).length === 0;
-        const heirs = attachment.findHeirs();
         if (!isGone) await changeSemaphores(target, raised, -1);
         left.push({ pid: target.pid, report: isGone ? undefined : await attachment.restore(), mechanisms });
-        for (const heir of heirs) left.push(await this.#leaveHeir(attachment, heir, raised));
       } catch (error) {
-        if (target.hasEnded) left.push({ pid: target.pid, report: undefined, mechanisms });
+        const isWorld = (error as { code?: unknown }).code !== undefined;
+        if (isEnding(target.pid)) left.push({ pid: target.pid, report: undefined, mechanisms });
+        else if (isWorld)
+          left.push({ pid: target.pid, report: undefined, mechanisms, failure: (error as Error).message });
         else failures.push(error);
       }
+      left.push(...(await leaveHeirs(this.#tracer, attachment, raised)));
     }
     if (failures.length > 0) throw failures[0];
     return left;
-  }
-
-  async #leaveHeir(attachment: Attachment, pid: number, raised: ReadonlySet<bigint>): Promise<LeftTarget> {
-    const mechanisms = new Map<string, number>();
-    let heir: ProcessTarget | undefined;
-    try {
-      heir = await this.#tracer.open(pid);
-      await changeSemaphores(heir, raised, -1);
-      return { pid, report: await attachment.restoreHeir(heir), mechanisms };
-    } catch {
-      // It has ended, or become another program, while it was being asked.
-      return { pid, report: undefined, mechanisms };
-    } finally {
-      await heir?.close();
-    }
   }
 
   async close(): Promise<void> {
@@ -407,6 +396,32 @@ async function raise({ target, raised }: Member, semaphores: readonly bigint[]):
   const fresh = semaphores.filter((at) => !raised.has(at));
   await changeSemaphores(target, fresh, 1);
   for (const at of fresh) raised.add(at);
+}
+
+/** What fails because the process ends fails with a message that says so. */
+async function orEnded<Result>(operation: string, pid: number, act: () => Promise<Result>): Promise<Result> {
+  try {
+    return await act();
+  } catch (error) {
+    throw isEnding(pid) ? endedMeanwhile(operation, pid) : error;
+  }
+}
+
+/** What fails because the process ends needs not be done. */
+async function unlessEnded(pid: number, act: () => Promise<void>): Promise<void> {
+  try {
+    await act();
+  } catch (error) {
+    if (!isEnding(pid)) throw error;
+  }
+}
+
+function endedMeanwhile(operation: string, pid: number): SessionError {
+  return new SessionError("target-gone", {
+    operation,
+    object: `process ${pid}`,
+    reason: "it has ended meanwhile",
+  });
 }
 
 function countMechanisms(attachment: Attachment): Map<string, number> {

@@ -123,4 +123,6 @@ export type CommitRefusal =
       readonly found: Uint8Array;
     }
   | { readonly kind: "sigtrap-blocked"; readonly tid: number }
+  /** Another process that shares the memory would die of an `int3`. */
+  | { readonly kind: "sigtrap-unhandled"; readonly pid: number }
   | { readonly kind: "target-gone" };

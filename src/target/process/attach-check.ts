@@ -2,7 +2,7 @@
  * Whether a process can be attached to at all, found out before it is touched, with a reason that says what to do.
  */
 import { closeSync, openSync, readFileSync, readSync } from "node:fs";
-import { type ProcStat, type ProcStatus, readStat, readStatus } from "./proc-fs.ts";
+import { type ProcStat, type ProcStatus, processFolder, readStat, readStatus } from "./proc-fs.ts";
 
 export type AttachRefusal =
   | { readonly kind: "no-such-process" }
@@ -124,7 +124,7 @@ function readSysctl(name: string): string | undefined {
 function readExeHeader(pid: number): Uint8Array | undefined {
   const header = new Uint8Array(20);
   try {
-    const fd = openSync(`/proc/${pid}/exe`, "r");
+    const fd = openSync(`${processFolder(pid)}/exe`, "r");
     readSync(fd, header, 0, header.length, 0);
     closeSync(fd);
     return header;

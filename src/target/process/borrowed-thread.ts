@@ -113,10 +113,20 @@ export class SeccompError extends Error {
 
 /** A thread in user mode is best: it has no system call that would have to be restarted. */
 function chooseThread(freeze: Freeze): StoppedThread {
-  const thread = freeze.threads.find(({ regs }) => regs.getSigned("origRax") < 0n) ?? freeze.threads[0];
-  if (thread === undefined)
-    throw new Error(`no thread of process ${freeze.pid} is left to make a system call`);
+  // Not a thread of another process with the same memory: it has descriptors and signal actions of its own.
+  const threads = freeze.threads.filter(({ pid, isFixed }) => pid === freeze.pid && !isFixed);
+  const thread = threads.find(({ regs }) => regs.getSigned("origRax") < 0n) ?? threads[0];
+  if (thread === undefined) throw new NoThreadError(freeze.pid);
   return thread;
+}
+
+/** All threads of the process have ended, or wait in vfork. */
+export class NoThreadError extends Error {
+  readonly code = "no-thread";
+  constructor(pid: number) {
+    super(`no thread of process ${pid} is left to make a system call`);
+    this.name = "NoThreadError";
+  }
 }
 
 export class BorrowedThread {
@@ -129,6 +139,10 @@ export class BorrowedThread {
     this.#memory = memory;
     this.#stubAt = stubAt;
     this.#writeStub();
+  }
+
+  get tid(): number {
+    return this.#thread.tid;
   }
 
   call(call: RemoteCall): bigint {

@@ -15,15 +15,14 @@ import type {
   Transaction,
 } from "../target.ts";
 import { borrowThread } from "./borrowed-thread.ts";
-import { Freeze } from "./freeze.ts";
+import { Freeze, type FreezeTarget } from "./freeze.ts";
 import type { MemoryFile } from "./memory-file.ts";
-import type { MapEntry } from "./proc-fs.ts";
+import { hasSignal, type MapEntry, readStatus } from "./proc-fs.ts";
+import { SIGTRAP } from "./ptrace.ts";
 import { findSavedPositions, type SavedPosition } from "./signal-frames.ts";
 
 /** What a commit needs to know about the process beside the transaction. */
-export interface CommitPlace {
-  readonly pid: number;
-  readonly memory: MemoryFile;
+export interface CommitPlace extends FreezeTarget {
   readonly stubAt: bigint;
   readonly seccomp: boolean;
   /** All mappings, in address order. */
@@ -32,7 +31,7 @@ export interface CommitPlace {
 
 export function commit(place: CommitPlace, transaction: Transaction, held: Freeze | undefined): CommitReport {
   const mappings = place.mappings();
-  const freeze = held ?? Freeze.stop(place.pid, place.memory, new Set(transaction.trapSites));
+  const freeze = held ?? Freeze.stop(place, new Set(transaction.trapSites));
   let report: CommitReport | undefined;
   try {
     report = applyStopped(place, transaction, freeze, mappings);
@@ -51,6 +50,9 @@ function applyStopped(
 ): CommitReport {
   const { memory } = place;
   if (freeze.threads.length === 0) return { kind: "refused", reason: { kind: "target-gone" } };
+  const unhandled = transaction.usesTraps ? freeze.sharers.find((pid) => !catchesTraps(pid)) : undefined;
+  if (unhandled !== undefined)
+    return { kind: "refused", reason: { kind: "sigtrap-unhandled", pid: unhandled } };
   const differing = findDiffering(memory, transaction.sites);
   if (differing !== undefined) return { kind: "refused", reason: differing };
 
@@ -66,6 +68,7 @@ function applyStopped(
   const occupants = findOccupants(freeze, saved, transaction.vacate, mappings, memory);
   if (transaction.vacate.length > 0)
     occupants.push(...findHolders(freeze, saved, transaction.sites, outcomes));
+  if (transaction.finalCalls.length > 0) occupants.push(...findVforkers(freeze));
 
   const callResults =
     occupants.length > 0 || transaction.finalCalls.length === 0
@@ -82,6 +85,24 @@ function applyStopped(
     threads: freeze.threads.length,
     returnsRestored,
   };
+}
+
+/** Another process with the same memory has signal actions of its own, unless it was made with those that it has. */
+function catchesTraps(pid: number): boolean {
+  try {
+    const { caught, blocked } = readStatus(pid).signals;
+    return hasSignal(caught, SIGTRAP) && !hasSignal(blocked, SIGTRAP);
+  } catch {
+    // It has ended.
+    return true;
+  }
+}
+
+/** When every thread of the process itself waits in vfork, nobody can make a call in its name. */
+function findVforkers({ pid, threads }: Freeze): Occupant[] {
+  const own = threads.filter((thread) => thread.pid === pid);
+  if (own.some(({ isFixed }) => !isFixed)) return [];
+  return own.map(({ tid, regs }) => ({ tid, ip: regs.get("rip"), how: "running" }));
 }
 
 type Differing = Extract<CommitReport, { kind: "refused" }>["reason"];
@@ -121,7 +142,7 @@ function moveThreads(freeze: Freeze, transaction: Transaction, hemmed: ReadonlyS
   }
   for (const thread of freeze.threads) {
     const to = moves.get(thread.regs.get("rip"));
-    if (to === undefined) continue;
+    if (to === undefined || thread.isFixed) continue;
     thread.regs.set("rip", to);
     freeze.setRegs(thread);
   }

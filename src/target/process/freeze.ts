@@ -1,7 +1,9 @@
 /**
- * Stopping every thread of a process, and letting it go on as if nothing had been.
+ * Stopping everything that executes in a process's memory, and letting it go on as if nothing had been: its threads, and
+ * those of processes that share the memory.
  *
- * A thread is seized (it runs on), interrupted, and waited for; this repeats until the list of threads is stable.
+ * A thread is seized (it runs on), interrupted, and waited for; this repeats until the lists of processes and threads are
+ * stable.
  * All threads end in the same kind of stop, an event stop: there registers may be changed and nothing has to be passed on
  * at the resume. A thread that is about to get a signal is first sent into its handler.
  *
@@ -13,36 +15,56 @@
  * Where it may, the tracer runs as a real-time thread meanwhile: else each thread that it lets go can take the processor
  * from it, while the others still stand.
  *
- * Not handled: a thread that the kernel cannot interrupt (in vfork until the child execs, or in disk sleep) makes
- * the stop fail after a time limit; everything is resumed then. ptrace can let go only of a thread that stands, so such a
- * thread stays seized as a straggler, and is let go when it stops at last.
+ * A thread that waits for its child of vfork cannot be interrupted, and needs not be: it can do nothing until the child, which
+ * has the same memory and so stands too, has gone on. It is not touched, and nobody can move it.
+ *
+ * Not handled: a thread that the kernel cannot interrupt (in disk sleep, in a frozen control group) makes the stop fail after
+ * a time limit; everything is resumed then. ptrace can let go only of a thread that stands, so such a thread stays seized
+ * as a straggler, and is let go when it stops at last.
  */
 import { readdirSync, readFileSync } from "node:fs";
+import { AddressSpace, findVforkWait, type MarkPlace } from "./address-space.ts";
 import { SystemError, setRealTime, usleep } from "./libc.ts";
 import type { MemoryFile } from "./memory-file.ts";
 import * as ptrace from "./ptrace.ts";
-import type { UserRegs } from "./user-regs.ts";
+import { describeStuckThread } from "./stuck-thread.ts";
+import { UserRegs } from "./user-regs.ts";
 
 export interface StoppedThread {
+  /** The process that it belongs to: the stopped one, or one that shares its memory. */
+  readonly pid: number;
   readonly tid: number;
-  /** As they are now; after a change, `Freeze.setRegs` writes them. */
+  /** As they are now; after a change, `Freeze.setRegs` writes them. Of a fixed thread only the stack and the position. */
   regs: UserRegs;
+  /** It waits in vfork: its registers cannot be set, and it cannot be borrowed. */
+  readonly isFixed: boolean;
 }
 
 /** A thread did not stop in time. */
 export class StopTimeoutError extends Error {
   readonly code = "stop-timeout";
   readonly tid: number;
-  constructor(pid: number, tid: number, state: string) {
-    super(
-      `stop process ${pid}: thread ${tid} cannot be interrupted (state ${state}); it may be in vfork or waiting for a disk`,
-    );
+  constructor(pid: number, tid: number) {
+    super(`stop process ${pid}: thread ${tid} cannot be interrupted: ${describeStuckThread(pid, tid)}`);
     this.name = "StopTimeoutError";
     this.tid = tid;
   }
 }
 
+/** Somebody else traces a thread of the process by now. */
+export class TracedByOtherError extends Error {
+  readonly code = "already-traced";
+  readonly tracer: number;
+  constructor(pid: number, tracer: number) {
+    super(`stop process ${pid}: process ${tracer} (${commandName(tracer)}) traces it; end that one first`);
+    this.name = "TracedByOtherError";
+    this.tracer = tracer;
+  }
+}
+
 const STOP_TIMEOUT_MS = 2000;
+/** A process whose only thread waits in vfork is waited for so long, when one of its own threads is needed. */
+const VFORK_TIMEOUT_MS = 10_000;
 /** A thread that could run and does not, because the machine is busy with others, will stop: it gets more time. */
 const RUNNABLE_TIMEOUT_MS = 15_000;
 /** A borrowed thread that does not stop within this time may be one that cannot: another one is interrupted too. */
@@ -54,18 +76,28 @@ const STRAGGLER_POLL_MS = 1;
 /** Threads that were interrupted but not waited for until they stood, and who is to let them go. */
 const stragglers = new Map<number, Freeze>();
 
+/** A process as it is to be stopped. */
+export interface FreezeTarget {
+  readonly pid: number;
+  readonly memory: MemoryFile;
+  readonly markAt: MarkPlace;
+}
+
 export class Freeze {
   readonly pid: number;
   readonly threads: StoppedThread[] = [];
   readonly #memory: MemoryFile;
+  readonly #space: AddressSpace;
   readonly #trapSites: ReadonlySet<bigint>;
-  readonly #seized = new Set<number>();
+  /** Which process each seized thread belongs to. */
+  readonly #seized = new Map<number, number>();
   #firstInterruptNs = 0n;
   #isUrgent = false;
 
-  private constructor(pid: number, memory: MemoryFile, trapSites: ReadonlySet<bigint>) {
+  private constructor({ pid, memory, markAt }: FreezeTarget, trapSites: ReadonlySet<bigint>) {
     this.pid = pid;
     this.#memory = memory;
+    this.#space = new AddressSpace(pid, memory, markAt);
     this.#trapSites = trapSites;
   }
 
@@ -73,10 +105,12 @@ export class Freeze {
    * Stops all threads. `trapSites` are the addresses of our `int3`s: a trap from there that has not reached its
    * handler yet is taken back to the address.
    */
-  static stop(pid: number, memory: MemoryFile, trapSites: ReadonlySet<bigint>): Freeze {
-    const freeze = new Freeze(pid, memory, trapSites);
+  static stop(target: FreezeTarget, trapSites: ReadonlySet<bigint>): Freeze {
+    const freeze = new Freeze(target, trapSites);
     try {
-      freeze.#stopAll();
+      // Before anything stands: then only processes that come meanwhile have to be looked at.
+      const sharers = freeze.#space.findNew();
+      freeze.#stopAll(sharers);
     } catch (error) {
       freeze.resume();
       throw error;
@@ -88,10 +122,10 @@ export class Freeze {
    * Stops one thread only, for a system call in the process's name: one that runs, if there is one, since it has no
    * system call to be interrupted.
    */
-  static stopOne(pid: number, memory: MemoryFile): Freeze {
-    const freeze = new Freeze(pid, memory, new Set());
+  static stopOne(target: FreezeTarget): Freeze {
+    const freeze = new Freeze(target, new Set());
     try {
-      freeze.#stopAny(byLikelihood(pid, Freeze.listThreads(pid)));
+      freeze.#stopAny(byLikelihood(target.pid, Freeze.listThreads(target.pid)));
     } catch (error) {
       freeze.resume();
       throw error;
@@ -101,9 +135,9 @@ export class Freeze {
 
   /** Takes over a thread that stands in an event stop already: the only one of a program that was just started. */
   static adopt(pid: number, memory: MemoryFile): Freeze {
-    const freeze = new Freeze(pid, memory, new Set());
-    freeze.#seized.add(pid);
-    freeze.threads.push({ tid: pid, regs: ptrace.getRegs(pid) });
+    const freeze = new Freeze({ pid, memory, markAt: () => undefined }, new Set());
+    freeze.#seized.set(pid, pid);
+    freeze.threads.push({ pid, tid: pid, regs: ptrace.getRegs(pid), isFixed: false });
     return freeze;
   }
 
@@ -127,7 +161,7 @@ export class Freeze {
   /** Lets every thread go on, and returns for how long they stood. */
   resume(): bigint {
     const standing = new Set(this.threads.map(({ tid }) => tid));
-    for (const tid of this.#seized)
+    for (const tid of this.#seized.keys())
       if (!standing.has(tid) || !ptrace.tryDetach(tid, 0)) stragglers.set(tid, this);
     this.#seized.clear();
     const stoodNs = this.standingNs;
@@ -145,21 +179,79 @@ export class Freeze {
     return true;
   }
 
-  #stopAll(): void {
+  /** Processes that share the memory and stand. */
+  get sharers(): number[] {
+    return [...new Set(this.threads.map(({ pid }) => pid))].filter((pid) => pid !== this.pid);
+  }
+
+  #stopAll(sharers: readonly number[]): void {
     this.#isUrgent = setRealTime(true);
     const deadline = Date.now() + STOP_TIMEOUT_MS;
+    const processes = new Set([this.pid, ...sharers]);
     const known = new Set<number>();
     for (;;) {
-      const fresh = Freeze.listThreads(this.pid).filter((tid) => !known.has(tid));
-      if (fresh.length === 0) break;
-      const seized = fresh.filter((tid) => {
+      const fresh = [...processes].flatMap((pid) =>
+        Freeze.listThreads(pid)
+          .filter((tid) => !known.has(tid))
+          .map((tid) => ({ pid, tid })),
+      );
+      if (fresh.length === 0) {
+        const later = this.#space.findNew();
+        for (const pid of later) processes.add(pid);
+        if (later.length === 0 && this.#forgetWoken(known)) return;
+        continue;
+      }
+      const seized = fresh.filter(({ pid, tid }) => {
         known.add(tid);
-        return this.#seize(tid);
+        return !this.#addFixed(pid, tid) && this.#seize(pid, tid);
       });
       if (this.#firstInterruptNs === 0n) this.#firstInterruptNs = process.hrtime.bigint();
-      for (const tid of seized) ptrace.tryInterrupt(tid);
-      const [stuck] = this.#awaitRunnable(this.#await(seized, deadline, () => false));
-      if (stuck !== undefined) throw new StopTimeoutError(this.pid, stuck, threadState(this.pid, stuck));
+      for (const { tid } of seized) ptrace.tryInterrupt(tid);
+      const tids = seized.map(({ tid }) => tid);
+      const [stuck] = this.#awaitRunnable(this.#await(tids, deadline, () => false));
+      if (stuck !== undefined) throw this.#timeout(stuck);
+      for (const { pid } of fresh) if (pid !== this.pid) this.#dropUnlessSharing(pid, processes);
+    }
+  }
+
+  #timeout(tid: number): StopTimeoutError {
+    return new StopTimeoutError(this.#seized.get(tid) ?? this.pid, tid);
+  }
+
+  /** A thread that waits in vfork stands by itself, as long as its child does. */
+  #addFixed(pid: number, tid: number): boolean {
+    const wait = findVforkWait(pid, tid, this.#memory);
+    if (wait === undefined) return false;
+    const regs = new UserRegs();
+    regs.set("rip", wait.ip);
+    regs.set("rsp", wait.sp);
+    this.threads.push({ pid, tid, regs, isFixed: true });
+    return true;
+  }
+
+  /**
+   * Whether all fixed threads still wait; to be asked when everything else stands. Those that do not are to be stopped: their
+   * children were gone before they could be stopped.
+   */
+  #forgetWoken(known: Set<number>): boolean {
+    const woken = this.threads.filter(
+      ({ pid, tid, isFixed }) => isFixed && findVforkWait(pid, tid, this.#memory) === undefined,
+    );
+    for (const thread of woken) {
+      known.delete(thread.tid);
+      this.threads.splice(this.threads.indexOf(thread), 1);
+    }
+    return woken.length === 0;
+  }
+
+  /** A process that has become another program on its way to the stop is let go. */
+  #dropUnlessSharing(pid: number, processes: Set<number>): void {
+    if (!processes.has(pid) || this.#space.shares(pid)) return;
+    processes.delete(pid);
+    for (const thread of this.threads.filter((each) => each.pid === pid)) {
+      this.threads.splice(this.threads.indexOf(thread), 1);
+      if (!thread.isFixed) ptrace.tryDetach(thread.tid, 0);
+      this.#seized.delete(thread.tid);
     }
   }
 
@@ -168,7 +260,7 @@ export class Freeze {
     this.#isUrgent = setRealTime(true);
     let interrupted: number[] = [];
     for (const [index, candidate] of tids.entries()) {
-      if (!this.#seize(candidate)) continue;
+      if (!this.#seize(this.pid, candidate)) continue;
       if (this.#firstInterruptNs === 0n) this.#firstInterruptNs = process.hrtime.bigint();
       ptrace.tryInterrupt(candidate);
       const isLast = index === tids.length - 1;
@@ -176,10 +268,25 @@ export class Freeze {
       interrupted = this.#await([...interrupted, candidate], deadline, () => this.threads.length > 0);
       if (this.threads.length > 0) return;
     }
+    this.#awaitVforks(interrupted);
+    if (this.threads.length > 0) return;
     const [stuck] = interrupted;
     if (stuck === undefined)
       throw new Error(`stop process ${this.pid}: it has no thread that can be stopped`);
-    throw new StopTimeoutError(this.pid, stuck, threadState(this.pid, stuck));
+    throw this.#timeout(stuck);
+  }
+
+  /** Waits on while a thread waits for its child of vfork. */
+  #awaitVforks(interrupted: readonly number[]): void {
+    const deadline = Date.now() + VFORK_TIMEOUT_MS;
+    let running = interrupted;
+    while (
+      this.threads.length === 0 &&
+      running.length > 0 &&
+      Date.now() < deadline &&
+      running.some((tid) => findVforkWait(this.pid, tid, this.#memory) !== undefined)
+    )
+      running = this.#await(running, Date.now() + ONE_THREAD_TIMEOUT_MS, () => this.threads.length > 0);
   }
 
   /**
@@ -192,7 +299,8 @@ export class Freeze {
       running = running.filter((tid) => {
         const now = this.#takeStep(tid);
         if (now === "ended") this.#seized.delete(tid);
-        else if (now !== "running") this.threads.push({ tid, regs: now });
+        else if (now !== "running")
+          this.threads.push({ pid: this.#seized.get(tid) ?? this.pid, tid, regs: now, isFixed: false });
         return now === "running";
       });
       if (running.length === 0 || isEnough() || Date.now() > deadline) return running;
@@ -207,23 +315,25 @@ export class Freeze {
     while (
       running.length > 0 &&
       Date.now() < deadline &&
-      running.every((tid) => threadState(this.pid, tid) === "R")
+      running.every((tid) => threadState(this.#seized.get(tid) ?? this.pid, tid) === "R")
     )
       running = this.#await(running, Date.now() + STOP_TIMEOUT_MS, () => false);
     return running;
   }
 
-  #seize(tid: number): boolean {
+  #seize(pid: number, tid: number): boolean {
     // A straggler is seized already.
     if (!stragglers.delete(tid)) {
       try {
         ptrace.seize(tid);
       } catch (error) {
-        if (isEndedThread(this.pid, tid)) return false;
+        if (isEndedThread(pid, tid)) return false;
+        const tracer = tracerOf(pid, tid);
+        if (tracer !== 0) throw new TracedByOtherError(pid, tracer);
         throw error;
       }
     }
-    this.#seized.add(tid);
+    this.#seized.set(tid, pid);
     return true;
   }
 
@@ -238,7 +348,10 @@ export class Freeze {
             return "ended";
           case "trap-stop": {
             const regs = ptrace.getRegs(tid);
-            if (!this.#trapSites.has(regs.get("rip") - 1n) || !isTrapPending(this.pid, tid))
+            if (
+              !this.#trapSites.has(regs.get("rip") - 1n) ||
+              !isTrapPending(this.#seized.get(tid) ?? this.pid, tid)
+            )
               return this.#withoutInterruption(tid, regs);
             // The kernel reports the interrupt before the trap: without another interrupt, the trap comes next.
             ptrace.cont(tid, 0);
@@ -281,7 +394,11 @@ export class Freeze {
   #withoutInterruption(tid: number, regs: UserRegs): UserRegs {
     const EINTR = -4n;
     if (regs.getSigned("origRax") < 0n || regs.getSigned("rax") !== EINTR) return regs;
-    if (hasDeliverableSignal(this.pid, tid) || !isAfterSyscall(this.#memory, regs.get("rip"))) return regs;
+    if (
+      hasDeliverableSignal(this.#seized.get(tid) ?? this.pid, tid) ||
+      !isAfterSyscall(this.#memory, regs.get("rip"))
+    )
+      return regs;
     regs.set("rax", regs.get("origRax"));
     regs.set("rip", regs.get("rip") - 2n);
     regs.set("origRax", -1n);
@@ -317,6 +434,18 @@ function threadStatus(pid: number, tid: number): string {
 
 function threadState(pid: number, tid: number): string {
   return /^State:\s+(\S)/m.exec(threadStatus(pid, tid))?.[1] ?? "gone";
+}
+
+function tracerOf(pid: number, tid: number): number {
+  return Number(/^TracerPid:\s+(\d+)/m.exec(threadStatus(pid, tid))?.[1] ?? 0);
+}
+
+function commandName(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/comm`, "latin1").trim();
+  } catch {
+    return "unknown";
+  }
 }
 
 function isEndedThread(pid: number, tid: number): boolean {

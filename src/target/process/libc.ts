@@ -176,6 +176,37 @@ const sendmsgRaw = lib.func("long sendmsg(int fd, void *message, int flags)") as
   flags: number,
 ) => number;
 
+const syscall5 = lib.func("long syscall(long number, long a, long b, long c, long d, long e)") as (
+  number: number,
+  a: number,
+  b: number,
+  c: number,
+  d: number,
+  e: number,
+) => number;
+
+/** Whether two processes have one memory; `unknown` where the kernel may not be asked (kcmp(2)). */
+export function kcmpVm(pid: number, other: number): "same" | "different" | "unknown" {
+  const SYS_KCMP = 312;
+  const KCMP_VM = 1;
+  const result = syscall5(SYS_KCMP, pid, other, KCMP_VM, 0, 0);
+  if (result >= 0) return result === 0 ? "same" : "different";
+  const code = errnoName(errno());
+  if (code === "ESRCH") return "different";
+  // Not permitted for this process, or forbidden for all.
+  return code === "EPERM" && canCompare() ? "different" : "unknown";
+}
+
+let comparable: boolean | undefined;
+
+/** Whether the kernel answers at all: it does about the tracer itself, if no filter forbids it. */
+function canCompare(): boolean {
+  const SYS_KCMP = 312;
+  const KCMP_VM = 1;
+  comparable ??= syscall5(SYS_KCMP, process.pid, process.pid, KCMP_VM, 0, 0) === 0;
+  return comparable;
+}
+
 const SYS_PIDFD_GETFD = 438;
 const SYS_PIDFD_OPEN = 434;
 const SYS_FUTEX = 202;

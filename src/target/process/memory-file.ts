@@ -3,6 +3,7 @@
  * kernel then copies the page for this process alone (mm/gup.c, FOLL_FORCE), so no file and no other process changes.
  */
 import { closeSync, openSync, readSync, writeSync } from "node:fs";
+import { processFolder } from "./proc-fs.ts";
 
 /** Memory could not be read or written. `code` is the errno's name. */
 export class MemoryError extends Error {
@@ -23,7 +24,7 @@ export class MemoryFile {
   }
 
   static open(pid: number, mode: "r" | "r+" = "r+"): MemoryFile {
-    return new MemoryFile(openSync(`/proc/${pid}/mem`, mode));
+    return new MemoryFile(openSync(`${processFolder(pid)}/mem`, mode));
   }
 
   /** Reads exactly `lenBytes`; throws `MemoryError` when any of it is not mapped. */

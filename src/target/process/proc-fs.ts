@@ -58,9 +58,26 @@ export interface MapEntry {
   readonly path: string;
 }
 
+/**
+ * Where the kernel shows what all threads of a process have in common: its memory, files and program. That is at its first
+ * thread, but when that has ended and others have not, at one of those.
+ */
+export function processFolder(pid: number): string {
+  const folder = `/proc/${pid}`;
+  try {
+    if (readStat(pid).state !== "Z") return folder;
+    const live = listThreads(pid).find((tid) => tid !== pid && !/[ZX]/.test(readStat(pid, tid).state));
+    return live === undefined ? folder : `${folder}/task/${live}`;
+  } catch {
+    return folder;
+  }
+}
+
 /** All mappings in address order. */
 export function readMaps(pid: number): MapEntry[] {
-  return parseMaps(readText(`/proc/${pid}/maps`));
+  const text = readText(`/proc/${pid}/maps`);
+  const folder = text === "" ? processFolder(pid) : "";
+  return parseMaps(folder.includes("/task/") ? readText(`${folder}/maps`) : text);
 }
 
 // start-end perms offset dev inode, blanks, path to the end of the line.
@@ -207,7 +224,7 @@ export function listThreads(pid: number): number[] {
 
 /** Target of one of the links `exe`, `root` and `cwd`, as the kernel shows it. */
 export function readProcLink(pid: number, name: "exe" | "root" | "cwd"): string {
-  return attempt(`/proc/${pid}/${name}`, (path) => readlinkSync(path));
+  return attempt(`${processFolder(pid)}/${name}`, (path) => readlinkSync(path));
 }
 
 /** The arguments that the process was started with. */
@@ -225,7 +242,7 @@ export const AT_SYSINFO_EHDR = 33;
 
 /** The auxiliary vector that the kernel gave to the program, by tag. */
 export function readAuxv(pid: number): ReadonlyMap<number, bigint> {
-  const bytes = attempt(`/proc/${pid}/auxv`, (path) => readFileSync(path));
+  const bytes = attempt(`${processFolder(pid)}/auxv`, (path) => readFileSync(path));
   const entries = new Map<number, bigint>();
   for (let at = 0; at + 16 <= bytes.length; at += 16) {
     const tag = Number(bytes.readBigUInt64LE(at));

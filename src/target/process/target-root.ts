@@ -6,7 +6,7 @@
  * links are followed here, one component at a time.
  */
 import { type BigIntStats, readlinkSync, statSync } from "node:fs";
-import { readProcLink } from "./proc-fs.ts";
+import { processFolder, readProcLink } from "./proc-fs.ts";
 
 /** As many as the kernel follows. */
 const MAX_LINKS = 40;
@@ -29,7 +29,7 @@ export class TargetRoot {
     } catch {
       // Without permission for the link, paths are taken as they are.
     }
-    return new TargetRoot(`/proc/${pid}/root`, inNamespace);
+    return new TargetRoot(`${processFolder(pid)}/root`, inNamespace);
   }
 
   /** A path as the kernel shows it in maps (from the root of the mount namespace), from the target's root. */

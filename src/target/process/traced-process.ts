@@ -7,7 +7,7 @@ import { type Addr, addr, type CommitReport, type RemoteCall, type Transaction }
 import { checkAttachable } from "./attach-check.ts";
 import { type BorrowedThread, borrowThread, STUB_BYTES } from "./borrowed-thread.ts";
 import { commit } from "./commit.ts";
-import { Freeze } from "./freeze.ts";
+import { Freeze, type FreezeTarget, type StoppedThread } from "./freeze.ts";
 import {
   descriptorMessage,
   errnoOfResult,
@@ -102,7 +102,7 @@ export class TracedProcess {
       const fd = this.#memfd(thread, memoryName);
       let own: number | undefined;
       try {
-        own = openSync(`/proc/${this.pid}/fd/${fd}`, "r+");
+        own = openSync(`/proc/${this.pid}/task/${thread.tid}/fd/${fd}`, "r+");
         ftruncateSync(own, lenBytes);
         const at = this.#must(thread, {
           name: "mmap",
@@ -226,8 +226,8 @@ export class TracedProcess {
     return this.#stopped((freeze) =>
       candidates.find(
         (offset) =>
-          freeze.threads.length > 0 &&
-          freeze.threads.every(({ tid, regs }) => {
+          ownThreads(freeze).length > 0 &&
+          ownThreads(freeze).every(({ tid, regs }) => {
             const word = new Uint8Array(4);
             const at = regs.get("fsBase") + BigInt(offset);
             if (regs.get("fsBase") === 0n || this.#memory.readInto(at, word) < 4) return false;
@@ -240,17 +240,20 @@ export class TracedProcess {
   commit(transaction: Transaction): CommitReport {
     const blocked = transaction.usesTraps ? findTrapObstacle(this.pid) : undefined;
     if (blocked !== undefined) return { kind: "refused", reason: blocked };
-    return commit(
-      {
-        pid: this.pid,
-        memory: this.#memory,
-        stubAt: this.#stubAt(),
-        seccomp: this.#usesSeccomp(),
-        mappings: () => readMaps(this.pid),
-      },
-      transaction,
-      this.#held,
-    );
+    const place = {
+      ...this.#freezeTarget,
+      stubAt: this.#stubAt(),
+      seccomp: this.#usesSeccomp(),
+      mappings: () => readMaps(this.pid),
+    };
+    const deadline = performance.now() + BLOCKED_FOR_MS;
+    for (;;) {
+      const report = commit(place, transaction, this.#held);
+      const isBrief = report.kind === "refused" && report.reason.kind === "sigtrap-unhandled";
+      if (!isBrief || performance.now() > deadline) return report;
+      // It may be a child of posix_spawn that is about to execute something.
+      usleep(1000);
+    }
   }
 
   /** Lets a command go that was started stopped. */
@@ -292,14 +295,17 @@ export class TracedProcess {
 
   #stopped<Result>(use: (freeze: Freeze) => Result, oneThread = false): Result {
     if (this.#held !== undefined) return use(this.#held);
-    const freeze = oneThread
-      ? Freeze.stopOne(this.pid, this.#memory)
-      : Freeze.stop(this.pid, this.#memory, new Set());
+    const target = this.#freezeTarget;
+    const freeze = oneThread ? Freeze.stopOne(target) : Freeze.stop(target, new Set());
     try {
       return use(freeze);
     } finally {
       freeze.resume();
     }
+  }
+
+  get #freezeTarget(): FreezeTarget {
+    return { pid: this.pid, memory: this.#memory, markAt: () => this.#stubAt() };
   }
 
   #usesSeccomp(): boolean {
@@ -340,6 +346,10 @@ function mapCode({ at, lenBytes }: CodeRange): RemoteCall {
   };
 }
 
+/** Threads whose registers are known, without those of other processes. */
+const ownThreads = (freeze: Freeze): readonly StoppedThread[] =>
+  freeze.threads.filter(({ pid, isFixed }) => pid === freeze.pid && !isFixed);
+
 function namespaceTid(pid: number, tid: number): number {
   const status = readFileSync(`/proc/${pid}/task/${tid}/status`, "latin1");
   const ids = /^NSpid:\s+(.*)$/m.exec(status)?.[1]?.trim().split(/\s+/) ?? [];
@@ -364,7 +374,8 @@ export function findTrapObstacle(
 
 function blocksTraps(pid: number, tid: number): boolean {
   try {
-    return hasSignal(readStatus(pid, tid).signals.blocked, ptrace.SIGTRAP);
+    const { state, signals } = readStatus(pid, tid);
+    return state !== "Z" && state !== "X" && hasSignal(signals.blocked, ptrace.SIGTRAP);
   } catch {
     // It has ended.
     return false;

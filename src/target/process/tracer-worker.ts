@@ -3,6 +3,7 @@
  * so the thread that waits for events in the main program never blocks.
  */
 import { parentPort } from "node:worker_threads";
+import { isEnding } from "./address-space.ts";
 import { reapCommand } from "./reap-command.ts";
 import { startStopped } from "./start-command.ts";
 import { TracedProcess } from "./traced-process.ts";
@@ -38,6 +39,15 @@ export interface PlainError {
 export type Response =
   | { readonly id: number; readonly kind: "ok"; readonly value: unknown }
   | { readonly id: number; readonly kind: "error"; readonly error: PlainError };
+
+/** The process ended while something was done to it: whatever failed, failed because of that. */
+class TargetGoneError extends Error {
+  readonly code = "target-gone";
+  constructor(pid: number) {
+    super(`process ${pid} has ended`);
+    this.name = "TargetGoneError";
+  }
+}
 
 const processes = new Map<number, TracedProcess>();
 
@@ -83,7 +93,12 @@ parentPort?.on("message", (request: Request) => {
   try {
     response = { id: request.id, kind: "ok", value: serve(request) };
   } catch (error) {
-    response = { id: request.id, kind: "error", error: toPlain(error) };
+    const isGone = request.kind === "process" && isEnding(request.pid);
+    response = {
+      id: request.id,
+      kind: "error",
+      error: toPlain(isGone ? new TargetGoneError(request.pid) : error),
+    };
   }
   parentPort?.postMessage(response);
 });
