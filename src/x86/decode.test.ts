@@ -22,6 +22,7 @@ describe("flow and target of an instruction", () => {
     { name: "call r/m", code: "ff d0", flow: "call-indirect" },
     { name: "jmp r/m", code: "ff 25 00 00 00 00", flow: "jump-indirect" },
     { name: "ret", code: "c3", flow: "return" },
+    { name: "vmcall, which calls nothing in this process", code: "0f 01 c1", flow: "next" },
     { name: "syscall", code: "0f 05", flow: "syscall" },
     { name: "int 0x80", code: "cd 80", flow: "syscall" },
     { name: "int3", code: "cc", flow: "trap" },

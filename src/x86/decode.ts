@@ -306,7 +306,8 @@ function flowOf(insn: Instruction, code: Code): number {
     case FlowControl.Return:
       return FLOW_RETURN;
     case FlowControl.Call:
-      return FLOW_CALL;
+      // Also what calls a hypervisor or a secure world (vmcall), and goes on behind.
+      return insn.op0Kind === OpKind.NearBranch64 ? FLOW_CALL : FLOW_NEXT;
     case FlowControl.IndirectCall:
       return FLOW_CALL_INDIRECT;
     case FlowControl.Interrupt:

@@ -272,6 +272,13 @@ describe("what cannot be relocated is refused", () => {
     },
     { name: "an operand relative to EIP", code: "67 8b 05 00 00 00 00", reason: "unrelocatable" },
     { name: "an indirect call with a 16-bit operand", code: "66 ff 10", reason: "unrelocatable" },
+    {
+      name: "a jump with a 16-bit displacement on some processors",
+      code: "66 e9 00 00 00 00",
+      reason: "unrelocatable",
+    },
+    { name: "a short branch that truncates on some processors", code: "66 75 10", reason: "unrelocatable" },
+    { name: "a loop that truncates on some processors", code: "66 e2 10", reason: "unrelocatable" },
     { name: "a far call", code: "ff 18", reason: "unrelocatable" },
     { name: "a far return", code: "cb", reason: "unrelocatable" },
     {

@@ -139,12 +139,15 @@ class Copy {
         this.#copy(insn, insn.bytes);
         break;
       case "jump":
+        this.#checkSize(insn);
         this.#jump([0xe9], insn.target!, insn.addr);
         break;
       case "branch":
+        this.#checkSize(insn);
         this.#branch(insn);
         break;
       case "call":
+        this.#checkSize(insn);
         this.#pushReturnAddress(insn);
         this.#jump([0xe9], insn.target!, insn.addr);
         break;
@@ -224,11 +227,25 @@ class Copy {
     const opcode = operand === undefined ? undefined : insn.bytes[operand.modRmAt - 1];
     if (operand === undefined || opcode !== 0xff || operand.field !== field)
       throw this.#unrelocatable(insn, "it is no near jump or call");
-    // Intel ignores 66 here, AMD truncates the target to 16 bits unless REX.W is there as well.
-    const rex = insn.bytes[operand.modRmAt - 2] ?? 0;
-    if (hasPrefix(insn.bytes, 0x66) && (rex & 0xf8) !== 0x48)
-      throw this.#unrelocatable(insn, "its operand has 16 bits on some processors");
+    this.#checkSize(insn);
     return operand;
+  }
+
+  /** Intel ignores 66 before a jump or call, AMD truncates the target to 16 bits unless REX.W is there as well. */
+  #checkSize({ bytes, addr }: Insn): void {
+    let is16Bit = false;
+    let rex = 0;
+    for (const byte of bytes) {
+      // A REX counts only right before the opcode.
+      if ((byte & 0xf0) === 0x40) rex = byte;
+      else if (isLegacyPrefix(byte)) {
+        is16Bit ||= byte === 0x66;
+        rex = 0;
+      } else break;
+    }
+    if (!is16Bit || (rex & 8) !== 0) return;
+    const what = "its operand has 16 bits on some processors";
+    throw new Refused({ reason: "unrelocatable", at: addr, what });
   }
 
   /** `push [rip+constant]` = ff 35 disp32. */
