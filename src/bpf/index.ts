@@ -1,5 +1,15 @@
 /** The eBPF machine: instructions, text form, proof, interpretation. The JIT and the maps have doors of their own. */
 export {
+  ACCOUNT_BYTES,
+  ACCOUNT_FILTERED,
+  ACCOUNT_MISSED,
+  ACCOUNT_PASSED,
+  ACCOUNT_SHARD_BYTES,
+  ACCOUNT_SHARDS,
+  type HitCounts,
+  readAccount,
+} from "./accounts.ts";
+export {
   type AccessBytes,
   type AluName,
   type AtomicName,

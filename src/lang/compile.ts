@@ -2,6 +2,7 @@
 import type { ProgramSpec } from "../bpf/index.ts";
 import { analyseScript } from "./analyser.ts";
 import type { ProbeNode } from "./ast.ts";
+import { CountedHits } from "./codegen/counted-hits.ts";
 import { ScriptPlan } from "./codegen/plan.ts";
 import { generateProgram } from "./codegen/program-generator.ts";
 import { type Diagnostic, DiagnosticList } from "./diagnostics.ts";
@@ -32,6 +33,11 @@ export interface CompileOptions {
   readonly ringBytes?: number;
   /** Most bytes of one string of join(); 128 by default. */
   readonly joinArgBytes?: number;
+  /**
+   * Programs of probes count what becomes of their hits (bpf/accounts.ts), in the map `Script.accountMap`, which is to be
+   * another one for each attach point; false by default.
+   */
+  readonly accounts?: boolean;
 }
 
 export type CompileResult =
@@ -54,11 +60,13 @@ export function compileScript(text: string, options: CompileOptions = {}): Compi
     ringBytes: options.ringBytes ?? 4 << 20,
     startNs: options.startNs ?? 0n,
     joinArgBytes: options.joinArgBytes ?? 128,
+    accounts: options.accounts ?? false,
   });
+  const counting = new CountedHits(script, plan);
   const programs: ProgramSpec[] = [];
   const probes: ScriptProbe[] = [];
   for (const probe of script.probes) {
-    const generated = generateProgram(plan, probe, source);
+    const generated = generateProgram(plan, probe, source, counting);
     checkLimits(probe, generated.insns.length, generated.stackBytes, diagnostics);
     const spec = probe.attachPoints.map((point) => point.name).join(",");
     probes.push({ attachPoints: probe.attachPoints, spec, programIndex: programs.length });
@@ -69,11 +77,12 @@ export function compileScript(text: string, options: CompileOptions = {}): Compi
     kind: "ok",
     script: {
       bundle: { maps: plan.mapSpecs(), programs },
-      maps: plan.maps,
+      maps: plan.maps.map((map) => ({ ...map, countedBy: counting.programsOf(map.name) })),
       probes,
       events: plan.events,
       ringMap: plan.findOwnMap("ring"),
       exitMap: plan.findOwnMap("exit"),
+      accountMap: plan.findOwnMap("account"),
     },
     warnings: diagnostics.sorted(),
   };

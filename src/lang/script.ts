@@ -22,6 +22,11 @@ export interface Script {
    * there is no `exit()`.
    */
   readonly exitMap: number | undefined;
+  /**
+   * Index of the map that stands for the account of a hit's attach point: its storage is another for each of them. Undefined
+   * if programs keep no accounts.
+   */
+  readonly accountMap: number | undefined;
 }
 
 /** One map with a name in the script. */
@@ -33,6 +38,11 @@ export interface ScriptMap {
   /** Empty for a map without keys, which is an array map with one element. */
   readonly keys: readonly ValueType[];
   readonly value: MapValue;
+  /**
+   * Programs that do nothing else with this count than `@ = count()` first thing in every hit: they do not touch the map, but
+   * the accounts of their attach points are copies of its value.
+   */
+  readonly countedBy: readonly number[];
 }
 
 export type MapValue =

@@ -40,6 +40,8 @@ export interface ActionsInput {
   readonly script: Script;
   readonly maps: SharedMaps;
   readonly names: ProbeNames;
+  /** What the accounts of these programs say, as copies of a count. */
+  readonly countsOf: (programs: readonly number[]) => readonly Uint8Array[];
   /** Name of the function at an address; undefined if it has none. */
   readonly findSymbol: (at: bigint) => string | undefined;
 }
@@ -201,7 +203,8 @@ export class Actions {
       return { kind: "keyed", name, valueKind, entries };
     }
     const [element] = opened.entries();
-    const decoded = element === undefined ? undefined : decodeMapValue([element.value], map);
+    const counted = this.#input.countsOf(map.countedBy);
+    const decoded = element === undefined ? undefined : decodeMapValue([element.value, ...counted], map);
     return {
       kind: "scalar",
       name,

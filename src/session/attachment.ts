@@ -8,6 +8,8 @@
  */
 import { closeSync, fstatSync } from "node:fs";
 import {
+  ACCOUNT_BYTES,
+  ACCOUNT_MISSED,
   type Bundle,
   HELPER_GET_CURRENT_PID_TGID,
   HELPER_TRACE_PRINTK,
@@ -36,10 +38,11 @@ import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange } from "../target/target.ts";
 import { CodeSpaces, NoCodeSpaceError } from "./code-space.ts";
 import { type BuiltPoint, type PlannedPoint, PointBuilder, type RefusedPoint } from "./point-builder.ts";
+import type { ProbeAccounts } from "./probe-accounts.ts";
 import { processorSource } from "./processor.ts";
 import { ProgramCompiler } from "./program-compiler.ts";
 import { findHeirs, type RestoreReport, restoreProcess } from "./restore-process.ts";
-import { MISSED_RETURNS_OFFSET, type SharedMapsLayout } from "./shared-maps.ts";
+import type { SharedMapsLayout } from "./shared-maps.ts";
 
 const PAGE = 4096;
 const TID_OFFSETS = [0x2d0, 0x30]; // glibc's and musl's struct pthread on x86-64
@@ -49,6 +52,7 @@ export interface AttachmentInput {
   readonly bundle: Bundle;
   readonly proofs: readonly Proof[];
   readonly mapsLayout: SharedMapsLayout;
+  readonly accounts: ProbeAccounts;
   /** Memory of the first target's maps, for further targets to share. */
   readonly sharedMapsFd: number | undefined;
   /** Most probe points that will be armed. */
@@ -111,11 +115,19 @@ export class Attachment {
     this.#gateWords = new Uint32Array(parts.journalMapping.buffer, parts.gateOffset, LOAD_GATE_BYTES / 4);
     this.probes = new ProbeSet(input.target, parts.journal);
     this.#spaces = new CodeSpaces(input.target, parts.journal, () => readMaps(input.target.pid));
-    const compiler = new ProgramCompiler({ bundle: input.bundle, proofs: input.proofs, env: parts.env });
+    const { bundle, proofs, accounts } = input;
+    const accountsAt = parts.mapsAt + BigInt(input.mapsLayout.accounts.offset);
+    const accountAt = (account: number) => accountsAt + BigInt(account * ACCOUNT_BYTES);
+    const compiler = new ProgramCompiler({
+      bundle,
+      proofs,
+      env: parts.env,
+      accounts: { at: accountAt, map: accounts.map },
+    });
     this.#builder = new PointBuilder(input.target, this.#spaces, compiler, {
       tableAt: parts.privateAt + BigInt(PAGE),
       entries: parts.returnEntries,
-      missed: parts.mapsAt + BigInt(MISSED_RETURNS_OFFSET),
+      missedAt: (probes) => accountAt(accounts.forMissed(probes)) + BigInt(ACCOUNT_MISSED),
     });
   }
 

@@ -16,7 +16,12 @@ type Source = Pick<TraceOptions, "program" | "params" | "debug">;
 /** Compiles and proves a script; undefined when it cannot run, which has then been explained. */
 export function compileProgram(options: Source, io: SessionIo): CompiledScript | undefined {
   const { text, fileName } = options.program;
-  const result = compileScript(text, { fileName, params: options.params, startNs: process.hrtime.bigint() });
+  const result = compileScript(text, {
+    fileName,
+    params: options.params,
+    startNs: process.hrtime.bigint(),
+    accounts: true,
+  });
   if (result.kind === "errors") {
     io.err.write(printDiagnostics(result.diagnostics));
     return undefined;

@@ -92,7 +92,7 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
   const builder = new PointBuilder(nowhere, spaces, compiler, {
     tableAt: EXAMPLE_PRIVATE_AT + 4096n,
     entries: 8192,
-    missed: EXAMPLE_MAPS_AT,
+    missedAt: () => EXAMPLE_MAPS_AT,
   });
   const { built, refused } = await builder.build(points.slice(0, MOST_POINTS));
   const print = (at: bigint) => images.symbolize(at).text;

@@ -81,8 +81,8 @@ export interface ReturnMemory {
   /** Address of the table in the target's private memory. */
   readonly tableAt: bigint;
   readonly entries: number;
-  /** Address of the counter of missed returns. */
-  readonly missed: bigint;
+  /** Address of the counter of returns that these probes have missed. */
+  missedAt(probes: readonly AttachedProbe[]): bigint;
 }
 
 /** The part of a target that code is written through. */
@@ -93,6 +93,8 @@ export interface CodeWritePort {
 const POINT_SPACE_BYTES = 768;
 const EVICTED_SPACE_BYTES = 256;
 const TRAMPOLINE_SPACE_BYTES = 1024;
+/** Least room for code that functions return to: there is one such space, and probes may be added later. */
+const RETURN_SPACE_BYTES = 1 << 20;
 
 export class PointBuilder {
   readonly #target: CodeWritePort;
@@ -132,18 +134,22 @@ export class PointBuilder {
     readonly built: readonly BuiltPoint[];
     readonly refused: readonly RefusedPoint[];
   }> {
-    const images = new Map<string, { image: PlannedPoint["image"]; count: number; evicted: number }>();
+    const images = new Map<
+      string,
+      { image: PlannedPoint["image"]; count: number; evicted: number; runs: Runnable[] }
+    >();
     for (const point of points) {
       const key = `${point.image.range.start}`;
-      const entry = images.get(key) ?? { image: point.image, count: 0, evicted: 0 };
+      const entry = images.get(key) ?? { image: point.image, count: 0, evicted: 0, runs: [] };
       entry.count++;
+      entry.runs.push(...point.probes.map(({ run }) => run));
       if (point.plan.route !== undefined && evictedBy(point.plan.route) !== undefined) entry.evicted++;
       images.set(key, entry);
     }
-    const requests = [...images.values()].map(({ image, count, evicted }) => ({
+    const requests = [...images.values()].map(({ image, count, evicted, runs }) => ({
       name: image.name,
       image: image.range,
-      lenBytes: this.#compiler.spaceBytes + count * POINT_SPACE_BYTES + evicted * EVICTED_SPACE_BYTES,
+      lenBytes: this.#compiler.spaceBytes(runs) + count * POINT_SPACE_BYTES + evicted * EVICTED_SPACE_BYTES,
     }));
     // Landings have no choice where they are, so they come first.
     const landings = points.flatMap(({ plan }) => (plan.route === undefined ? [] : landingsOf(plan.route)));
@@ -158,7 +164,7 @@ export class PointBuilder {
     };
 
     const withReturns = points.filter(hasReturnProbe);
-    if (withReturns.length > 0) await this.#provideReturns(points[0]!.image, withReturns.length, write);
+    if (withReturns.length > 0) await this.#provideReturns(points[0]!.image, withReturns, write);
     const trampolines = new Map<PlannedPoint, ReturnTrampoline>();
     for (const point of withReturns) {
       const { space, runtime } = this.#returnSpace!;
@@ -167,7 +173,7 @@ export class PointBuilder {
         at: space.next,
         programs,
         runtime,
-        nmissed: this.#returns.missed,
+        nmissed: this.#returns.missedAt(point.probes.filter(isReturnProbe)),
       });
       write(space, trampoline.at, trampoline.bytes);
       trampolines.set(point, trampoline);
@@ -241,13 +247,18 @@ export class PointBuilder {
 
   async #provideReturns(
     near: PlannedPoint["image"],
-    count: number,
+    points: readonly PlannedPoint[],
     write: (space: CodeSpace, at: bigint, bytes: Uint8Array) => void,
   ): Promise<void> {
-    const needed = this.#compiler.spaceBytes + count * TRAMPOLINE_SPACE_BYTES;
+    const runs = points.flatMap(({ probes }) => probes.filter(isReturnProbe).map(({ run }) => run));
+    const needed = this.#compiler.spaceBytes(runs) + points.length * TRAMPOLINE_SPACE_BYTES;
     if (this.#returnSpace !== undefined && this.#returnSpace.space.freeBytes >= needed) return;
     if (this.#returnSpace !== undefined) throw new Error("no room is left for more return probes");
-    const space = await this.#spaces.provideOwn({ name: near.name, image: near.range, lenBytes: needed * 4 });
+    const space = await this.#spaces.provideOwn({
+      name: near.name,
+      image: near.range,
+      lenBytes: Math.max(needed * 4, RETURN_SPACE_BYTES),
+    });
     const runtime = emitReturnRuntime(space.next, {
       at: this.#returns.tableAt,
       entries: this.#returns.entries,
@@ -321,7 +332,11 @@ function pointCode(plan: SitePlan, detour: Detour, route: BuiltPoint["route"]): 
 }
 
 function hasReturnProbe(point: PlannedPoint): boolean {
-  return point.probes.some((probe) => probe.when === "return");
+  return point.probes.some(isReturnProbe);
+}
+
+function isReturnProbe({ when }: AttachedProbe): boolean {
+  return when === "return";
 }
 
 /** Joins writes that lie close together into one. Gaps are filled with `int3`. */

@@ -27,6 +27,8 @@ import { isGoProgram, type ReturnRole, ReturnWays } from "./return-ways.ts";
 export interface AttachRequest {
   readonly attachPoint: UserAttachPoint;
   readonly programIndex: number;
+  /** Number of the probe's account in the session; undefined: its hits are not accounted for. */
+  readonly account?: number | undefined;
   /** Undefined: a number for the probe's name. */
   readonly cookie?: bigint;
   /** A static probe of the image, whose places and cookies this finds; the attach point's own place is not looked at. */
@@ -172,7 +174,7 @@ export function resolveProbes(
       sites.set(location.addr, site);
       site.requests.push(request);
       site.probes.push({
-        run: { kind: "program", index: request.programIndex },
+        run: { kind: "program", index: request.programIndex, account: request.account },
         when: attachPoint.kind === "uretprobe" ? "return" : "entry",
         cookie,
       });

@@ -14,9 +14,9 @@ import type { CodeSpace } from "./code-space.ts";
 const INSN_SPACE_BYTES = 96;
 const ROUTINES_SPACE_BYTES = 24 << 10;
 
-/** A program of the bundle, or code of the engine itself. */
+/** A program of the bundle, compiled for the account of a probe (a number of the session), or code of the engine itself. */
 export type Runnable =
-  | { readonly kind: "program"; readonly index: number }
+  | { readonly kind: "program"; readonly index: number; readonly account?: number | undefined }
   /** Waits at the dynamic loader; `words` is the address of the words shared with the tracer. */
   | { readonly kind: "load-gate"; readonly words: bigint };
 
@@ -34,6 +34,15 @@ export interface CompilerInput {
   /** By program index. */
   readonly proofs: readonly Proof[];
   readonly env: LinkEnv;
+  /** Undefined: nothing is counted. */
+  readonly accounts?: ProgramAccounts | undefined;
+}
+
+/** Where the accounts of probes are in the target. */
+export interface ProgramAccounts {
+  at(account: number): bigint;
+  /** Index of the map that stands for the account of a script's program; undefined: programs know nothing of accounts. */
+  readonly map: number | undefined;
 }
 
 export class ProgramCompiler {
@@ -44,20 +53,24 @@ export class ProgramCompiler {
     this.#input = input;
   }
 
-  /** Most bytes that all programs together take in one space. */
-  get spaceBytes(): number {
+  /** Most bytes that these programs together take in one space. */
+  spaceBytes(runs: Iterable<Runnable>): number {
     const { bundle, proofs } = this.#input;
     const all = bundle.programs.reduce((sum, { insns }) => sum + insns.length * INSN_SPACE_BYTES, 0);
-    // A program that makes tail calls has all others beside it.
-    const own = bundle.programs.map(({ insns }, index) =>
-      proofs[index]?.helpers.has(HELPER_TAIL_CALL) ? all : insns.length * INSN_SPACE_BYTES,
-    );
-    return own.reduce((sum, lenBytes) => sum + lenBytes + ROUTINES_SPACE_BYTES, ROUTINES_SPACE_BYTES);
+    const sizes = new Map<string, number>();
+    for (const run of runs) {
+      if (run.kind !== "program") continue;
+      const { insns } = bundle.programs[run.index]!;
+      // A program that makes tail calls has all others beside it.
+      const own = proofs[run.index]?.helpers.has(HELPER_TAIL_CALL) ? all : insns.length * INSN_SPACE_BYTES;
+      sizes.set(keyOf(run), own + ROUTINES_SPACE_BYTES);
+    }
+    return [...sizes.values()].reduce((sum, size) => sum + size, ROUTINES_SPACE_BYTES);
   }
 
   /** The program as compiled for this space; compiled and handed to `write` the first time it is asked for. */
   programIn(space: CodeSpace, run: Runnable, write: WriteCode): PlacedProgram {
-    const key = run.kind === "program" ? `program ${run.index}` : run.kind;
+    const key = keyOf(run);
     let programs = this.#compiled.get(space);
     if (programs === undefined) {
       programs = new Map();
@@ -65,15 +78,19 @@ export class ProgramCompiler {
     }
     let program = programs.get(key);
     if (program === undefined) {
-      program =
-        run.kind === "program" ? this.#compile(space, run.index, write) : emitGate(space, run.words, write);
+      program = run.kind === "program" ? this.#compile(space, run, write) : emitGate(space, run.words, write);
       programs.set(key, program);
     }
     return program;
   }
 
-  #compile(space: CodeSpace, index: number, write: WriteCode): PlacedProgram {
-    const { bundle, proofs, env } = this.#input;
+  #compile(
+    space: CodeSpace,
+    { index, account }: Extract<Runnable, { kind: "program" }>,
+    write: WriteCode,
+  ): PlacedProgram {
+    const { bundle, proofs } = this.#input;
+    const env = this.#envFor(account);
     const spec = bundle.programs[index]!;
     const asm = new Assembler(space.next);
     const unit = new JitUnit(asm, bundle, env, proofs);
@@ -90,6 +107,21 @@ export class ProgramCompiler {
       stackBytes: compiled.stackBytes,
     };
   }
+
+  #envFor(account: number | undefined): LinkEnv {
+    const { env, accounts } = this.#input;
+    if (account === undefined || accounts === undefined) return env;
+    const at = accounts.at(account);
+    return {
+      ...env,
+      mapAddr: (index) => (index === accounts.map ? at : env.mapAddr(index)),
+      account: { at, isKeptByProgram: accounts.map !== undefined },
+    };
+  }
+}
+
+function keyOf(run: Runnable): string {
+  return run.kind === "program" ? `program ${run.index} for ${run.account}` : run.kind;
 }
 
 function emitGate(space: CodeSpace, words: bigint, write: WriteCode): PlacedProgram {

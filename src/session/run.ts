@@ -11,6 +11,7 @@
  */
 import type { Bundle, Proof } from "../bpf/index.ts";
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
+import { reportAccounting } from "./accounting-report.ts";
 import { endCommand } from "./command-end.ts";
 import { Interrupts } from "./interrupts.ts";
 import { reportLeft, reportMissedReturns } from "./left-report.ts";
@@ -29,7 +30,7 @@ const RECORDS_AT_ONCE = 10_000;
 
 export type RunOptions = Pick<
   TraceOptions,
-  "pids" | "command" | "mechanism" | "quiet" | "verbose" | "maxActive" | "returns"
+  "pids" | "command" | "mechanism" | "format" | "quiet" | "verbose" | "maxActive" | "returns"
 >;
 
 /** What is to be run where. */
@@ -40,6 +41,8 @@ export interface RunPrograms {
   readonly requests: readonly AttachRequest[];
   /** As in `TargetsInput`. */
   readonly followsLoads?: boolean;
+  /** As in `TargetsInput`. */
+  readonly accountMap?: number | undefined;
 }
 
 export interface RunFront {
@@ -115,7 +118,8 @@ class Run {
     }
     this.#report.left(left);
     front.finish();
-    reportMissedReturns(targets.maps.missedReturns, io);
+    reportAccounting(targets.counts, this.#input.options, io);
+    reportMissedReturns(targets.accounts.missedReturns(targets.maps), io);
     await endCommand(this.#command);
     return reportLeft(left, io);
   }

@@ -1,42 +1,55 @@
 /**
  * The maps of one session in the memory that its targets share with the tracer: where each lies, and access to them.
  *
- *     0    counters: one 64-bit word each
- *     64   the maps, one after another, each at a multiple of 64
+ *     0    the maps, one after another, each at a multiple of 64
+ *          the accounts of probes (bpf/accounts.ts)
  */
 
-import type { MapSpec } from "../bpf/index.ts";
-import { layoutMap, type OpenedMap, openMap, RingConsumer, sharedMemoryOf } from "../bpf/maps/index.ts";
+import { ACCOUNT_BYTES, type HitCounts, type MapSpec, readAccount } from "../bpf/index.ts";
+import {
+  layoutMap,
+  type OpenedMap,
+  openMap,
+  RingConsumer,
+  type SharedMemory,
+  sharedMemoryOf,
+} from "../bpf/maps/index.ts";
 
-/** Return probes that found no free entry in the table of return addresses. */
-export const MISSED_RETURNS_OFFSET = 0;
-const COUNTER_BYTES = 64;
+/** Room for accounts of probes that are added while the session runs: memory that is never touched costs nothing. */
+const LATER_ACCOUNTS = 4096;
 
 export interface SharedMapsLayout {
   readonly offsets: readonly number[];
+  readonly accounts: { readonly offset: number; readonly capacity: number };
   readonly totalBytes: number;
 }
 
-export function layoutSharedMaps(specs: readonly MapSpec[]): SharedMapsLayout {
-  let at = COUNTER_BYTES;
+/** `accounts`: how many are needed from the beginning. */
+export function layoutSharedMaps(specs: readonly MapSpec[], accounts = 0): SharedMapsLayout {
+  let at = 0;
   const offsets = specs.map((spec) => {
     const offset = at;
     at += layoutMap(spec).totalBytes;
     return offset;
   });
   const PAGE = 4096;
-  return { offsets, totalBytes: Math.ceil(at / PAGE) * PAGE };
+  const offset = Math.ceil(at / ACCOUNT_BYTES) * ACCOUNT_BYTES;
+  const capacity = accounts + LATER_ACCOUNTS;
+  const totalBytes = Math.ceil((offset + capacity * ACCOUNT_BYTES) / PAGE) * PAGE;
+  return { offsets, accounts: { offset, capacity }, totalBytes };
 }
 
 export class SharedMaps {
   readonly maps: readonly OpenedMap[];
   /** Readers of ring buffers, by index of the map. */
   readonly rings: ReadonlyMap<number, RingConsumer>;
-  readonly #counters: BigInt64Array;
+  readonly #memory: SharedMemory;
+  readonly #layout: SharedMapsLayout;
 
   constructor(specs: readonly MapSpec[], layout: SharedMapsLayout, buffer: ArrayBuffer) {
     const memory = sharedMemoryOf(buffer);
-    this.#counters = new BigInt64Array(buffer, 0, COUNTER_BYTES / 8);
+    this.#memory = memory;
+    this.#layout = layout;
     this.maps = specs.map((spec, index) => openMap(spec, memory, layout.offsets[index]!));
     const nowMs = () => performance.now();
     this.rings = new Map(
@@ -53,7 +66,18 @@ export class SharedMaps {
     return this.rings.values().next().value;
   }
 
-  get missedReturns(): bigint {
-    return Atomics.load(this.#counters, MISSED_RETURNS_OFFSET / 8);
+  /** What is counted in an account. */
+  account(index: number): HitCounts {
+    return readAccount(this.#memory, this.#accountAt(index));
+  }
+
+  /** The bytes of an account. */
+  accountBytes(index: number): Uint8Array {
+    const at = this.#accountAt(index);
+    return this.#memory.bytes.slice(at, at + ACCOUNT_BYTES);
+  }
+
+  #accountAt(index: number): number {
+    return this.#layout.accounts.offset + index * ACCOUNT_BYTES;
   }
 }

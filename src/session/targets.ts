@@ -18,6 +18,7 @@ import { type LeftTarget, leaveHeirs } from "./heirs.ts";
 import { loadGatePoint } from "./load-gate-point.ts";
 import type { MechanismChoice, ReturnChoice } from "./options.ts";
 import { journalRecords, type PlannedPoint } from "./point-builder.ts";
+import { ProbeAccounts, type ProbeCounts } from "./probe-accounts.ts";
 import {
   type AttachRequest,
   CodeCache,
@@ -33,7 +34,7 @@ import { findReturnObstacle } from "./return-ways.ts";
 import { findSyscallHelper } from "./seccomp.ts";
 import { changeSemaphores } from "./semaphores.ts";
 import { SessionError } from "./session-error.ts";
-import { layoutSharedMaps, SharedMaps } from "./shared-maps.ts";
+import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./shared-maps.ts";
 
 export type { LeftTarget };
 
@@ -41,6 +42,8 @@ export interface TargetsInput {
   readonly bundle: Bundle;
   readonly proofs: readonly Proof[];
   readonly requests: readonly AttachRequest[];
+  /** Index of the map that stands for the account of a probe (`Script.accountMap`); objects have none. */
+  readonly accountMap?: number | undefined;
   readonly mechanism: MechanismChoice;
   readonly maxActive: number;
   readonly returns?: ReturnChoice | undefined;
@@ -77,6 +80,7 @@ interface Member {
 
 export class Targets {
   readonly names = new ProbeNames();
+  readonly accounts: ProbeAccounts;
   readonly #input: TargetsInput;
   readonly #tracer: Tracer;
   readonly #elfCache = new ElfCache();
@@ -88,7 +92,9 @@ export class Targets {
     | undefined;
 
   constructor(input: TargetsInput, tracer: Tracer) {
-    this.#input = input;
+    const accounts = new ProbeAccounts(input.accountMap);
+    this.accounts = accounts;
+    this.#input = { ...input, requests: input.requests.map((request) => accounts.open(request)) };
     this.#tracer = tracer;
     this.#overriders = findOverriders(input.proofs);
   }
@@ -97,11 +103,21 @@ export class Targets {
   get maps(): SharedMaps {
     const { bundle } = this.#input;
     this.#maps ??= (() => {
-      const layout = layoutSharedMaps(bundle.maps);
+      const layout = this.#mapsLayout;
       const maps = new SharedMaps(bundle.maps, layout, new ArrayBuffer(layout.totalBytes));
       return { maps, unmap: () => {}, fd: undefined };
     })();
     return this.#maps.maps;
+  }
+
+  get #mapsLayout(): SharedMapsLayout {
+    const { bundle, requests } = this.#input;
+    return layoutSharedMaps(bundle.maps, requests.length);
+  }
+
+  /** What became of the hits of each probe. Mechanisms are known once the targets are left. */
+  get counts(): ProbeCounts[] {
+    return this.accounts.counts(this.maps);
   }
 
   get attachments(): readonly Attachment[] {
@@ -193,7 +209,8 @@ export class Targets {
       images,
       bundle: this.#input.bundle,
       proofs: this.#input.proofs,
-      mapsLayout: layoutSharedMaps(this.#input.bundle.maps),
+      mapsLayout: this.#mapsLayout,
+      accounts: this.accounts,
       sharedMapsFd: this.#maps?.fd,
       capacity: journalRecords(resolved.resolved.points) + LATER_POINTS,
       maxActive: this.#input.maxActive,
@@ -201,7 +218,7 @@ export class Targets {
     if (attachment.ownMaps !== undefined) {
       const { mapping, fd } = attachment.ownMaps;
       const { bundle } = this.#input;
-      const maps = new SharedMaps(bundle.maps, layoutSharedMaps(bundle.maps), mapping.buffer);
+      const maps = new SharedMaps(bundle.maps, this.#mapsLayout, mapping.buffer);
       this.#maps = { maps, unmap: () => mapping.unmap(), fd };
     }
     const followsLoads = resolved.pending.length > 0 || (mayWait && this.#input.followsLoads === true);
@@ -329,6 +346,7 @@ export class Targets {
     const failures: unknown[] = [];
     for (const { target, attachment, raised } of this.#members.toReversed()) {
       const mechanisms = countMechanisms(attachment);
+      this.#notePlaces(attachment);
       try {
         const isGone = target.hasEnded || findJournalMappings(target.pid).length === 0;
         if (!isGone) await changeSemaphores(target, raised, -1);
@@ -344,6 +362,12 @@ export class Targets {
     }
     if (failures.length > 0) throw failures[0];
     return left;
+  }
+
+  #notePlaces(attachment: Attachment): void {
+    const now = new Map(attachment.probes.points.map(({ at, mechanism }) => [at, mechanism]));
+    for (const { planned } of attachment.builtPoints)
+      this.accounts.notePlace(planned.probes, now.get(planned.plan.at) ?? "none");
   }
 
   async close(): Promise<void> {

@@ -29,7 +29,12 @@ async function traceWith(tracer: Tracer, options: TraceOptions, io: SessionIo): 
   const compiled = compileProgram(options, io);
   if (compiled === undefined) return 1;
   const { script, proofs } = compiled;
-  const programs = { bundle: script.bundle, proofs, requests: userRequests(script) };
+  const programs = {
+    bundle: script.bundle,
+    proofs,
+    requests: userRequests(script),
+    accountMap: script.accountMap,
+  };
   checkTargets(options, programs.requests);
   if (options.dryRun) return printPlan(options, io, programs);
   return await runPrograms(
@@ -80,7 +85,14 @@ class ScriptFront implements RunFront {
     const { targets, ...rest } = input;
     const { maps, names } = targets;
     this.#local = new LocalPrograms(input.script, maps, names);
-    this.#actions = new Actions({ ...rest, maps, names, findSymbol: (at) => targets.findSymbol(at) });
+    const countsOf = (programs: readonly number[]) => targets.accounts.bytesOf(programs, maps);
+    this.#actions = new Actions({
+      ...rest,
+      maps,
+      names,
+      countsOf,
+      findSymbol: (at) => targets.findSymbol(at),
+    });
   }
 
   begin(): boolean {

@@ -17,6 +17,7 @@
  */
 import type { Assembler, Label, Mem } from "../../x86/assembler.ts";
 import { hasReg, R11, RAX, type Reg, type RegSet, RSI, RSP, regsOf } from "../../x86/registers.ts";
+import { ACCOUNT_DROPPED, ACCOUNT_PASSED, ACCOUNT_SHARD_SHIFT, ACCOUNT_SHARDS } from "../accounts.ts";
 import { type Assignment, calleeSavedRegs, preferredRegs } from "./allocate.ts";
 import { emitCpuWord } from "./cpu-number.ts";
 import { emitAlu, emitByteOrder, emitShift, type ZeroFlag } from "./emit-arithmetic.ts";
@@ -24,13 +25,14 @@ import { emitAtomic } from "./emit-atomic.ts";
 import { emitForEach, emitLoop } from "./emit-callbacks.ts";
 import { emitDivide } from "./emit-divide.ts";
 import { JitError } from "./jit-error.ts";
-import type { LinkEnv } from "./link-env.ts";
+import type { LinkEnv, ProgramAccount } from "./link-env.ts";
 import type { Liveness, OpList } from "./liveness.ts";
 import { emitAddress } from "./memory-moves.ts";
 import { LOCAL_WORDS, type OperationContext, type ScratchPool } from "./operation-context.ts";
 import { isCallLike, type Op, type OpMem } from "./operations.ts";
 import {
   type ProgramState,
+  STATE_DROPPED,
   STATE_OWNER,
   STATE_REG,
   STATE_SLOT,
@@ -170,9 +172,63 @@ export class FunctionEmitter implements OperationContext {
   #beginState(): void {
     const { asm } = this;
     const { state, takeSlot } = this.#input;
+    if (this.#input.entry === "context") this.#countHit();
     if (state.isInRegister) asm.mov(this.clobber(STATE_REG), RSP);
+    if (state.hasDrops) asm.movImm(this.#stateWord(STATE_DROPPED), 0);
     if (state.hasTailCalls) asm.movImm(this.#stateWord(STATE_TAIL_CALLS), 0);
     if (state.hasSlot) this.call(takeSlot());
+  }
+
+  /** Nothing is in registers yet, so that those of the program itself can be used. */
+  #countHit(): void {
+    const { account } = this.#input.env;
+    if (account === undefined || account.isKeptByProgram) return;
+    const isFree = (reg: Reg) => !hasReg(this.#input.untouched, reg);
+    const own = preferredRegs.filter((reg) => isFree(reg) && hasReg(this.#assigned, reg));
+    const [offset, base] = [...own, ...preferredRegs.filter((reg) => isFree(reg) && !own.includes(reg))];
+    this.#count(account, ACCOUNT_PASSED, offset!, base!);
+  }
+
+  /** Adds 1 to a word of the account; both registers change. */
+  #count(account: ProgramAccount, word: number, offset: Reg, base: Reg): void {
+    const { asm } = this;
+    emitCpuWord(asm, this.clobber(offset), this.#input.env.cpu);
+    asm.andImm(offset, ACCOUNT_SHARDS - 1, 32);
+    asm.shl(offset, ACCOUNT_SHARD_SHIFT, 32);
+    emitAddress(asm, this.clobber(base), account.at);
+    asm.lock().inc({ base, index: offset, disp: word });
+  }
+
+  /** An event that found no room is noted; the hit counts as dropped once, however many of its events did. */
+  #noteDrop(result: number): void {
+    const { asm } = this;
+    const [lost, goOn] = [asm.label("lost"), asm.label("go on")];
+    if (result === 0) asm.test(RAX, RAX);
+    else asm.cmpImm(RAX, result);
+    asm.jcc("e", lost);
+    asm.bind(goOn);
+    this.outOfLine(() => {
+      asm.bind(lost);
+      asm.movImm(this.#stateWord(STATE_DROPPED), 1);
+      asm.jmp(goOn);
+    });
+  }
+
+  #countDrop(): void {
+    const { asm } = this;
+    const { account } = this.#input.env;
+    if (account === undefined) return;
+    const [lost, leave] = [asm.label("lost"), asm.label("count and leave")];
+    asm.cmpImm(this.#stateWord(STATE_DROPPED), 0);
+    asm.jcc("ne", lost);
+    asm.bind(leave);
+    // The result may be in rax, the state in its register; every other register is free.
+    const [offset, base] = preferredRegs.filter((reg) => reg !== RAX && !hasReg(this.#input.untouched, reg));
+    this.outOfLine(() => {
+      asm.bind(lost);
+      this.#count(account, ACCOUNT_DROPPED, offset!, base!);
+      asm.jmp(leave);
+    });
   }
 
   #stateWord(disp: number): Mem {
@@ -324,6 +380,7 @@ export class FunctionEmitter implements OperationContext {
       case "call":
         if (op.takesSlot) this.loadCpuSlot(R11);
         this.call(op.routine);
+        if (op.noRoom !== undefined && this.#input.state.hasDrops) this.#noteDrop(op.noRoom);
         return;
       case "loop":
         emitLoop(this, op);
@@ -342,13 +399,15 @@ export class FunctionEmitter implements OperationContext {
   /** Leaves the function; where that takes more than a few bytes it is written once. */
   #exit(): void {
     const { asm } = this;
-    const isShort = this.#input.saved === 0 && !(this.#isMain && this.#input.state.hasSlot);
+    const { hasSlot, hasDrops } = this.#input.state;
+    const isShort = this.#input.saved === 0 && !(this.#isMain && (hasSlot || hasDrops));
     if (this.#leave !== undefined && !isShort) {
       asm.jmp(this.#leave);
       return;
     }
     this.#leave = asm.here("leave");
-    if (this.#isMain && this.#input.state.hasSlot) {
+    if (this.#isMain && hasDrops) this.#countDrop();
+    if (this.#isMain && hasSlot) {
       // The result may be in rax; every other register is free.
       const owner = this.clobber(R11);
       asm.mov(owner, this.#stateWord(STATE_OWNER));

@@ -2,6 +2,6 @@
 
 export { JitError } from "./jit-error.ts";
 export { type CompiledProgram, type EmitOptions, JitUnit } from "./jit-unit.ts";
-export type { LinkEnv } from "./link-env.ts";
+export type { LinkEnv, ProgramAccount } from "./link-env.ts";
 export { type ReturnLookup, returnLookupWrites } from "./routines/return-lookup.ts";
 export { PID_CACHE_TID_OFFSET } from "./routines/task-routines.ts";

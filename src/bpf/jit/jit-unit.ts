@@ -26,6 +26,7 @@ import { type CompilationContext, type CompiledFunctions, compileProgram } from 
 import type { TailTargets } from "./function-emitter.ts";
 import { JitError } from "./jit-error.ts";
 import type { LinkEnv } from "./link-env.ts";
+import { noRoomResults } from "./lower.ts";
 import { isNear } from "./memory-moves.ts";
 import { type ProgramState, takeSlot } from "./program-state.ts";
 import { type HelperCall, routineFor } from "./routines/helper-routines.ts";
@@ -144,11 +145,15 @@ export class JitUnit {
         [...mapAtCall.values()].some(isPerCpu) || [...outerMapAtCall.values()].some(isInnerPerCpu),
     );
     const hasTailCalls = dispatch !== undefined;
+    const hasDrops =
+      env.account !== undefined &&
+      proofs.some(({ helpers }) => [...helpers].some((helper) => noRoomResults.has(helper)));
     const hasFunctions = proofs.some(({ subprograms }) => subprograms.length > 1);
     const state: ProgramState = {
       hasSlot,
       hasTailCalls,
-      isInRegister: hasTailCalls || (hasSlot && hasFunctions),
+      hasDrops,
+      isInRegister: hasTailCalls || ((hasSlot || hasDrops) && hasFunctions),
     };
     return {
       asm: this.#asm,

@@ -16,4 +16,13 @@ export interface LinkEnv {
    * the stack find the return addresses that probes have replaced (`returnLookupWrites`).
    */
   readonly pidCache: bigint;
+  /** Where it is counted what becomes of the hits of the one probe that the programs are compiled for; undefined: nowhere. */
+  readonly account?: ProgramAccount | undefined;
+}
+
+export interface ProgramAccount {
+  /** Address of the account (bpf/accounts.ts). */
+  readonly at: bigint;
+  /** The program itself says which hits have passed: programs of scripts have predicates. */
+  readonly isKeptByProgram: boolean;
 }

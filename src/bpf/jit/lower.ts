@@ -1,6 +1,7 @@
 /** Turns instructions into operations, using what is known about registers. */
 import type { AluOp, Condition } from "../../x86/assembler.ts";
 import { CTX_COOKIE, CTX_IP } from "../context.ts";
+import { EAGAIN, EBUSY, ENOSPC } from "../error-numbers.ts";
 import {
   HELPER_FOR_EACH_MAP_ELEM,
   HELPER_GET_ATTACH_COOKIE,
@@ -11,9 +12,14 @@ import {
   HELPER_MAP_DELETE_ELEM,
   HELPER_MAP_LOOKUP_ELEM,
   HELPER_MAP_LOOKUP_PERCPU_ELEM,
+  HELPER_PERF_EVENT_OUTPUT,
   HELPER_RINGBUF_DISCARD,
+  HELPER_RINGBUF_OUTPUT,
+  HELPER_RINGBUF_RESERVE,
   HELPER_RINGBUF_SUBMIT,
   HELPER_TAIL_CALL,
+  HELPER_TRACE_PRINTK,
+  HELPER_TRACE_VPRINTK,
   MAX_CPU,
 } from "../helpers.ts";
 import { type Insn, jumpTarget } from "../insn.ts";
@@ -373,8 +379,17 @@ function lowerCall(context: LowerContext, insn: Insn, slot: number, before: Valu
     called?.cpus !== undefined &&
     insn.imm !== HELPER_MAP_LOOKUP_PERCPU_ELEM &&
     bundle.maps.some(({ cpus }) => cpus !== undefined);
-  return { kind: "call", routine: context.routineFor(call), takesSlot };
+  return { kind: "call", routine: context.routineFor(call), takesSlot, noRoom: noRoomResults.get(insn.imm) };
 }
+
+/** What helpers that send events return when there is no room for one. */
+export const noRoomResults: ReadonlyMap<number, number> = new Map([
+  [HELPER_RINGBUF_RESERVE, 0],
+  [HELPER_RINGBUF_OUTPUT, EAGAIN],
+  [HELPER_PERF_EVENT_OUTPUT, ENOSPC],
+  [HELPER_TRACE_PRINTK, EBUSY],
+  [HELPER_TRACE_VPRINTK, EBUSY],
+]);
 
 function isZero(value: Value): boolean {
   return value?.kind === "const" && value.value === 0n;

@@ -118,7 +118,13 @@ export type Op =
     }
   | { readonly kind: "release-record"; readonly record: BpfRegNumber; readonly isDiscarded: boolean }
   /** A routine or a function of the program. `takesSlot`: it wants the slot in per-CPU maps in r11. */
-  | { readonly kind: "call"; readonly routine: Routine; readonly takesSlot: boolean }
+  | {
+      readonly kind: "call";
+      readonly routine: Routine;
+      readonly takesSlot: boolean;
+      /** What the routine returns when an event has found no room. */
+      readonly noRoom?: number | undefined;
+    }
   /** bpf_loop: calls `callee` with r1 = 0, 1, ... and r2 = the context. */
   | {
       readonly kind: "loop";

@@ -1,5 +1,6 @@
 /**
- * What all functions of one program share while it runs: its slot in per-CPU maps, and how often it made a tail call.
+ * What all functions of one program share while it runs: its slot in per-CPU maps, how often it made a tail call, and
+ * whether it has lost an event.
  *
  * The words lie at the bottom of the main function's frame. It reaches them through rsp; local functions, and the
  * programs that tail calls lead to, through rbp, which then nothing else uses in the whole program.
@@ -8,6 +9,7 @@
  *     [state + 8]    address of the word to clear when the program ends: the slot's owner word, or this very state
  *                    where the slot is not owned
  *     [state + 16]   tail calls made
+ *     [state + 24]   not 0: an event has found no room
  *
  * A program can be interrupted by a signal whose handler runs programs on the same processor, and threads move
  * between processors: a processor number is no slot that is held alone. So a slot has an owner word, one per line
@@ -26,16 +28,20 @@ export const STATE_REG: Reg = RBP;
 export const STATE_SLOT = 0;
 export const STATE_OWNER = 8;
 export const STATE_TAIL_CALLS = 16;
+export const STATE_DROPPED = 24;
 
 export interface ProgramState {
   readonly hasSlot: boolean;
   readonly hasTailCalls: boolean;
+  /** Whether lost events are noted, to be counted at the exit. */
+  readonly hasDrops: boolean;
   /** Whether `STATE_REG` is set, because more than the main function needs it. */
   readonly isInRegister: boolean;
 }
 
 /** Bytes that the state takes in the main function's frame. */
 export function stateBytes(state: ProgramState): number {
+  if (state.hasDrops) return STATE_DROPPED + 8;
   if (state.hasTailCalls) return STATE_TAIL_CALLS + 8;
   return state.hasSlot ? STATE_TAIL_CALLS : 0;
 }

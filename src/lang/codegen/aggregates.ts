@@ -2,7 +2,7 @@
  * `@x = count()` and the like: each processor adds to its own copy of the value, atomically, because a thread may
  * move to another processor, or be interrupted, between reading the processor's number and adding.
  */
-import { HELPER_GET_SMP_PROCESSOR_ID } from "../../bpf/index.ts";
+import { ACCOUNT_SHARD_BYTES, ACCOUNT_SHARDS, HELPER_GET_SMP_PROCESSOR_ID } from "../../bpf/index.ts";
 import type { CallExpr, MapExpr } from "../ast.ts";
 import type { ShardedValue } from "../script.ts";
 import { extremeMask, HIST_FIRST_POWER, linearSteps, MARK_ADDED } from "../shard-layout.ts";
@@ -40,11 +40,23 @@ export function assignAggregate(c: CodeContext, target: MapExpr, call: CallExpr)
   });
 }
 
+/** Adds 1 to a word of the account of the attach point. */
+export function countHit(c: CodeContext, word: number): void {
+  const offset = shardOffset(c, { shards: ACCOUNT_SHARDS, strideBytes: ACCOUNT_SHARD_BYTES });
+  const account = c.b.mapValue(c.plan.account, word);
+  c.b.atomic("add", shardAt(c, account, offset), 1n);
+}
+
 /** Offset of the processor's copy of a value. */
-function shardOffset(c: CodeContext, value: ShardedValue): Operand {
-  const cpu = c.b.call(HELPER_GET_SMP_PROCESSOR_ID);
-  const shard = c.b.alu("and", cpu, BigInt(value.shards - 1));
-  return c.b.alu("mul", shard, BigInt(value.strideBytes));
+function shardOffset(c: CodeContext, value: Pick<ShardedValue, "shards" | "strideBytes">): Operand {
+  const compute = (): Operand => {
+    const cpu = c.b.call(HELPER_GET_SMP_PROCESSOR_ID);
+    const shard = c.b.alu("and", cpu, BigInt(value.shards - 1));
+    return c.b.alu("mul", shard, BigInt(value.strideBytes));
+  };
+  // Most values are laid out like the account, whose shard is known already.
+  const isAlike = value.shards === ACCOUNT_SHARDS && value.strideBytes === ACCOUNT_SHARD_BYTES;
+  return c.plan.options.accounts && isAlike ? c.once("shard", () => c.b.copy(compute())) : compute();
 }
 
 function shardAt(c: CodeContext, element: VReg, offset: Operand): Shard {

@@ -8,7 +8,7 @@ import type { IrBuilder, Memory } from "./ir-builder.ts";
 import type { ScriptPlan } from "./plan.ts";
 
 /** Values that do not change while a program runs. */
-export type OnceName = "pid-tid" | "uid-gid" | "cookie";
+export type OnceName = "pid-tid" | "uid-gid" | "cookie" | "shard";
 
 export interface CodeContext {
   readonly b: IrBuilder;

@@ -1,7 +1,7 @@
 /**
  * What the programs of a script share: its maps, its events, and the maps that the generated code needs itself.
  */
-import type { MapSpec } from "../../bpf/index.ts";
+import { ACCOUNT_BYTES, type MapSpec } from "../../bpf/index.ts";
 import type { Analysis, MapTypes } from "../analysis.ts";
 import type { CallExpr } from "../ast.ts";
 import type { EventField, MapValue, ScriptEvent, ScriptMap, ShardedValue } from "../script.ts";
@@ -19,13 +19,15 @@ export interface PlanOptions {
   readonly startNs: bigint;
   /** Most bytes of one string of join(), with its end mark. */
   readonly joinArgBytes: number;
+  /** Whether programs count what becomes of their hits. */
+  readonly accounts: boolean;
 }
 
 /** A field of a record before it has an offset. */
 export type FieldTypes = readonly ValueType[];
 
 /** Maps of the generated code itself. */
-type OwnMap = "ring" | "zeros" | "exit";
+type OwnMap = "ring" | "zeros" | "exit" | "account";
 
 /** The event id lies before the fields. */
 const EVENT_ID_BYTES = 8;
@@ -87,8 +89,13 @@ export class ScriptPlan {
     return id;
   }
 
+  /** Index of the map whose place is taken by the account of the attach point that a program is compiled for. */
+  get account(): number {
+    return this.#ownMap("account");
+  }
+
   /** The index of one of the code's own maps, if it is used. */
-  findOwnMap(kind: "ring" | "exit"): number | undefined {
+  findOwnMap(kind: "ring" | "exit" | "account"): number | undefined {
     const index = this.#ownMaps.indexOf(kind);
     return index < 0 ? undefined : this.maps.length + index;
   }
@@ -99,6 +106,7 @@ export class ScriptPlan {
       ring: () => this.#ringSpec(),
       zeros: () => arraySpec("zeros", this.#zeroBytes),
       exit: () => arraySpec("exit", 8),
+      account: () => arraySpec("account", ACCOUNT_BYTES),
     };
     return [...this.maps.map((map) => this.#mapSpec(map)), ...this.#ownMaps.map((kind) => own[kind]())];
   }
@@ -166,7 +174,7 @@ export function mapValueBytes(map: ScriptMap): number {
 
 function planMap(map: MapTypes, index: number, shards: number): ScriptMap {
   const keys = (map.keys ?? []).map((key) => storable(map, findValueType(key)));
-  return { name: map.name, map: index, keys, value: planValue(map, shards) };
+  return { name: map.name, map: index, keys, value: planValue(map, shards), countedBy: [] };
 }
 
 function planValue(map: MapTypes, shards: number): MapValue {

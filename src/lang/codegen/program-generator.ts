@@ -1,5 +1,5 @@
 /** One action block to a program: predicate, statements, variables. */
-import type { BuiltInsns, SourcePlace } from "../../bpf/index.ts";
+import { ACCOUNT_FILTERED, ACCOUNT_PASSED, type BuiltInsns, type SourcePlace } from "../../bpf/index.ts";
 import type { Analysis } from "../analysis.ts";
 import {
   type Assignment,
@@ -18,8 +18,9 @@ import { findConstant } from "../constant.ts";
 import type { SourceText } from "../source.ts";
 import { isSigned, type Type } from "../types.ts";
 import { findValueType, type ValueType, valueTypeBytes } from "../value-type.ts";
-import { assignAggregate } from "./aggregates.ts";
+import { assignAggregate, countHit } from "./aggregates.ts";
 import { type CodeContext, hasEffects, type OnceName } from "./context.ts";
+import type { CountedHits } from "./counted-hits.ts";
 import { emitProgram } from "./emitter.ts";
 import { sendAction, sendExit, sendJoin, sendPrint, sendPrintf } from "./events.ts";
 import { type IrLabel, isVReg, type Operand, type VReg } from "./ir.ts";
@@ -38,8 +39,13 @@ export interface GeneratedProgram extends BuiltInsns {
 }
 
 /** Compiles one block; what it shares with the others is added to `plan`. */
-export function generateProgram(plan: ScriptPlan, probe: ProbeNode, source: SourceText): GeneratedProgram {
-  return new ProgramGenerator(plan, probe, source).generate();
+export function generateProgram(
+  plan: ScriptPlan,
+  probe: ProbeNode,
+  source: SourceText,
+  counting: CountedHits,
+): GeneratedProgram {
+  return new ProgramGenerator(plan, probe, source, counting).generate();
 }
 
 interface MemoryVariable {
@@ -53,6 +59,7 @@ class ProgramGenerator implements CodeContext {
   readonly plan: ScriptPlan;
   readonly #probe: ProbeNode;
   readonly #source: SourceText;
+  readonly #counting: CountedHits;
   readonly #registers = new Map<string, VReg>();
   readonly #memories = new Map<string, MemoryVariable>();
   readonly #loops: { readonly again: IrLabel; readonly end: IrLabel }[] = [];
@@ -61,26 +68,41 @@ class ProgramGenerator implements CodeContext {
   #comm: { readonly memory: Memory; readonly isFilled: boolean } | undefined;
   #end: IrLabel;
 
-  constructor(plan: ScriptPlan, probe: ProbeNode, source: SourceText) {
+  constructor(plan: ScriptPlan, probe: ProbeNode, source: SourceText, counting: CountedHits) {
     this.plan = plan;
     this.analysis = plan.analysis;
     this.#probe = probe;
     this.#source = source;
+    this.#counting = counting;
     this.#end = this.b.label("end");
   }
 
   generate(): GeneratedProgram {
     this.#declareVariables();
     const { predicate, body } = this.#probe;
+    const isAccounted = this.#counting.isAccounted(this.#probe);
+    const filtered = isAccounted ? this.b.label("filtered") : this.#end;
     if (predicate) {
       this.#at(predicate);
       const mark = this.b.markFrame();
-      this.branch(predicate, this.#end, false);
+      this.branch(predicate, filtered, false);
       this.b.releaseFrame(mark);
     }
-    this.#block(body);
+    if (isAccounted) {
+      this.#at(predicate ?? body);
+      countHit(this, ACCOUNT_PASSED);
+    }
+    const first = this.#counting.isCountedFirst(this.#probe) ? 1 : 0;
+    this.#block(body, first);
     this.b.bind(this.#end);
     this.b.exit();
+    if (predicate && isAccounted) {
+      this.b.bind(filtered);
+      this.#at(predicate);
+      this.#known = new Map();
+      countHit(this, ACCOUNT_FILTERED);
+      this.b.exit();
+    }
     const allocation = allocateRegisters(this.b.insns, this.b.registerCount, this.b.framePeakBytes);
     return { ...emitProgram(allocation), stackBytes: allocation.frameBytes };
   }
@@ -235,8 +257,8 @@ class ProgramGenerator implements CodeContext {
     }
   }
 
-  #block(block: Block): void {
-    for (const statement of block.statements) {
+  #block(block: Block, first = 0): void {
+    for (const statement of block.statements.slice(first)) {
       this.#at(statement);
       const mark = this.b.markFrame();
       this.#statement(statement);

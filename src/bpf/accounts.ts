@@ -1,0 +1,67 @@
+/**
+ * Where it is counted what became of the hits of one probe: one account per attach point, in memory that all targets of a
+ * session share with the tracer.
+ *
+ *     account      ACCOUNT_SHARDS shards of one cache line each; a processor adds to shard (number & ACCOUNT_SHARDS - 1)
+ *     shard    0   passed: the program has begun, and its predicate has not said no
+ *              8   filtered: the predicate has said no
+ *             16   dropped: hits of which at least one event found no room
+ *             24   recursed: the program was not run, because it was running already
+ *             32   missed: returns that were not probed
+ *
+ * Every hit adds to exactly one of passed, filtered and recursed, in one locked instruction, because threads move
+ * between processors and are interrupted by signals whose handlers are probed too. So nothing is lost, and
+ *
+ *     hits = passed + filtered + recursed,   run = passed - dropped.
+ */
+import type { SharedMemory } from "./maps/shared-memory.ts";
+
+export const ACCOUNT_SHARDS = 8;
+export const ACCOUNT_SHARD_SHIFT = 6;
+export const ACCOUNT_SHARD_BYTES = 1 << ACCOUNT_SHARD_SHIFT;
+export const ACCOUNT_BYTES = ACCOUNT_SHARDS * ACCOUNT_SHARD_BYTES;
+
+/** Offsets in a shard. */
+export const ACCOUNT_PASSED = 0;
+export const ACCOUNT_FILTERED = 8;
+export const ACCOUNT_DROPPED = 16;
+export const ACCOUNT_RECURSED = 24;
+export const ACCOUNT_MISSED = 32;
+
+/** What became of a probe's hits: `hits = run + filtered + recursed + dropped`. */
+export interface HitCounts {
+  readonly hits: bigint;
+  /** Its program ran to its end, and what it sent found room. */
+  readonly run: bigint;
+  readonly filtered: bigint;
+  readonly recursed: bigint;
+  readonly dropped: bigint;
+  /** Returns that could not be probed; no hits. */
+  readonly missed: bigint;
+}
+
+/**
+ * Reads the account at `offset`. While programs run, a hit may be seen in one of its words and not yet in another; what is
+ * returned fits together all the same.
+ */
+export function readAccount(memory: SharedMemory, offset: number): HitCounts {
+  const sum = (word: number): bigint => {
+    let total = 0n;
+    for (let shard = 0; shard < ACCOUNT_SHARDS; shard++)
+      total += Atomics.load(memory.words, (offset + shard * ACCOUNT_SHARD_BYTES + word) / 8);
+    return BigInt.asUintN(64, total);
+  };
+  // What is counted last in a hit is read first, so that it is never more than what it is a part of.
+  const dropped = sum(ACCOUNT_DROPPED);
+  const passed = sum(ACCOUNT_PASSED);
+  const filtered = sum(ACCOUNT_FILTERED);
+  const recursed = sum(ACCOUNT_RECURSED);
+  return {
+    hits: passed + filtered + recursed,
+    run: passed - dropped,
+    filtered,
+    recursed,
+    dropped,
+    missed: sum(ACCOUNT_MISSED),
+  };
+}
