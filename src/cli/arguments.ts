@@ -113,7 +113,7 @@ function parseAction(words: Words): Action {
           "detach: say from which process",
           "for example: trapline detach -p PID; trapline ps lists the processes that carry probes",
         );
-      return { verb, options: { pids, quiet: values.has("quiet"), format } };
+      return { verb, options: { pids, quiet: values.has("quiet"), verify: values.has("verify"), format } };
     case "ps":
     case "doctor":
       refuseMore(rest, 1, `${verb} takes no words`);
@@ -198,6 +198,7 @@ function parseTrace(words: Words, shared: Pick<TraceOptions, "format" | "mechani
       dryRun: values.has("dryRun"),
       maxActive: parseMaxActive(values.get("maxActive")?.[0]),
       returns: parseReturns(words),
+      verify: values.has("verify"),
     },
   };
 }
@@ -227,6 +228,7 @@ function parseRun(
       dryRun: values.has("dryRun"),
       maxActive: parseMaxActive(values.get("maxActive")?.[0]),
       returns: parseReturns(words),
+      verify: values.has("verify"),
     },
   };
 }

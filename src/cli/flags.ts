@@ -40,6 +40,7 @@ export type FlagName =
   | "dryRun"
   | "mechanism"
   | "maxActive"
+  | "verify"
   | "returns"
   | "functions"
   | "instructions"
@@ -95,6 +96,7 @@ export const flags: readonly Flag[] = [
   define("mechanism", "--mechanism", "KIND", ["trace", "run", "explain"], "auto (default), jump, punned or int3"),
   define("returns", "--return", "WAY", ["trace", "run", "explain"], "probe returns by auto (default), sites (exits) or stack"),
   define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),
+  define("verify", "--verify", undefined, ["trace", "run", "detach"], "prove at the end that each process is as before"),
   define("functions", "--functions", undefined, ["coverage"], "look at every function's entry (default)"),
   define("instructions", "--instructions", undefined, ["coverage"], "look at every instruction"),
   define("sample", "--sample", "PERCENT", ["coverage"], "look at a part of them: 1%"),

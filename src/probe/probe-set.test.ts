@@ -30,6 +30,7 @@ class ScriptedTarget {
       stoppedNs: 5n,
       threads: 1,
       returnsRestored: 0,
+      writtenNs: outcomes.map(() => 0n),
     };
   }
 }

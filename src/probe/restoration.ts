@@ -99,6 +99,7 @@ export function planRestoration(input: RestorationInput): Restoration {
       vacate: code,
       usesTraps: false,
       finalCalls: finalCalls(input, code),
+      why: "restore",
     },
     restored,
     foreign,

@@ -266,16 +266,16 @@ export class Attachment {
   }
 
   /** Puts the text back and frees everything. */
-  async restore(): Promise<RestoreReport> {
+  async restore(wantsEvidence = false): Promise<RestoreReport> {
     // Nobody may wait at the loader for a tracer that is leaving.
     Atomics.store(this.#gateWords, loadGateWords.abandoned / 4, 1);
     this.acknowledgeLoads(this.#announced);
-    return await restoreProcess(this.target, this.#journalMemory, this.probes.homeMoves);
+    return await restoreProcess(this.target, this.#journalMemory, this.probes.homeMoves, wantsEvidence);
   }
 
   /** Puts back a child that the target has forked: it has the same memory at the same addresses. */
-  async restoreHeir(heir: ProcessTarget): Promise<RestoreReport> {
-    return await restoreProcess(heir, this.#journalMemory, this.probes.homeMoves);
+  async restoreHeir(heir: ProcessTarget, wantsEvidence = false): Promise<RestoreReport> {
+    return await restoreProcess(heir, this.#journalMemory, this.probes.homeMoves, wantsEvidence);
   }
 
   /** Processes that the target has forked and that carry copies of the probes. */

@@ -1,11 +1,15 @@
 /** `trapline detach`: puts back what tracers that have died left in a process. */
 
-import { parseJournal } from "../probe/journal.ts";
+import { type JournalContents, parseJournal } from "../probe/journal.ts";
+import { ProcessImages } from "../target/process/images.ts";
 import { readStat } from "../target/process/proc-fs.ts";
-import { Tracer } from "../target/process/tracer.ts";
+import { type ProcessTarget, Tracer } from "../target/process/tracer.ts";
+import type { AddrRange } from "../target/target.ts";
 import { freeLeftMemory } from "./left-memory.ts";
-import type { DetachOptions, SessionIo } from "./options.ts";
-import { findJournalMappings, restoreProcess } from "./restore-process.ts";
+import type { DetachOptions, OutputFormat, SessionIo } from "./options.ts";
+import { Witness } from "./proof.ts";
+import { reportProof } from "./proof-report.ts";
+import { findJournalMappings, type RestoreReport, restoreProcess } from "./restore-process.ts";
 import { SessionError } from "./session-error.ts";
 
 /** Restores each process. Returns 1 if one could not be restored completely. */
@@ -17,12 +21,14 @@ export async function detach(options: DetachOptions, io: SessionIo): Promise<num
       const target = await tracer.open(pid);
       try {
         const journals = findJournalMappings(pid);
+        using proving = options.verify === true ? await DeadTracerProof.begin(target, journals) : undefined;
         let sites = 0;
         for (const memory of journals) {
           const bytes = await target.read(memory.start, Number(memory.end - memory.start));
           if (!isEmpty(bytes)) checkTracerIsDead(pid, bytes);
           else continue;
-          const report = await restoreProcess(target, memory, []);
+          const report = await restoreProcess(target, memory, [], options.verify);
+          proving?.reports.push(report);
           sites += report.sites;
           if (report.occupants.length > 0 || report.foreign.length > 0) {
             code = 1;
@@ -38,6 +44,7 @@ export async function detach(options: DetachOptions, io: SessionIo): Promise<num
                 ? `process ${pid} carries no probes\n`
                 : `process ${pid}: ${sites} sites restored, our memory freed\n`,
           );
+        if (proving !== undefined && !(await proving.report(options.format, io))) code = 1;
       } finally {
         await target.close();
       }
@@ -46,6 +53,41 @@ export async function detach(options: DetachOptions, io: SessionIo): Promise<num
     await tracer.close();
   }
   return code;
+}
+
+/** The proof that a process is as it was before tracers that have died changed it. */
+class DeadTracerProof implements Disposable {
+  readonly reports: RestoreReport[] = [];
+  readonly #target: ProcessTarget;
+  readonly #witness: Witness;
+  readonly #images: ProcessImages;
+
+  private constructor(target: ProcessTarget, witness: Witness) {
+    this.#target = target;
+    this.#witness = witness;
+    this.#images = ProcessImages.open(target.pid);
+  }
+
+  static async begin(target: ProcessTarget, journals: readonly AddrRange[]): Promise<DeadTracerProof> {
+    const contents: JournalContents[] = [];
+    for (const memory of journals) {
+      const bytes = await target.read(memory.start, Number(memory.end - memory.start));
+      if (!isEmpty(bytes)) contents.push(parseJournal(bytes));
+    }
+    return new DeadTracerProof(target, await Witness.fromJournals(target, contents));
+  }
+
+  /** Returns whether it holds. */
+  async report(format: OutputFormat, io: SessionIo): Promise<boolean> {
+    const describe = (at: bigint) => this.#images.symbolize(at).text;
+    const proof = await this.#witness.prove(this.#target, this.reports, describe);
+    return reportProof(proof, format, describe, io);
+  }
+
+  [Symbol.dispose](): void {
+    this.#witness[Symbol.dispose]();
+    this.#images[Symbol.dispose]();
+  }
 }
 
 /** A tracer that died before it wrote the journal's header has changed nothing. */

@@ -4,6 +4,7 @@
  */
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
 import type { Attachment } from "./attachment.ts";
+import type { DetachProof, ProveTarget } from "./proof.ts";
 import type { RestoreReport } from "./restore-process.ts";
 import { changeSemaphores } from "./semaphores.ts";
 
@@ -15,6 +16,8 @@ export interface LeftTarget {
   readonly mechanisms: ReadonlyMap<string, number>;
   /** Why it could not be put back. */
   readonly failure?: string;
+  /** Present if it was asked for, and the process was put back. */
+  readonly proof?: DetachProof | undefined;
 }
 
 /**
@@ -25,12 +28,13 @@ export async function leaveHeirs(
   tracer: Tracer,
   attachment: Attachment,
   raised: ReadonlySet<bigint>,
+  prove: ProveTarget | undefined,
 ): Promise<LeftTarget[]> {
   const left = new Map<number, LeftTarget>();
   for (;;) {
     const heirs = attachment.findHeirs().filter((pid) => !left.has(pid));
     if (heirs.length === 0) return [...left.values()];
-    for (const pid of heirs) left.set(pid, await leaveHeir(tracer, attachment, pid, raised));
+    for (const pid of heirs) left.set(pid, await leaveHeir(tracer, attachment, pid, raised, prove));
   }
 }
 
@@ -39,13 +43,15 @@ async function leaveHeir(
   attachment: Attachment,
   pid: number,
   raised: ReadonlySet<bigint>,
+  prove: ProveTarget | undefined,
 ): Promise<LeftTarget> {
   const mechanisms = new Map<string, number>();
   let heir: ProcessTarget | undefined;
   try {
     heir = await tracer.open(pid);
     await changeSemaphores(heir, raised, -1);
-    return { pid, report: await attachment.restoreHeir(heir), mechanisms };
+    const report = await attachment.restoreHeir(heir, prove !== undefined);
+    return { pid, report, mechanisms, proof: await prove?.(heir, report) };
   } catch (error) {
     // It has ended, or become another program, while it was being asked.
     const isGone = !attachment.findHeirs().includes(pid);

@@ -35,6 +35,8 @@ export interface TraceOptions {
   readonly maxActive: number | undefined;
   /** `auto` unless told. */
   readonly returns?: ReturnChoice | undefined;
+  /** Prove at the end that each process is as it was before. */
+  readonly verify?: boolean;
 }
 
 export interface ExplainOptions {
@@ -61,6 +63,8 @@ export interface CoverageOptions {
 export interface DetachOptions {
   readonly pids: readonly number[];
   readonly quiet: boolean;
+  /** Prove that each process is as it was before. */
+  readonly verify?: boolean;
   readonly format: OutputFormat;
 }
 
@@ -89,7 +93,16 @@ export interface BpfExecOptions {
 export interface RunObjectOptions
   extends Pick<
     TraceOptions,
-    "pids" | "command" | "mechanism" | "format" | "quiet" | "verbose" | "dryRun" | "maxActive" | "returns"
+    | "pids"
+    | "command"
+    | "mechanism"
+    | "format"
+    | "quiet"
+    | "verbose"
+    | "dryRun"
+    | "maxActive"
+    | "returns"
+    | "verify"
   > {
   /** An object file. */
   readonly path: string;

@@ -11,7 +11,7 @@ import { askTrapAction, planRestoration } from "../probe/restoration.ts";
 import { type MapEntry, readMaps } from "../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
-import type { AddrRange, Move, Occupant } from "../target/target.ts";
+import type { AddrRange, Inspection, Move, Occupant } from "../target/target.ts";
 
 /** Path under which memory shared with a target appears among its mappings. */
 export const JOURNAL_MAPPING_PATH = `/memfd:${JOURNAL_MEMORY_NAME} (deleted)`;
@@ -27,6 +27,18 @@ export interface RestoreReport {
   /** Longest time that threads stood. */
   readonly stoppedNs: bigint;
   readonly stops: number;
+  /** What was asked for a proof. */
+  readonly evidence?: RestoreEvidence | undefined;
+}
+
+/** What the way out has seen of the process: for a proof that nothing is left. */
+export interface RestoreEvidence {
+  /** The journal before anything was undone. */
+  readonly journal: JournalContents;
+  /** The threads in the last stop. */
+  readonly inspection: Inspection | undefined;
+  /** Memory of ours, and whether the process gave it back. */
+  readonly memory: readonly { readonly range: AddrRange; readonly isFreed: boolean }[];
 }
 
 const RETRY_AFTER_MS = [1, 2, 5, 10, 20, 50, 100, 200, 400, 800] as const;
@@ -36,18 +48,24 @@ export async function restoreProcess(
   target: ProcessTarget,
   journalMemory: AddrRange,
   moves: readonly Move[],
+  wantsEvidence = false,
 ): Promise<RestoreReport> {
+  let firstJournal: JournalContents | undefined;
   let sites = 0;
   let returnsRestored = 0;
   let stoppedNs = 0n;
   for (let stops = 1; ; stops++) {
     const journal = withoutUnmapped(await readJournal(target, journalMemory), readMaps(target.pid));
+    firstJournal ??= journal;
     const found = await target.readMany(
       journal.sites.map(({ at, oldBytes }) => ({ at, lenBytes: oldBytes.length })),
     );
     const trapHandler = await findTrapHandler(target, journal, journalMemory);
     const plan = planRestoration({ journal, journalMemory, found, trapHandler, moves });
-    const report = await target.commit(plan.transaction);
+    const ours = wantsEvidence ? ourMemory(journal, journalMemory) : undefined;
+    const report = await target.commit(
+      ours === undefined ? plan.transaction : { ...plan.transaction, inspect: ours },
+    );
     if (report.kind === "refused") {
       if (report.reason.kind === "text-differs" && stops <= RETRY_AFTER_MS.length) continue;
       throw new Error(`restore process ${target.pid}: ${report.reason.kind}`);
@@ -64,9 +82,30 @@ export async function restoreProcess(
         occupants: report.occupants,
         stoppedNs,
         stops,
+        evidence: ours && {
+          journal: firstJournal,
+          inspection: report.inspection,
+          memory: ours.map((range) => ({
+            range,
+            isFreed: plan.transaction.finalCalls.some(
+              ({ name, args }, index) =>
+                name === "munmap" && args[0] === range.start && report.callResults[index] === 0n,
+            ),
+          })),
+        },
       };
     await new Promise((resolve) => setTimeout(resolve, waitMs));
   }
+}
+
+/** All memory that the journal says was put into the process. */
+function ourMemory(journal: JournalContents, journalMemory: AddrRange): AddrRange[] {
+  const { memory, privateMemory } = journal;
+  const ranges = [
+    ...memory.filter(({ state }) => state !== "removed"),
+    ...(privateMemory ? [privateMemory] : []),
+  ];
+  return [...ranges.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) })), journalMemory];
 }
 
 async function readJournal(target: ProcessTarget, memory: AddrRange): Promise<JournalContents> {

@@ -19,6 +19,7 @@ import type { SessionIo, TraceOptions } from "./options.ts";
 import { pause } from "./pause.ts";
 import type { AttachRequest } from "./probe-resolution.ts";
 import { Progress } from "./progress.ts";
+import { reportProofs } from "./proof-report.ts";
 import { DEFAULT_MAX_ACTIVE, type LeftTarget, Targets } from "./targets.ts";
 import { VerboseReport } from "./verbose-report.ts";
 
@@ -30,7 +31,7 @@ const RECORDS_AT_ONCE = 10_000;
 
 export type RunOptions = Pick<
   TraceOptions,
-  "pids" | "command" | "mechanism" | "format" | "quiet" | "verbose" | "maxActive" | "returns"
+  "pids" | "command" | "mechanism" | "format" | "quiet" | "verbose" | "maxActive" | "returns" | "verify"
 >;
 
 /** What is to be run where. */
@@ -72,8 +73,8 @@ export async function runPrograms(
   io: SessionIo,
   createFront: (targets: Targets) => RunFront,
 ): Promise<number> {
-  const { mechanism, returns, maxActive = DEFAULT_MAX_ACTIVE } = options;
-  const targets = new Targets({ ...programs, mechanism, returns, maxActive }, tracer);
+  const { mechanism, returns, verify, maxActive = DEFAULT_MAX_ACTIVE } = options;
+  const targets = new Targets({ ...programs, mechanism, returns, verify, maxActive }, tracer);
   using interrupts = new Interrupts(io);
   try {
     return await new Run({ options, io, targets, interrupts }).perform(createFront);
@@ -100,7 +101,7 @@ class Run {
   }
 
   async perform(createFront: (targets: Targets) => RunFront): Promise<number> {
-    const { io, targets } = this.#input;
+    const { io, options, targets } = this.#input;
     let front: RunFront | undefined;
     let left: LeftTarget[] = [];
     try {
@@ -121,7 +122,9 @@ class Run {
     reportAccounting(targets.counts, this.#input.options, io);
     reportMissedReturns(targets.accounts.missedReturns(targets.maps), io);
     await endCommand(this.#command);
-    return reportLeft(left, io);
+    const code = reportLeft(left, io);
+    const isProved = options.verify !== true || reportProofs(left, targets, options.format, io);
+    return isProved ? code : 1;
   }
 
   async #attach(): Promise<void> {

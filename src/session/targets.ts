@@ -29,6 +29,7 @@ import {
   type ResolvedProbes,
   resolveProbes,
 } from "./probe-resolution.ts";
+import { type ProveTarget, Witness } from "./proof.ts";
 import { findJournalMappings } from "./restore-process.ts";
 import { findReturnObstacle } from "./return-ways.ts";
 import { findSyscallHelper } from "./seccomp.ts";
@@ -47,6 +48,8 @@ export interface TargetsInput {
   readonly mechanism: MechanismChoice;
   readonly maxActive: number;
   readonly returns?: ReturnChoice | undefined;
+  /** Whether to prove at the end that the targets are as before. */
+  readonly verify?: boolean | undefined;
   /** Whether addresses of images that a command loads later are to be known, though nothing is probed there. */
   readonly followsLoads?: boolean;
 }
@@ -76,6 +79,8 @@ interface Member {
   readonly followsLoads: boolean;
   /** Counters of static probes that have been raised. */
   readonly raised: Set<bigint>;
+  /** What there was before the first change, where that is to be proved in the end. */
+  readonly witness: Witness | undefined;
 }
 
 export class Targets {
@@ -202,6 +207,7 @@ export class Targets {
   async #join(target: ProcessTarget, mayWait: boolean): Promise<void> {
     const { pid } = target;
     this.#checkSeccomp(pid);
+    const witness = this.#input.verify === true ? await Witness.of(target) : undefined;
     const images = ProcessImages.open(pid, { cache: this.#elfCache });
     const resolved = this.#resolve(images, mayWait);
     const attachment = await Attachment.create({
@@ -222,7 +228,7 @@ export class Targets {
       this.#maps = { maps, unmap: () => mapping.unmap(), fd };
     }
     const followsLoads = resolved.pending.length > 0 || (mayWait && this.#input.followsLoads === true);
-    this.#members.push({ target, attachment, ...resolved, followsLoads, raised: new Set() });
+    this.#members.push({ target, attachment, ...resolved, followsLoads, raised: new Set(), witness });
   }
 
   /** Finds all places of the script in a process; throws when one that must be there is not. */
@@ -344,13 +350,16 @@ export class Targets {
   async leave(): Promise<LeftTarget[]> {
     const left: LeftTarget[] = [];
     const failures: unknown[] = [];
-    for (const { target, attachment, raised } of this.#members.toReversed()) {
+    for (const { target, attachment, raised, witness } of this.#members.toReversed()) {
       const mechanisms = countMechanisms(attachment);
+      const prove: ProveTarget | undefined =
+        witness && ((place, report) => witness.prove(place, [report], (at) => this.describe(at)));
       this.#notePlaces(attachment);
       try {
         const isGone = target.hasEnded || findJournalMappings(target.pid).length === 0;
         if (!isGone) await changeSemaphores(target, raised, -1);
-        left.push({ pid: target.pid, report: isGone ? undefined : await attachment.restore(), mechanisms });
+        const report = isGone ? undefined : await attachment.restore(prove !== undefined);
+        left.push({ pid: target.pid, report, mechanisms, proof: report && (await prove?.(target, report)) });
       } catch (error) {
         const isWorld = (error as { code?: unknown }).code !== undefined;
         if (isEnding(target.pid)) left.push({ pid: target.pid, report: undefined, mechanisms });
@@ -358,7 +367,7 @@ export class Targets {
           left.push({ pid: target.pid, report: undefined, mechanisms, failure: (error as Error).message });
         else failures.push(error);
       }
-      left.push(...(await leaveHeirs(this.#tracer, attachment, raised)));
+      left.push(...(await leaveHeirs(this.#tracer, attachment, raised, prove)));
     }
     if (failures.length > 0) throw failures[0];
     return left;
@@ -371,7 +380,10 @@ export class Targets {
   }
 
   async close(): Promise<void> {
-    for (const { attachment } of this.#members) await attachment.close();
+    for (const { attachment, witness } of this.#members) {
+      await attachment.close();
+      witness?.[Symbol.dispose]();
+    }
     if (this.#maps !== undefined) {
       this.#maps.unmap();
       if (this.#maps.fd !== undefined) closeSync(this.#maps.fd);

@@ -84,6 +84,31 @@ export interface Transaction {
   readonly usesTraps: boolean;
   /** Made by a thread of the target in the same stop, only if nobody uses the code in `vacate`. */
   readonly finalCalls: readonly RemoteCall[];
+  /** Memory whose addresses are looked for in all threads and stacks, after everything is written; absent: no look. */
+  readonly inspect?: readonly AddrRange[];
+  /** Why text is changed, for a log of the writes. */
+  readonly why?: PokeReason;
+}
+
+/** `arm` and `disarm` are changes of a running session, `restore` is the way out. */
+export type PokeReason = "arm" | "optimize" | "disarm" | "restore";
+
+/** Where the threads of a target stood in the stop of a transaction. */
+export interface Inspection {
+  readonly threads: readonly InspectedThread[];
+  /** Words of live stacks that were looked at. */
+  readonly stackWords: number;
+  /** How many of them look like an address in what was asked for. */
+  readonly lookAlikes: number;
+  /** The first of them. */
+  readonly shown: readonly { readonly tid: number; readonly at: bigint; readonly value: bigint }[];
+}
+
+export interface InspectedThread {
+  readonly tid: number;
+  readonly ip: bigint;
+  /** Where its signal handlers may return to. */
+  readonly savedIps: readonly bigint[];
 }
 
 /** What one site got. */
@@ -109,6 +134,10 @@ export type CommitReport =
       readonly threads: number;
       /** Return addresses that were put back. */
       readonly returnsRestored: number;
+      /** Present if the transaction asked for it. */
+      readonly inspection?: Inspection | undefined;
+      /** When each site was written, in nanoseconds of CLOCK_MONOTONIC; 0 where it was left. */
+      readonly writtenNs: readonly bigint[];
     }
   | {
       readonly kind: "refused";

@@ -43,6 +43,9 @@ const STUB_CODE_BYTES = SAVED_AT + (restored.length + 1) * 8;
 /** Room behind the stub for the bytes that a call's arguments point to. */
 const STUB_DATA_BYTES = 128;
 
+/** Beyond the red zone's 128 bytes (psABI, 3.2.2), with room for an answer. */
+const ANSWER_BELOW_RSP = 512n;
+
 /** Room that a stub takes, in bytes. */
 export const STUB_BYTES = STUB_CODE_BYTES + STUB_DATA_BYTES;
 
@@ -161,6 +164,14 @@ export class BorrowedThread {
     if (event.kind !== "syscall")
       throw new RemoteCallError(call, this.#thread.tid, `thread reported ${event.kind}`);
     return ptrace.getRegs(this.#thread.tid).getSigned("rax");
+  }
+
+  /**
+   * Memory that a call may write its answer to: below the thread's red zone, where a signal's frame would go. To be put back
+   * as it was.
+   */
+  get answerAt(): bigint {
+    return (this.#thread.regs.get("rsp") - ANSWER_BELOW_RSP) & ~15n;
   }
 
   /**

@@ -8,6 +8,7 @@
 import type {
   AddrRange,
   CommitReport,
+  Inspection,
   Occupant,
   ReturnTable,
   SiteOutcome,
@@ -20,6 +21,7 @@ import type { MemoryFile } from "./memory-file.ts";
 import { hasSignal, type MapEntry, readStatus } from "./proc-fs.ts";
 import { SIGTRAP } from "./ptrace.ts";
 import { findSavedPositions, type SavedPosition } from "./signal-frames.ts";
+import { findStackWords } from "./stack-words.ts";
 
 /** What a commit needs to know about the process beside the transaction. */
 export interface CommitPlace extends FreezeTarget {
@@ -63,12 +65,14 @@ function applyStopped(
 
   const hemmed = findHemmed(transaction.sites, saved.flat());
   moveThreads(freeze, transaction, hemmed);
-  const outcomes = writeSites(memory, transaction.sites, hemmed);
+  const { outcomes, writtenNs } = writeSites(memory, transaction.sites, hemmed);
   const returnsRestored = restoreReturns(memory, transaction.returnTables, transaction.vacate);
   const occupants = findOccupants(freeze, saved, transaction.vacate, mappings, memory);
   if (transaction.vacate.length > 0)
     occupants.push(...findHolders(freeze, saved, transaction.sites, outcomes));
   if (transaction.finalCalls.length > 0) occupants.push(...findVforkers(freeze));
+  const inspection =
+    transaction.inspect && inspectThreads(freeze, saved, transaction.inspect, mappings, memory);
 
   const callResults =
     occupants.length > 0 || transaction.finalCalls.length === 0
@@ -84,6 +88,8 @@ function applyStopped(
     stoppedNs: 0n,
     threads: freeze.threads.length,
     returnsRestored,
+    inspection,
+    writtenNs,
   };
 }
 
@@ -103,6 +109,34 @@ function findVforkers({ pid, threads }: Freeze): Occupant[] {
   const own = threads.filter((thread) => thread.pid === pid);
   if (own.some(({ isFixed }) => !isFixed)) return [];
   return own.map(({ tid, regs }) => ({ tid, ip: regs.get("rip"), how: "running" }));
+}
+
+/** More look-alikes than this are counted, not listed. */
+const MOST_SHOWN = 32;
+
+function inspectThreads(
+  freeze: Freeze,
+  saved: readonly (readonly SavedPosition[])[],
+  ranges: readonly AddrRange[],
+  mappings: readonly MapEntry[],
+  memory: MemoryFile,
+): Inspection {
+  const shown: { tid: number; at: bigint; value: bigint }[] = [];
+  let stackWords = 0;
+  let lookAlikes = 0;
+  const threads = freeze.threads.map(({ tid, regs }, index) => {
+    // A frame that returns to our own code is one of our trap handler, which the thread would be running: it is dead.
+    const positions = saved[index]!.filter(
+      ({ restorer }) => !ranges.some(({ start, end }) => restorer >= start && restorer < end),
+    );
+    const starts = [regs.get("rsp"), ...positions.map(({ sp }) => sp)];
+    const { words, found } = findStackWords(memory, mappings, starts, ranges);
+    stackWords += words;
+    lookAlikes += found.length;
+    for (const word of found.slice(0, MOST_SHOWN - shown.length)) shown.push({ tid, ...word });
+    return { tid, ip: regs.get("rip"), savedIps: positions.map(({ ip }) => ip) };
+  });
+  return { threads, stackWords, lookAlikes, shown };
 }
 
 type Differing = Extract<CommitReport, { kind: "refused" }>["reason"];
@@ -164,16 +198,18 @@ function writeSites(
   memory: MemoryFile,
   sites: readonly SitePoke[],
   hemmed: ReadonlySet<SitePoke>,
-): readonly SiteOutcome[] {
+): { readonly outcomes: readonly SiteOutcome[]; readonly writtenNs: readonly bigint[] } {
   const outcomes: SiteOutcome[] = [];
+  const writtenNs: bigint[] = [];
   for (const site of sites) {
     const lacks = site.requires?.some((index) => outcomes[index] === "left") ?? false;
     const isHeld = lacks || hemmed.has(site);
     const bytes = isHeld ? site.fallback : site.write;
     if (bytes !== undefined) memory.write(site.at, bytes);
+    writtenNs.push(bytes === undefined ? 0n : process.hrtime.bigint());
     outcomes.push(bytes === undefined ? "left" : isHeld ? "fallback" : "written");
   }
-  return outcomes;
+  return { outcomes, writtenNs };
 }
 
 /** Who keeps a site from being written: what it leads to is still in use, then. */

@@ -22,6 +22,7 @@ import { hasSignal, readMaps, readStatus } from "./proc-fs.ts";
 import * as ptrace from "./ptrace.ts";
 
 const SYS_CLOSE = 3;
+const SYS_RT_SIGACTION = 13;
 const SYS_RECVMSG = 47;
 const SYS_SOCKETPAIR = 53;
 const AF_UNIX = 1n;
@@ -43,6 +44,9 @@ const MADV_WIPEONFORK = 18n;
 const MFD_CLOEXEC = 1n;
 const MFD_NOEXEC_SEAL = 8n;
 const NO_FD = -1n;
+/** `struct sigaction` as the kernel gives it: handler, flags, restorer and a mask. */
+const TRAP_ACTION_BYTES = 32;
+const SIGSET_BYTES = 8n;
 
 /** Name of the memory with the journal, in the target's list of mappings `/memfd:trapline (deleted)`. */
 export const JOURNAL_MEMORY_NAME = "trapline";
@@ -216,6 +220,24 @@ export class TracedProcess {
   /** Makes system calls in the target's name and returns their raw results. */
   call(calls: readonly RemoteCall[]): bigint[] {
     return this.#borrow((thread) => calls.map((call) => thread.call(call)));
+  }
+
+  /** The process's `struct sigaction` for SIGTRAP, as the kernel has it. Needs no memory of ours in the process. */
+  readTrapAction(): Uint8Array {
+    return this.#borrow((thread) => {
+      const at = thread.answerAt;
+      const saved = this.#memory.read(at, TRAP_ACTION_BYTES);
+      try {
+        this.#must(thread, {
+          name: "rt_sigaction",
+          number: SYS_RT_SIGACTION,
+          args: [BigInt(ptrace.SIGTRAP), 0n, at, SIGSET_BYTES],
+        });
+        return this.#memory.read(at, TRAP_ACTION_BYTES);
+      } finally {
+        this.#memory.write(at, saved);
+      }
+    });
   }
 
   /**

@@ -104,6 +104,7 @@ export class ProcessTarget {
   readonly createCode = this.#forward("createCode");
   readonly createCodeWhereFree = this.#forward("createCodeWhereFree");
   readonly call = this.#forward("call");
+  readonly readTrapAction = this.#forward("readTrapAction");
   readonly findTidOffset = this.#forward("findTidOffset");
   readonly commit = this.#forward("commit");
   readonly release = this.#forward("release");
