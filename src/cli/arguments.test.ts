@@ -114,6 +114,11 @@ describe("reading the command line", () => {
       action: { verb: "detach", options: { pids: [7, 8], quiet: true, format: "text" } },
     },
     {
+      name: "detach with proof",
+      argv: ["detach", "-p", "7", "--verify"],
+      action: { verb: "detach", options: { pids: [7], quiet: false, verify: true, format: "text" } },
+    },
+    {
       name: "bytecode on memory of several words",
       argv: ["bpf", "exec", "aa bb", "cc", "--interpret"],
       action: { verb: "bpf exec", options: { memory: "aa bb cc", interpret: true, unverified: false } },

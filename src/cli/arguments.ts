@@ -113,7 +113,10 @@ function parseAction(words: Words): Action {
           "detach: say from which process",
           "for example: trapline detach -p PID; trapline ps lists the processes that carry probes",
         );
-      return { verb, options: { pids, quiet: values.has("quiet"), verify: values.has("verify"), format } };
+      return {
+        verb,
+        options: { pids, quiet: values.has("quiet"), verify: parseSwitch(values, "verify"), format },
+      };
     case "ps":
     case "doctor":
       refuseMore(rest, 1, `${verb} takes no words`);
@@ -198,7 +201,7 @@ function parseTrace(words: Words, shared: Pick<TraceOptions, "format" | "mechani
       dryRun: values.has("dryRun"),
       maxActive: parseMaxActive(values.get("maxActive")?.[0]),
       returns: parseReturns(words),
-      verify: values.has("verify"),
+      verify: parseSwitch(values, "verify"),
     },
   };
 }
@@ -228,7 +231,7 @@ function parseRun(
       dryRun: values.has("dryRun"),
       maxActive: parseMaxActive(values.get("maxActive")?.[0]),
       returns: parseReturns(words),
-      verify: values.has("verify"),
+      verify: parseSwitch(values, "verify"),
     },
   };
 }
@@ -283,6 +286,11 @@ function parseChoice(
   if (choices.includes(value)) return value;
   const flag = flags.find((candidate) => candidate.name === name)!;
   throw new UsageError(`${spell(flag)} ${value}: must be one of ${choices.join(", ")}`);
+}
+
+/** Undefined: not said. */
+function parseSwitch(values: Words["values"], name: FlagName): true | undefined {
+  return values.has(name) || undefined;
 }
 
 /** Undefined: not said. */

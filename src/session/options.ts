@@ -36,7 +36,7 @@ export interface TraceOptions {
   /** `auto` unless told. */
   readonly returns?: ReturnChoice | undefined;
   /** Prove at the end that each process is as it was before. */
-  readonly verify?: boolean;
+  readonly verify?: boolean | undefined;
 }
 
 export interface ExplainOptions {
@@ -64,7 +64,7 @@ export interface DetachOptions {
   readonly pids: readonly number[];
   readonly quiet: boolean;
   /** Prove that each process is as it was before. */
-  readonly verify?: boolean;
+  readonly verify?: boolean | undefined;
   readonly format: OutputFormat;
 }
 

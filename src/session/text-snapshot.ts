@@ -181,7 +181,7 @@ function snap(
     for (let at = 0; at < bytes.length; at += PAGE) {
       const page = bytes.subarray(at, at + PAGE);
       const inFile = original?.subarray(at, at + PAGE);
-      if (inFile !== undefined && inFile.equals(page)) continue;
+      if (inFile?.equals(page)) continue;
       kept.set((offset + at) / PAGE, page.slice());
       if (inFile !== undefined)
         unlikeFile += page.reduce((sum, byte, i) => sum + (byte === inFile[i] ? 0 : 1), 0);
