@@ -58,7 +58,7 @@ export interface CommandLine {
 const PID_MAX = 4_194_304;
 const MAX_ACTIVE_MAX = 1 << 20;
 
-const mechanismChoices: readonly MechanismChoice[] = ["auto", "jump", "punned", "int3"];
+const mechanismChoices: readonly MechanismChoice[] = ["auto", "call", "jump", "punned", "int3"];
 
 /** Words as they came, by flag; and the words that belong to none. */
 interface Words {

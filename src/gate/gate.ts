@@ -134,9 +134,10 @@ export function emitPrograms(writer: CodeWriter, frame: GateFrame, programs: rea
 
 /**
  * At a function's entry, where a program may want it to be left at once: if one does, its value goes into rax, the rest is
- * put back, and this returns to the caller. Nothing of the function has run then, and flags are free.
+ * put back, and this returns to the caller. Nothing of the function has run then, and flags are free. `aboveBytes`: what a
+ * call of the gate has left between the frame and the function's return address.
  */
-export function emitOverride(writer: CodeWriter, frame: GateFrame): void {
+export function emitOverride(writer: CodeWriter, frame: GateFrame, aboveBytes = 0): void {
   if (!frame.reads.has(GATE_OVERRIDES)) return;
   const { asm } = writer;
   const goOn = asm.label("go on");
@@ -145,7 +146,7 @@ export function emitOverride(writer: CodeWriter, frame: GateFrame): void {
   asm.jcc("e", goOn);
   writer.note("its value is what the function returns");
   asm.mov(RAX, { base: RSP, disp: GATE_OVERRIDE_VALUE });
-  emitRestore(writer, frame, 1 << RAX);
+  emitRestore(writer, frame, 1 << RAX, aboveBytes);
   asm.ret();
   asm.bind(goOn);
 }
@@ -161,16 +162,16 @@ export function emitLeave(writer: CodeWriter, frame: GateFrame): void {
   emitRestore(writer, frame, 0);
 }
 
-/** Registers but for `kept`, and the stack. */
-function emitRestore(writer: CodeWriter, frame: GateFrame, kept: RegSet): void {
+/** Registers but for `kept`, and the stack, with `aboveBytes` above the frame. */
+function emitRestore(writer: CodeWriter, frame: GateFrame, kept: RegSet, aboveBytes = 0): void {
   const { asm } = writer;
   for (const { reg, slot, isRestored } of frame.regs) {
     if (!isRestored || hasReg(kept, reg)) continue;
     writer.note(`${regNames[reg]} back`);
     asm.mov(reg, { base: RSP, disp: slot });
   }
-  if (frame.totalBytes > 0) {
+  if (frame.totalBytes + aboveBytes > 0) {
     writer.note("stack back");
-    asm.lea(RSP, { base: RSP, disp: frame.totalBytes });
+    asm.lea(RSP, { base: RSP, disp: frame.totalBytes + aboveBytes });
   }
 }

@@ -7,6 +7,7 @@ import type { CodeNote, WrittenCode } from "../gate/code-writer.ts";
 import { decodeBlock, textOf } from "../x86/decode.ts";
 import { regNames } from "../x86/registers.ts";
 import type { Detour } from "./detour.ts";
+import type { FunctionTrampoline } from "./function-trampoline.ts";
 import type { SitePlan } from "./plan.ts";
 import { refusalText } from "./refusal.ts";
 import { evictedBy, landingsOf, type Route, type RoutePatch } from "./route.ts";
@@ -113,7 +114,7 @@ export function routeLines(route: Route, patch: RoutePatch | undefined): string[
 /** Bytes before and after, mechanism, reasons, what is saved, and the detour line by line. */
 export function explainSite(
   plan: SitePlan,
-  detour: Detour | undefined,
+  detour: Detour | FunctionTrampoline | undefined,
   patch: Uint8Array | RoutePatch | undefined,
   print: (addr: bigint) => string = (addr) => `0x${addr.toString(16)}`,
 ): string[] {
@@ -139,7 +140,9 @@ export function explainSite(
     const [first, ...rest] = routeLines(plan.route, routePatch);
     lines.push(`  by ${first}`, ...rest.map((line) => `    ${line}`));
   }
-  lines.push("  displaced instructions");
+  const isCall = plan.mechanism === "call";
+  if (plan.region.start !== plan.at) lines.push(`  at 0x${plan.region.start.toString(16)}, behind endbr64`);
+  lines.push(isCall ? "  nops that the call replaces" : "  displaced instructions");
   for (const insn of plan.region.insns)
     lines.push(`    ${insn.addr.toString(16)}  ${hexBytes(insn.bytes).padEnd(29)}  ${textOf(insn)}`);
   if (plan.region.paddingBytes > 0) lines.push(`    and ${plan.region.paddingBytes} bytes of padding`);
@@ -148,7 +151,11 @@ export function explainSite(
   const flags = detour.frame.flagsSlot === undefined ? [] : ["status flags"];
   const kept = [...restored, ...flags];
   lines.push(`  kept: ${kept.length === 0 ? "nothing is both live and changed" : kept.join(", ")}`);
-  lines.push(`  detour 0x${detour.at.toString(16)}, ${detour.bytes.length} bytes`);
+  if (isCall)
+    lines.push("  any function with the same programs leads here; which one it is, its return address tells");
+  lines.push(
+    `  ${isCall ? "trampoline" : "detour"} 0x${detour.at.toString(16)}, ${detour.bytes.length} bytes`,
+  );
   for (const line of printCodeLines(codeLines(detour))) lines.push(`    ${line}`);
   return lines;
 }

@@ -7,6 +7,15 @@ export {
   stackNeed,
 } from "./detour.ts";
 export { type CodeLine, codeLines, explainSite, hexBytes, printCodeLines, routeLines } from "./explain.ts";
+export {
+  emitApproach,
+  emitFunctionTrampoline,
+  entryDistanceOf,
+  type FunctionTrampoline,
+  type FunctionTrampolineSpec,
+  mayServe,
+  trampolineKey,
+} from "./function-trampoline.ts";
 export { encodeLanding, LANDING_BYTES, LandingPlaces } from "./landing-places.ts";
 export {
   doesReturnTwice,

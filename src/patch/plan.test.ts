@@ -78,6 +78,21 @@ const middle = (asm: Assembler, site: Label) => {
   asm.ret();
 };
 
+const patchable = (asm: Assembler, site: Label) => {
+  asm.bind(site);
+  asm.endbr64();
+  asm.nop(5);
+  asm.push(RBX);
+  asm.ret();
+};
+
+const patchableMiddle = (asm: Assembler, site: Label) => {
+  asm.mov({ base: RSP, disp: -8 }, RDI);
+  asm.bind(site);
+  asm.nop(5);
+  asm.ret();
+};
+
 const callSite = (asm: Assembler, site: Label) => {
   asm.push(RBX);
   asm.bind(site);
@@ -134,45 +149,73 @@ function summary(plan: PlannedSite | undefined) {
   };
 }
 
+const noCall = "call: no-patchable-entry";
+const notAsked = "call: other-mechanism-forced";
+
 describe("the ladder", () => {
-  const cases: readonly {
+  const cases: {
     readonly name: string;
     readonly emit: (asm: Assembler, site: Label) => void;
     readonly mechanism: "auto" | Mechanism;
     readonly gets: Mechanism | "refused";
     readonly refused: readonly string[];
   }[] = [
-    { name: "auto takes the jump", emit: entry, mechanism: "auto", gets: "jump", refused: [] },
+    { name: "auto takes the jump", emit: entry, mechanism: "auto", gets: "jump", refused: [noCall] },
     {
       name: "auto falls to int3 with the reason",
       emit: hemmedIn,
       mechanism: "auto",
       gets: "int3",
-      refused: ["jump: jump-into-region"],
+      refused: [noCall, "jump: jump-into-region"],
     },
-    { name: "jump forced and possible", emit: entry, mechanism: "jump", gets: "jump", refused: [] },
+    { name: "jump forced and possible", emit: entry, mechanism: "jump", gets: "jump", refused: [notAsked] },
     {
       name: "jump forced and impossible",
       emit: hemmedIn,
       mechanism: "jump",
       gets: "refused",
-      refused: ["jump: jump-into-region"],
+      refused: [notAsked, "jump: jump-into-region"],
     },
     {
       name: "int3 forced",
       emit: entry,
       mechanism: "int3",
       gets: "int3",
-      refused: ["jump: other-mechanism-forced"],
+      refused: [notAsked, "jump: other-mechanism-forced"],
     },
     {
       name: "an instruction that cannot be moved has no rung",
       emit: breakpoint,
       mechanism: "auto",
       gets: "refused",
-      refused: ["jump: unrelocatable", "int3: unrelocatable"],
+      refused: [noCall, "jump: unrelocatable", "int3: unrelocatable"],
     },
   ];
+  cases.push(
+    { name: "auto takes the call", emit: patchable, mechanism: "auto", gets: "call", refused: [] },
+    { name: "call forced and possible", emit: patchable, mechanism: "call", gets: "call", refused: [] },
+    {
+      name: "call forced and impossible",
+      emit: entry,
+      mechanism: "call",
+      gets: "refused",
+      refused: [noCall],
+    },
+    {
+      name: "jump forced where a call could be",
+      emit: patchable,
+      mechanism: "jump",
+      gets: "jump",
+      refused: [notAsked],
+    },
+    {
+      name: "a nop in the middle takes a jump, never a call",
+      emit: patchableMiddle,
+      mechanism: "auto",
+      gets: "jump",
+      refused: ["call: not-a-function-entry"],
+    },
+  );
   for (const { name, emit, mechanism, gets, refused } of cases) {
     test(name, () => {
       const made = make(emit);
@@ -187,7 +230,10 @@ describe("the ladder", () => {
       mechanism: "auto",
       readText: (_, lenBytes) => new Uint8Array(lenBytes).fill(0xe9),
     });
-    expect(summary(plan)).toEqual({ gets: "refused", refused: ["jump: text-differs", "int3: text-differs"] });
+    expect(summary(plan)).toEqual({
+      gets: "refused",
+      refused: [noCall, "jump: text-differs", "int3: text-differs"],
+    });
   });
 
   test("a detour out of reach lets the site fall to int3", () => {
@@ -198,11 +244,38 @@ describe("the ladder", () => {
       site: plan.at,
       detour: plan.at + (1n << 40n),
     });
-    expect(summary(lower)).toEqual({ gets: "int3", refused: ["jump: detour-out-of-reach"] });
+    expect(summary(lower)).toEqual({ gets: "int3", refused: [noCall, "jump: detour-out-of-reach"] });
   });
 });
 
+test("what is to run at a site can forbid the call", () => {
+  const made = make(patchable);
+  const [plan] = planSites(made.code, [made.site], {
+    mechanism: "auto",
+    callObstacle: (at) => ({ reason: "return-address-claimed", at }),
+  });
+  expect(summary(plan)).toEqual({ gets: "jump", refused: ["call: return-address-claimed"] });
+});
+
+test("a jump beside a call does not cover it", () => {
+  const made = make(patchable);
+  const nop = made.site + 4n;
+  const plans = planSites(made.code, [made.site, nop], { mechanism: "auto" });
+  // A probe at the nop itself keeps the call away.
+  expect(plans.map(summary)).toMatchObject([
+    { gets: "int3", refused: ["call: other-probe-in-region", "jump: other-probe-in-region"] },
+    { gets: "jump", refused: ["call: not-a-function-entry"] },
+  ]);
+});
+
 describe("what is written into the text", () => {
+  test("a call is written behind the endbr64", () => {
+    const plan = planned(make(patchable));
+    expect([...plan.oldBytes]).toEqual([0x0f, 0x1f, 0x44, 0, 0]);
+    expect(plan.region.start).toBe(plan.at + 4n);
+    expect([...patchOf(plan, "call", plan.at + 9n + 0x0102_0304n)]).toEqual([0xe8, 4, 3, 2, 1]);
+  });
+
   test("a jump keeps the bytes behind it", () => {
     const plan = planned(make(entry));
     const patch = patchOf(plan, "jump", plan.at + 5n + 0x0102_0304n);

@@ -5,13 +5,14 @@
  * A plan holds no address of anything that has to be allocated first, so it can be printed and compared before the
  * target is touched. `emitDetour` makes code of it, `patchOf` the bytes for the text.
  *
- * The ladder: `jump`, then `punned` (a site that is too short for a jump gets to its detour by one of the tactics of
- * route.ts), then `int3`. Sites are planned together, because they exclude each other and because the searches over the
+ * The ladder: `call` (over NOPs at a function's entry that are meant for it), `jump`, `punned` (a site that is too short for a
+ * jump gets to its detour by one of the tactics of route.ts), `int3`. Sites are planned together, because they exclude each other and because the searches over the
  * whole image are paid once.
  */
 import { mayBeColdPart } from "../x86/function-code.ts";
 import { everythingLive, type Liveness, liveAt } from "../x86/liveness.ts";
-import { encodeJump } from "../x86/punning.ts";
+import { findPatchableEntries, type PatchableEntryResult } from "../x86/patchable-entry.ts";
+import { encodeCall, encodeJump } from "../x86/punning.ts";
 import type { ImageCode, Region, RegionResult } from "../x86/regions.ts";
 import { findUnrelocatable } from "../x86/relocate.ts";
 import type { LandingPlaces } from "./landing-places.ts";
@@ -20,10 +21,10 @@ import type { Route } from "./route.ts";
 import { RoutePlanner, type RouteResult } from "./route-planner.ts";
 import { TextClaims } from "./text-claims.ts";
 
-export type Mechanism = "jump" | "punned" | "int3";
+export type Mechanism = "call" | "jump" | "punned" | "int3";
 
 /** All rungs, highest first. */
-export const mechanisms: readonly Mechanism[] = ["jump", "punned", "int3"];
+export const mechanisms: readonly Mechanism[] = ["call", "jump", "punned", "int3"];
 
 export interface RefusedRung {
   readonly mechanism: Mechanism;
@@ -38,6 +39,7 @@ export interface SiteFunction {
 
 export interface SitePlan {
   readonly kind: "planned";
+  /** Where the probe is. The text is changed at `region.start`: for a `call` that may lie behind an endbr64. */
   readonly at: bigint;
   readonly image: string;
   readonly fn: SiteFunction | undefined;
@@ -46,7 +48,7 @@ export interface SitePlan {
   readonly mechanism: Mechanism;
   /** How a `punned` site gets to its detour. */
   readonly route?: Route | undefined;
-  /** What the detour executes in place of the text. */
+  /** What the detour executes in place of the text; the NOPs that a `call` replaces. */
   readonly region: Region;
   /** The text of the region as it must be before the patch. */
   readonly oldBytes: Uint8Array;
@@ -75,24 +77,40 @@ export interface PlanOptions {
   readonly places?: LandingPlaces | undefined;
   /** Only the mechanism is asked for: everything counts as live. */
   readonly withoutLiveness?: boolean;
+  /** Why a site must not get a `call` though it could, from what is to run there. */
+  readonly callObstacle?: (at: bigint) => Refusal | undefined;
   /** What the target's memory holds, to be compared with the file. */
   readonly readText?: (addr: bigint, lenBytes: number) => Uint8Array | undefined;
 }
 
 /** Plans for all sites of one image, in order. */
 export function planSites(code: ImageCode, sites: readonly bigint[], options: PlanOptions): PlannedSite[] {
-  const { mechanism } = options;
+  const { mechanism, alone } = options;
   const forced: Refusal = { reason: "other-mechanism-forced", mechanism };
   const refused = sites.map((): RefusedRung[] => []);
   const plans: (SitePlan | undefined)[] = sites.map(() => undefined);
 
-  if (mechanism === "auto" || mechanism === "jump") {
-    const jumps = code.jumpRegions(sites, options);
+  if (mechanism === "auto" || mechanism === "call") {
+    const entries = findPatchableEntries(code, sites, options);
     for (const [i, at] of sites.entries())
-      plans[i] = tryRung(code, at, "jump", jumps[i]!, refused[i]!, options);
-  } else for (const rungs of refused) rungs.push({ mechanism: "jump", refusal: forced });
+      plans[i] = tryRung(code, at, "call", withObstacle(at, entries[i]!, options), refused[i]!, options);
+  } else for (const rungs of refused) rungs.push({ mechanism: "call", refusal: forced });
 
-  if (options.places !== undefined && mechanism !== "jump") {
+  if (mechanism === "auto" || mechanism === "jump") {
+    const left = [...sites.keys()].filter((i) => plans[i] === undefined);
+    const called = sites.filter((_, i) => plans[i] !== undefined);
+    const jumps = code.jumpRegions(
+      left.map((i) => sites[i]!),
+      alone === true || called.length === 0
+        ? options
+        : { ...options, armed: [...called, ...(options.armed ?? [])] },
+    );
+    for (const [n, i] of left.entries())
+      plans[i] = tryRung(code, sites[i]!, "jump", jumps[n]!, refused[i]!, options);
+  } else if (mechanism !== "call")
+    for (const rungs of refused) rungs.push({ mechanism: "jump", refusal: forced });
+
+  if (options.places !== undefined && mechanism !== "jump" && mechanism !== "call") {
     const left = [...sites.keys()].filter((i) => plans[i] === undefined);
     if (mechanism === "int3")
       for (const i of left) refused[i]!.push({ mechanism: "punned", refusal: forced });
@@ -119,16 +137,23 @@ function planRoutes(
 ): RouteResult[] {
   const { alone = false, armed = [], places } = options;
   const claims = new TextClaims(alone ? armed : [...sites, ...armed]);
-  if (!alone) for (const plan of plans) if (plan) claims.write(plan.at, plan.region.lenBytes);
+  if (!alone) for (const plan of plans) if (plan) claims.write(plan.region.start, plan.region.lenBytes);
   const planner = new RoutePlanner(code, { places, claims, alone });
   return planner.plan(left.map((i) => sites[i]!));
+}
+
+type CallResult = PatchableEntryResult | { readonly kind: "refused"; readonly refusal: Refusal };
+
+function withObstacle(at: bigint, entry: PatchableEntryResult, { callObstacle }: PlanOptions): CallResult {
+  const refusal = entry.kind === "region" ? callObstacle?.(at) : undefined;
+  return refusal === undefined ? entry : { kind: "refused", refusal };
 }
 
 function tryRung(
   code: ImageCode,
   at: bigint,
   mechanism: Mechanism,
-  result: RegionResult | RouteResult,
+  result: RegionResult | RouteResult | CallResult,
   refused: RefusedRung[],
   options: PlanOptions,
 ): SitePlan | undefined {
@@ -230,16 +255,24 @@ export function findOverrideRefusal(
   return plan.isEntry ? undefined : { reason: "override-inside-function", at: plan.at };
 }
 
-/** The bytes that replace the region's text. All but the first ones are the old ones. */
+/** The bytes that replace the region's text, from `region.start` on. All but the first ones are the old ones. */
 export function patchOf(plan: SitePlan, mechanism: Mechanism, detour: bigint): Uint8Array {
   const bytes = Uint8Array.from(plan.oldBytes);
   if (mechanism === "int3") {
     bytes[0] = 0xcc;
     return bytes;
   }
-  const jump = plan.mechanism === "jump" ? encodeJump(plan.at, detour) : undefined;
+  const { start } = plan.region;
+  const jump =
+    plan.mechanism === "jump"
+      ? encodeJump(start, detour)
+      : plan.mechanism === "call"
+        ? encodeCall(start, detour)
+        : undefined;
   if (jump === undefined)
-    throw new Error(`patch 0x${plan.at.toString(16)}: no jump to 0x${detour.toString(16)}`);
+    throw new Error(
+      `patch 0x${plan.at.toString(16)}: no ${plan.mechanism === "call" ? "call" : "jump"} to 0x${detour.toString(16)}`,
+    );
   bytes.set(jump);
   return bytes;
 }

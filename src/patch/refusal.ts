@@ -4,11 +4,13 @@
  * The set is closed: a new reason needs its line here, and the compiler says where.
  */
 import type { ExitRefusal } from "../x86/function-exits.ts";
+import type { PatchableEntryRefusal } from "../x86/patchable-entry.ts";
 import type { RegionRefusal } from "../x86/regions.ts";
 import type { RelocationRefusal } from "../x86/relocate.ts";
 
 export type Refusal =
   | RegionRefusal
+  | PatchableEntryRefusal
   | RelocationRefusal
   | {
       readonly reason: "text-differs";
@@ -20,6 +22,8 @@ export type Refusal =
   | { readonly reason: "no-route"; readonly at: bigint }
   | { readonly reason: "landings-used-up"; readonly at: bigint }
   | { readonly reason: "landing-not-mapped"; readonly at: bigint }
+  | { readonly reason: "return-address-claimed"; readonly at: bigint }
+  | { readonly reason: "override-under-shadow-stack"; readonly at: bigint }
   | { readonly reason: "other-mechanism-forced"; readonly mechanism: string };
 
 /** Why a function cannot have a return probe by a hijacked return address. */
@@ -102,6 +106,16 @@ export function refusalText(
       return `${refusal.mechanism} was asked for`;
     case "not-a-function-entry":
       return `${print(refusal.at)} is no function entry, so no return address is on top of the stack`;
+    case "no-patchable-entry":
+      return `${print(refusal.at)} does not begin with a 5-byte nop or five nops`;
+    case "short-nop-sled":
+      return `${print(refusal.at)} has ${refusal.lenBytes} ${refusal.lenBytes === 1 ? "byte" : "bytes"} of nops, and a call needs five`;
+    case "nop-behind-call":
+      return `the nop at ${print(refusal.at)} would go on behind the call`;
+    case "return-address-claimed":
+      return `${print(refusal.at)} is also where a return probe replaces the return address, which only a jump leaves in its place`;
+    case "override-under-shadow-stack":
+      return `a program may skip the function, and the shadow stack would still hold the address behind the call`;
     case "returns-twice":
       return `${refusal.name} returns more than once for one call`;
     case "entered-elsewhere":

@@ -242,9 +242,11 @@ export class Journal {
     });
   }
 
-  /** Says, before it is done, that a site is to get other bytes than its record says. */
-  changeSite(record: number, mechanism: JournalMechanism, newBytes: Uint8Array): void {
-    this.#setNewBytes(this.#base(record), mechanism, newBytes);
+  /** Says, before it is done, that a site is to get other bytes than its record says, and maybe lead elsewhere. */
+  changeSite(record: number, mechanism: JournalMechanism, newBytes: Uint8Array, detour?: bigint): void {
+    const base = this.#base(record);
+    if (detour !== undefined) this.#view.setBigUint64(base + 48, detour, true);
+    this.#setNewBytes(base, mechanism, newBytes);
   }
 
   setState(record: number, state: JournalState): void {

@@ -8,10 +8,18 @@
  *      written before the site, and when it cannot be written the site is not.
  *   4. Arm now, optimise later (kprobes): a point whose region may be returned into by a signal handler gets its `int3`,
  *      and the optimizer tries the jump again in a later batch.
+ *   5. A call at a function's entry may lead elsewhere, or be a NOP again, at any time: that is one write of its five bytes.
  *
  * Taking out is not done from here but from the journal (restoration.ts), as anybody else would do it.
  */
-import type { CommitRefusal, CommitReport, Move, SitePoke, Transaction } from "../target/target.ts";
+import type {
+  CommitRefusal,
+  CommitReport,
+  Move,
+  Retirement,
+  SitePoke,
+  Transaction,
+} from "../target/target.ts";
 import type { Journal } from "./journal.ts";
 import { trapBytes } from "./restoration.ts";
 
@@ -34,6 +42,15 @@ export interface PointCode {
   readonly twins: readonly Move[];
   /** For a site that is too short for a jump of its own: `jumpBytes` are the first step of this way. */
   readonly route?: PointRoute | undefined;
+  /** `jumpBytes` are a call over NOPs: `twins` lead from those behind the first to behind the call, and never back. */
+  readonly isCall?: boolean;
+}
+
+/** A point whose call is to lead elsewhere. */
+export interface Redirection {
+  readonly point: ProbePoint;
+  /** The call and where it leads; undefined: the NOPs come back. */
+  readonly to: { readonly callBytes: Uint8Array; readonly detour: bigint } | undefined;
 }
 
 /** The way of a punned site to its detour. */
@@ -58,7 +75,7 @@ export interface SideCode {
   readonly twins: readonly Move[];
 }
 
-export type PointMechanism = "none" | "jump" | "punned" | "int3";
+export type PointMechanism = "none" | "call" | "jump" | "punned" | "int3";
 
 interface ProbeSide extends SideCode {
   readonly record: number;
@@ -68,6 +85,12 @@ interface ProbeSide extends SideCode {
 export interface ProbePoint extends PointCode {
   readonly record: number;
   mechanism: PointMechanism;
+  jumpBytes: Uint8Array | undefined;
+  detour: bigint;
+  /** Where an `int3` of a call's point leads: nothing has been pushed there yet. */
+  trapEntry?: bigint;
+  /** Nothing is to run there for now: it keeps its NOPs. */
+  isIdle: boolean;
   readonly sides: readonly ProbeSide[];
 }
 
@@ -113,6 +136,8 @@ const INT3 = 0xcc;
 export interface ArmReport {
   readonly stoppedNs: bigint;
   readonly threads: number;
+  /** The answer to what was to be retired. */
+  readonly retired?: readonly boolean[];
 }
 
 export class ProbeSet {
@@ -130,6 +155,18 @@ export class ProbeSet {
    * then as before.
    */
   async arm(codes: readonly PointCode[]): Promise<ArmReport> {
+    return await this.change(codes, []);
+  }
+
+  /**
+   * Arms points and leads calls elsewhere, in one transaction: all or nothing. Where a redirected point holds an `int3` it
+   * keeps that, and the trap handler has to be told.
+   */
+  async change(
+    codes: readonly PointCode[],
+    redirections: readonly Redirection[],
+    retire?: Retirement,
+  ): Promise<ArmReport> {
     const points = codes.map((code): ProbePoint => {
       const sides = (code.route?.sides ?? []).map((side): ProbeSide => {
         const { at, oldBytes, newBytes, kind, leadsTo, detour } = side;
@@ -151,14 +188,43 @@ export class ProbeSet {
         leadsTo,
         copyOffset,
       });
-      return { ...code, sides, record, mechanism: "none" };
+      return { ...code, sides, record, mechanism: "none", isIdle: false };
     });
-    const first = await this.#poke(
-      points.map((point) => ({ point, poke: pokeToArm(point) })),
-      "arm probes",
-    );
+    const wanted = points.map((point) => ({ point, poke: pokeToArm(point) }));
+    const redirected = redirections.filter(({ point, to }) => point.mechanism !== "int3" || to === undefined);
+    for (const { point, to } of redirections) this.#announce(point, to);
+    let report: Extract<CommitReport, { kind: "committed" }>;
+    try {
+      report = await this.#poke(
+        [...wanted, ...redirected.map((each) => ({ point: each.point, poke: pokeToRedirect(each) }))],
+        "arm probes",
+        retire,
+      );
+    } catch (error) {
+      for (const { point } of redirections) this.#announce(point, goalOf(point));
+      throw error;
+    }
     this.points.push(...points);
-    return { stoppedNs: first.stoppedNs, threads: first.threads };
+    for (const { point, to } of redirections) {
+      point.isIdle = to === undefined;
+      if (to === undefined) {
+        point.mechanism = "none";
+        this.#journal.setState(point.record, "removed");
+        continue;
+      }
+      point.jumpBytes = to.callBytes;
+      point.detour = to.detour;
+    }
+    const { stoppedNs, threads, retired } = report;
+    return { stoppedNs, threads, ...(retired === undefined ? {} : { retired }) };
+  }
+
+  /** Writes into the journal what a point's call is about to become. */
+  #announce(point: ProbePoint, to: Redirection["to"]): void {
+    if (to === undefined) return;
+    if (point.mechanism === "int3")
+      this.#journal.changeSite(point.record, "int3", trapBytes(point.oldBytes), point.trapEntry);
+    else this.#journal.changeSite(point.record, "call", to.callBytes, to.detour);
   }
 
   /**
@@ -166,7 +232,8 @@ export class ProbeSet {
    * handler must know them already.
    */
   async armTraps(points: readonly ProbePoint[]): Promise<void> {
-    for (const point of points) this.#journal.changeSite(point.record, "int3", trapBytes(point.oldBytes));
+    for (const { record, oldBytes, trapEntry } of points)
+      this.#journal.changeSite(record, "int3", trapBytes(oldBytes), trapEntry);
     await this.#poke(
       points.map((point) => ({ point, poke: pokeToTrap(point) })),
       "arm probes",
@@ -175,7 +242,7 @@ export class ProbeSet {
 
   /** Points that could take a jump and have not got it yet. */
   get unoptimized(): readonly ProbePoint[] {
-    return this.points.filter((point) => isLower(point) && point.jumpBytes !== undefined);
+    return this.points.filter((point) => isLower(point) && point.jumpBytes !== undefined && !point.isIdle);
   }
 
   /** One batch of the optimizer: tries to turn `int3` into the jump. Returns how many points were upgraded. */
@@ -185,7 +252,7 @@ export class ProbeSet {
     const pokes = candidates.map((point) => {
       // The record names the jump from now on; the trap, whose bytes differ from the jump's only in front, is
       // recognised by whoever restores.
-      this.#journal.changeSite(point.record, upperMechanism(point), point.jumpBytes!);
+      this.#journal.changeSite(point.record, upperMechanism(point), point.jumpBytes!, point.detour);
       const now = point.mechanism === "int3" ? trapBytes(point.oldBytes) : point.oldBytes;
       return { point, poke: pokeToJump(point, now) };
     });
@@ -196,7 +263,9 @@ export class ProbeSet {
   /** From copies of instructions in detours to their originals: where threads go on when the text is put back. */
   get homeMoves(): Move[] {
     return this.points.flatMap((point) =>
-      [point, ...point.sides].flatMap(({ twins }) => twins.map(({ from, to }) => ({ from: to, to: from }))),
+      (point.isCall === true ? point.sides : [point, ...point.sides]).flatMap(({ twins }) =>
+        twins.map(({ from, to }) => ({ from: to, to: from })),
+      ),
     );
   }
 
@@ -209,6 +278,7 @@ export class ProbeSet {
   async #poke(
     wanted: readonly { readonly point: ProbePoint; readonly poke: SitePoke }[],
     operation: string,
+    retire?: Retirement,
   ): Promise<Extract<CommitReport, { kind: "committed" }>> {
     const sites: SitePoke[] = [];
     /** For each poke of `sites`: what to do when it was written. */
@@ -227,7 +297,7 @@ export class ProbeSet {
       }
       sites.push(requires.length === 0 ? poke : { ...poke, requires });
       done.push(() => {
-        point.mechanism = isTrap ? "int3" : upperMechanism(point) === "punned" ? "punned" : "jump";
+        point.mechanism = isTrap ? "int3" : upperMechanism(point);
         this.#journal.setState(point.record, "armed");
       });
     }
@@ -239,6 +309,7 @@ export class ProbeSet {
       vacate: [],
       usesTraps: sites.some((poke) => poke.write[0] === INT3),
       finalCalls: [],
+      retire,
     });
     if (report.kind === "refused") throw new ArmError(operation, report.reason);
     report.outcomes.forEach((outcome, index) => {
@@ -249,9 +320,14 @@ export class ProbeSet {
 }
 
 /** What the point is to have in the end. */
-function upperMechanism({ jumpBytes, route }: PointCode): "jump" | "punned" | "int3" {
-  return jumpBytes === undefined ? "int3" : route === undefined ? "jump" : "punned";
+function upperMechanism({ jumpBytes, route, isCall }: PointCode): "call" | "jump" | "punned" | "int3" {
+  if (jumpBytes === undefined) return "int3";
+  return isCall === true ? "call" : route === undefined ? "jump" : "punned";
 }
+
+/** Where a point's call leads, or is to lead as soon as it can be written. */
+const goalOf = ({ jumpBytes, detour, isIdle }: ProbePoint): Redirection["to"] =>
+  isIdle || jumpBytes === undefined ? undefined : { callBytes: jumpBytes, detour };
 
 function isLower({ mechanism }: ProbePoint): boolean {
   return mechanism === "none" || mechanism === "int3";
@@ -275,6 +351,20 @@ function pokeToJump(point: PointCode, now: Uint8Array): SitePoke {
     write: point.jumpBytes!,
     fallback: undefined,
     moves: interiorMoves(point),
+  };
+}
+
+/** A call that stands there is one instruction, and so it has been since it was written. */
+function pokeToRedirect({ point, to }: Redirection): SitePoke {
+  const { at, mechanism, oldBytes, jumpBytes } = point;
+  const now = mechanism === "call" ? jumpBytes! : mechanism === "int3" ? trapBytes(oldBytes) : oldBytes;
+  return {
+    at,
+    expect: now,
+    write: to?.callBytes ?? oldBytes,
+    fallback: undefined,
+    moves: mechanism === "call" ? [] : interiorMoves(point),
+    hasNoInside: mechanism === "call" || to === undefined,
   };
 }
 

@@ -10,6 +10,9 @@ import type { AddrRange, Move, RemoteCall, SitePoke, Transaction } from "../targ
 import { isBesideSite, type JournalContents, type JournalSite } from "./journal.ts";
 
 const INT3 = 0xcc;
+/** `e8 rel32` */
+const CALL = 0xe8;
+const CALL_BYTES = 5;
 const SYS_MUNMAP = 11;
 const SYS_RT_SIGACTION = 13;
 const SIGTRAP = 5n;
@@ -20,11 +23,18 @@ const NO_POINTER = 0n;
 
 export type SiteState = "jump" | "int3" | "original" | "foreign";
 
-/** What a site holds now, `found` being as long as the record's bytes. */
-export function siteState(site: JournalSite, found: Uint8Array): SiteState {
+/**
+ * What a site holds now, `found` being as long as the record's bytes. A `call` leads now here, now there, and a tracer may
+ * have died between saying so and doing it: what calls our own code is ours.
+ */
+export function siteState(site: JournalSite, found: Uint8Array, code: readonly AddrRange[] = []): SiteState {
   if (same(found, site.oldBytes)) return "original";
   if (same(found, trapBytes(site.oldBytes))) return "int3";
   if (same(found, site.newBytes)) return "jump";
+  if (site.mechanism === "call" && found[0] === CALL && found.length === CALL_BYTES) {
+    const to = site.at + BigInt(CALL_BYTES) + BigInt(new DataView(found.slice().buffer).getInt32(1, true));
+    if (code.some(({ start, end }) => to >= start && to < end)) return "jump";
+  }
   return "foreign";
 }
 
@@ -66,11 +76,14 @@ export function planRestoration(input: RestorationInput): Restoration {
   const foreign: JournalSite[] = [];
   const trapSites: bigint[] = [];
   const moves = new HomeMoves(input);
+  const code = journal.memory
+    .filter((memory) => memory.kind === "code" && memory.state !== "removed")
+    .map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) }));
   let restored = 0;
   // What a site needs stands before it in the journal, and goes after it.
   for (let index = journal.sites.length - 1; index >= 0; index--) {
     const site = journal.sites[index]!;
-    const state = siteState(site, found[index]!);
+    const state = siteState(site, found[index]!, code);
     // A trap may have been taken just before the byte was changed from `int3` to something else.
     if (journal.trapAction !== undefined) trapSites.push(site.at);
     if (state === "foreign") foreign.push(site);
@@ -87,9 +100,6 @@ export function planRestoration(input: RestorationInput): Restoration {
       hasNoStart: site.mechanism === "padding",
     });
   }
-  const code = journal.memory
-    .filter((memory) => memory.kind === "code" && memory.state !== "removed")
-    .map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) }));
   return {
     transaction: {
       sites,
@@ -114,7 +124,8 @@ class HomeMoves {
     for (const move of moves) this.#add(move);
     // On the way from a site to its detour, at the detour's slot, or from displaced text to its copy, nothing of either has been executed.
     for (const { mechanism, at, leadsTo, detour } of journal.sites) {
-      if (mechanism === "padding" || mechanism === "none") continue;
+      // A call has pushed its return address.
+      if (mechanism === "padding" || mechanism === "none" || mechanism === "call") continue;
       for (const from of [leadsTo, detour]) if (from !== 0n) this.#add({ from, to: at });
     }
   }

@@ -37,6 +37,7 @@ import { findTrapObstacle, JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../targ
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange } from "../target/target.ts";
 import { CodeSpaces, NoCodeSpaceError } from "./code-space.ts";
+import { FunctionOps } from "./function-ops.ts";
 import { type BuiltPoint, type PlannedPoint, PointBuilder, type RefusedPoint } from "./point-builder.ts";
 import type { ProbeAccounts } from "./probe-accounts.ts";
 import { processorSource } from "./processor.ts";
@@ -75,6 +76,8 @@ export class Attachment {
   readonly images: ProcessImages;
   readonly probes: ProbeSet;
   readonly builtPoints: BuiltPoint[] = [];
+  /** Consumers at function entries that come and go. */
+  readonly functionOps: FunctionOps;
   readonly #journal: Journal;
   readonly #journalMemory: AddrRange;
   readonly #journalInode: bigint;
@@ -88,6 +91,8 @@ export class Attachment {
   readonly gateWordsAt: bigint;
   readonly #pidCacheAt: bigint;
   #lacksTid: boolean;
+  /** Where the trap handler sends threads from points with calls. */
+  readonly #approaches = new Map<bigint, bigint>();
   #trapTable: { readonly table: TrapTable; readonly at: bigint } | undefined;
 
   private constructor(
@@ -128,6 +133,14 @@ export class Attachment {
       tableAt: parts.privateAt + BigInt(PAGE),
       entries: parts.returnEntries,
       missedAt: (probes) => accountAt(accounts.forMissed(probes)) + BigInt(ACCOUNT_MISSED),
+    });
+    this.functionOps = new FunctionOps({
+      images: this.images,
+      probes: this.probes,
+      builder: this.#builder,
+      journalRemaining: () => this.#journal.remaining,
+      setBuilt: (built) => this.#setBuilt(built),
+      settle: (trapped) => this.#settle(trapped),
     });
   }
 
@@ -212,8 +225,25 @@ export class Attachment {
     await this.#addTraps(built.filter((point) => point.code.jumpBytes === undefined));
     const report = await this.probes.arm(built.map((point) => point.code));
     this.builtPoints.push(...built);
+    this.functionOps.adopt(built);
     await this.#trapHemmedPoints();
     return { refused, report };
+  }
+
+  #setBuilt(built: readonly BuiltPoint[]): void {
+    const indexOf = new Map(this.builtPoints.map(({ code }, index) => [code.at, index]));
+    for (const point of built) {
+      const index = indexOf.get(point.code.at);
+      if (index === undefined) this.builtPoints.push(point);
+      else this.builtPoints[index] = point;
+    }
+  }
+
+  /** What could not be written gets an `int3`; the trap handler learns where those lead that have one. */
+  async #settle(trapped: readonly BuiltPoint[]): Promise<void> {
+    for (const { code } of trapped) this.#approaches.delete(code.at);
+    await this.#addTraps(trapped);
+    await this.#trapHemmedPoints();
   }
 
   /** One batch of the optimizer; false when nothing is left to be done. */
@@ -295,7 +325,7 @@ export class Attachment {
    * optimizer can write the jump.
    */
   async #trapHemmedPoints(): Promise<void> {
-    const hemmed = this.probes.points.filter((point) => point.mechanism === "none");
+    const hemmed = this.probes.points.filter(({ mechanism, isIdle }) => mechanism === "none" && !isIdle);
     if (hemmed.length === 0 || findTrapObstacle(this.target.pid) !== undefined) return;
     await this.#addTraps(
       this.builtPoints.filter((built) => hemmed.some((point) => point.at === built.code.at)),
@@ -306,17 +336,33 @@ export class Attachment {
   /** Makes the trap handler know the points, before any of them holds an `int3`. */
   async #addTraps(points: readonly BuiltPoint[]): Promise<void> {
     if (points.length === 0) return;
+    for (const point of points) {
+      const { at } = point.code;
+      if (point.called === undefined || this.#approaches.has(at)) continue;
+      const entry = await this.#builder.provideTrapEntry(point);
+      this.#approaches.set(at, entry);
+      const armed = this.probes.points.find((each) => each.at === at);
+      if (armed !== undefined) armed.trapEntry = entry;
+    }
     const known = this.#trapTable;
     if (known?.table.hasRoomFor(points.length)) {
       for (const point of points) {
-        const { offset, bytes } = known.table.set(point.code.at, point.detour.entry);
+        const { offset, bytes } = known.table.set(point.code.at, this.#trapEntry(point)!);
         await this.target.write(known.at + BigInt(offset), bytes);
       }
       return;
     }
     const table = new TrapTable(TrapTable.capacityFor(points.length + this.probes.points.length));
-    for (const built of [...this.builtPoints, ...points]) table.set(built.code.at, built.detour.entry);
+    for (const built of [...this.builtPoints, ...points]) {
+      const entry = this.#trapEntry(built);
+      if (entry !== undefined) table.set(built.code.at, entry);
+    }
     await this.#installHandler(table, points[0]!.planned.image);
+  }
+
+  /** Where an `int3` of the point leads; undefined: a call that never had one. */
+  #trapEntry({ called, code, detour }: BuiltPoint): bigint | undefined {
+    return called === undefined ? detour.entry : this.#approaches.get(code.at);
   }
 
   async #installHandler(

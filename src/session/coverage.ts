@@ -19,7 +19,7 @@ import { HEAP_DISTANCE, HEAP_GROWTH, landingPlacesOf } from "./landing-memory.ts
 import type { CoverageOptions, SessionIo } from "./options.ts";
 import { SessionError } from "./session-error.ts";
 
-/** The rungs as reported; nothing gets `call` as long as there is no such rung. */
+/** The rungs as reported. */
 const rungs = ["call", "jump", "punned", "int3", "refused"] as const;
 type Rung = (typeof rungs)[number];
 
@@ -260,7 +260,11 @@ function writeSite(
     return;
   }
   const how = tactic === undefined ? rung : `${rung} (${tactic})`;
-  const why = refused.map(([mechanism, reason]) => `not ${mechanism}: ${reason}`).join(", ");
+  // That a site cannot take a call goes without saying, unless it nearly could.
+  const telling = refused.filter(
+    ([, reason]) => reason !== "no-patchable-entry" && reason !== "not-a-function-entry",
+  );
+  const why = telling.map(([mechanism, reason]) => `not ${mechanism}: ${reason}`).join(", ");
   io.out.write(
     `0x${site.at.toString(16)}  ${how.padEnd(20)}  ${name}${offset}${why === "" ? "" : `  ${why}`}\n`,
   );

@@ -183,8 +183,10 @@ function writePoint(
   }
   const ways = route === undefined ? [] : [route.patch.leadsTo];
   const steps = ways.filter((at) => at !== detour.entry).map((at) => ` -> ${hex(at)}`);
-  io.out.write(`  chain: ${print(plan.at)}${steps.join("")} -> detour 0x${detour.entry.toString(16)}`);
+  const code = plan.mechanism === "call" ? "trampoline" : "detour";
+  io.out.write(`  chain: ${print(plan.at)}${steps.join("")} -> ${code} 0x${detour.entry.toString(16)}`);
   for (const program of point.programs) io.out.write(` -> ${program.name} 0x${program.entry.toString(16)}`);
-  const next = plan.at + BigInt(plan.region.lenBytes);
-  io.out.write(` -> displaced instructions -> 0x${next.toString(16)}\n`);
+  const next = plan.region.start + BigInt(plan.region.lenBytes);
+  const displaced = plan.mechanism === "call" ? "" : " -> displaced instructions";
+  io.out.write(`${displaced} -> 0x${next.toString(16)}\n`);
 }

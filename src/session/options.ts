@@ -4,7 +4,7 @@
  */
 
 /** How a site may be changed: the best mechanism that is safe there, or one that is forced. */
-export type MechanismChoice = "auto" | "jump" | "punned" | "int3";
+export type MechanismChoice = "auto" | "call" | "jump" | "punned" | "int3";
 
 /** Where returns are probed: at the function's exits, by a replaced return address, or what is best. */
 export type ReturnChoice = "auto" | "sites" | "stack";

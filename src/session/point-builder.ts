@@ -6,6 +6,7 @@
 import type { ReturnLookup } from "../bpf/jit/index.ts";
 import type { GateProgram } from "../gate/index.ts";
 import { type Detour, type DetourSpec, emitDetour } from "../patch/detour.ts";
+import type { FunctionTrampoline } from "../patch/function-trampoline.ts";
 import { patchOf, planAsTrap, type SitePlan } from "../patch/plan.ts";
 import type { Refusal } from "../patch/refusal.ts";
 import { emitReturnTrampoline, type ReturnTrampoline } from "../patch/return-probe.ts";
@@ -26,6 +27,7 @@ import { type Relocated, relocate } from "../x86/relocate.ts";
 import type { CodeSpace, CodeSpaces } from "./code-space.ts";
 import type { PlacedProgram, ProgramCompiler, Runnable } from "./program-compiler.ts";
 import type { ReturnRole } from "./return-ways.ts";
+import { type PlacedTrampoline, TrampolineStore, type WriteBytes } from "./trampoline-store.ts";
 
 /** One probe on one address. */
 export interface AttachedProbe {
@@ -62,7 +64,10 @@ export interface BuiltPoint {
   readonly planned: PlannedPoint;
   /** As planned, or one rung lower when an address that is known only now refused the jump. */
   readonly plan: SitePlan;
-  readonly detour: Detour;
+  /** What the site leads to: its own detour, or for a `call` the trampoline that it shares with others. */
+  readonly detour: Detour | FunctionTrampoline;
+  /** The trampoline in its block, for a `call`. */
+  readonly called?: PlacedTrampoline | undefined;
   /** For a punned plan: what its route does to the text, and the copy of what it displaces beside the site. */
   readonly route: { readonly patch: RoutePatch; readonly evicted: Relocated | undefined } | undefined;
   readonly trampoline: ReturnTrampoline | undefined;
@@ -101,6 +106,9 @@ export class PointBuilder {
   readonly #spaces: CodeSpaces;
   readonly #compiler: ProgramCompiler;
   readonly #returns: ReturnMemory;
+  readonly trampolines: TrampolineStore;
+  /** Where the programs of each image were put last. */
+  readonly #programSpaces = new Map<string, CodeSpace>();
   /** One space for everything that functions return to, so that a return address of ours is known by its range. */
   #returnSpace: { readonly space: CodeSpace; readonly runtime: ReturnRuntime } | undefined;
 
@@ -109,6 +117,7 @@ export class PointBuilder {
     this.#spaces = spaces;
     this.#compiler = compiler;
     this.#returns = returns;
+    this.trampolines = new TrampolineStore(spaces);
   }
 
   /** The table of return addresses as a restorer needs to know it; undefined as long as nothing uses it. */
@@ -141,7 +150,7 @@ export class PointBuilder {
     for (const point of points) {
       const key = `${point.image.range.start}`;
       const entry = images.get(key) ?? { image: point.image, count: 0, evicted: 0, runs: [] };
-      entry.count++;
+      if (point.plan.mechanism !== "call") entry.count++;
       entry.runs.push(...point.probes.map(({ run }) => run));
       if (point.plan.route !== undefined && evictedBy(point.plan.route) !== undefined) entry.evicted++;
       images.set(key, entry);
@@ -179,9 +188,17 @@ export class PointBuilder {
       trampolines.set(point, trampoline);
     }
 
-    const built: BuiltPoint[] = [];
+    // Between the blocks of trampolines lie others, which may be running.
+    const trampolineWrites: { at: bigint; bytes: Uint8Array }[] = [];
+    const called = points.filter(({ plan }) => plan.mechanism === "call");
+    for (const [key, space] of spaceOf) this.#programSpaces.set(key, space);
+    const built = await this.#buildCalls(called, (point) => spaceOf.get(`${point.image.range.start}`)!, {
+      inSpace: write,
+      bytes: (at, bytes) => trampolineWrites.push({ at, bytes }),
+    });
     const refused: RefusedPoint[] = [];
     for (const planned of points) {
+      if (planned.plan.mechanism === "call") continue;
       const space = spaceOf.get(`${planned.image.range.start}`)!;
       const programs = this.#programs(space, planned, "entry", write);
       const leaving = this.#programs(space, planned, "leaving", write);
@@ -205,10 +222,86 @@ export class PointBuilder {
         code: pointCode(plan, detour, route),
       });
     }
-    await Promise.all(mergeWrites(writes).map(({ at, bytes }) => this.#target.write(at, bytes)));
+    await Promise.all(
+      [...mergeWrites(writes), ...trampolineWrites].map(({ at, bytes }) => this.#target.write(at, bytes)),
+    );
     return { built, refused };
   }
 
+  /** Points with calls alone, with as little new code as they need. */
+  async buildCalls(points: readonly PlannedPoint[]): Promise<BuiltPoint[]> {
+    const images = new Map(points.map(({ image }) => [`${image.range.start}`, image]));
+    for (const [key, image] of images) {
+      const runs = points
+        .filter((point) => point.image.range.start === image.range.start)
+        .flatMap(({ probes }) => probes.map(({ run }) => run));
+      const space = this.#programSpaces.get(key);
+      const missing = runs.filter((run) => space === undefined || !this.#compiler.isIn(space, run));
+      if (missing.length === 0) continue;
+      if (space !== undefined && space.freeBytes >= this.#compiler.spaceBytes(missing)) continue;
+      const lenBytes = this.#compiler.spaceBytes(runs);
+      const [provided] = await this.#spaces.provide([{ name: image.name, image: image.range, lenBytes }]);
+      this.#programSpaces.set(key, provided!);
+    }
+    const writes: { at: bigint; bytes: Uint8Array }[] = [];
+    const built = await this.#buildCalls(
+      points,
+      (point) => this.#programSpaces.get(`${point.image.range.start}`)!,
+      {
+        inSpace: (space, at, bytes) => {
+          space.take(Number(at - space.next) + bytes.length);
+          writes.push({ at, bytes });
+        },
+        bytes: (at, bytes) => writes.push({ at, bytes }),
+      },
+    );
+    // Nothing is put between them: there may be code that runs.
+    for (const { at, bytes } of writes) await this.#target.write(at, bytes);
+    return built;
+  }
+
+  /** Calls need no code of their own, only a trampoline for what they run. */
+  async #buildCalls(
+    points: readonly PlannedPoint[],
+    spaceOf: (point: PlannedPoint) => CodeSpace,
+    write: {
+      readonly inSpace: (space: CodeSpace, at: bigint, bytes: Uint8Array) => void;
+      readonly bytes: WriteBytes;
+    },
+  ): Promise<BuiltPoint[]> {
+    const needs = points.map((planned) => ({
+      plan: planned.plan,
+      image: planned.image,
+      programs: this.#programs(spaceOf(planned), planned, "entry", write.inSpace),
+    }));
+    const trampolines = await this.trampolines.provide(needs, write.bytes);
+    return points.map((planned, index): BuiltPoint => {
+      const trampoline = trampolines[index]!;
+      const { plan } = planned;
+      return {
+        planned,
+        plan,
+        detour: trampoline.code,
+        called: trampoline,
+        route: undefined,
+        trampoline: undefined,
+        programs: needs[index]!.programs,
+        code: callCode(plan, trampoline.code.entry),
+      };
+    });
+  }
+
+  /** Where an `int3` at a point leads: for a call, to what stands for it. */
+  async provideTrapEntry({ planned, detour, called }: BuiltPoint): Promise<bigint> {
+    if (called === undefined) return detour.entry;
+    const writes: { at: bigint; bytes: Uint8Array }[] = [];
+    const need = { plan: planned.plan, image: planned.image, programs: called.programs };
+    const entry = await this.trampolines.approach(need, called, (at, bytes) => writes.push({ at, bytes }));
+    for (const { at, bytes } of writes) await this.#target.write(at, bytes);
+    return entry;
+  }
+
+  /** A detour of its own, and its route. */
   #emit(
     planned: PlannedPoint,
     at: bigint,
@@ -271,7 +364,7 @@ export class PointBuilder {
 
 export { returnTableBytes, returnTableEntries };
 
-type EmittedPoint = Pick<BuiltPoint, "plan" | "detour" | "route">;
+type EmittedPoint = Pick<BuiltPoint, "plan" | "route"> & { readonly detour: Detour };
 
 /** Space between code of different owners, so that listings keep them apart. */
 const CODE_ALIGN = 16n;
@@ -328,6 +421,20 @@ function pointCode(plan: SitePlan, detour: Detour, route: BuiltPoint["route"]): 
         twins: side.kind === "evicted" && evicted !== undefined ? toMoves(evicted.twins) : [],
       })),
     },
+  };
+}
+
+function callCode(plan: SitePlan, trampoline: bigint): PointCode {
+  const { region, oldBytes } = plan;
+  const behind = region.start + BigInt(region.lenBytes);
+  return {
+    at: region.start,
+    oldBytes,
+    jumpBytes: patchOf(plan, "call", trampoline),
+    detour: trampoline,
+    // A thread between two NOPs has passed the entry.
+    twins: region.insns.slice(1).map(({ addr }) => ({ from: addr, to: behind })),
+    isCall: true,
   };
 }
 

@@ -12,6 +12,7 @@ import {
   type PlannedSite,
   type PlanOptions,
   planSites,
+  type Refusal,
   refusalText,
 } from "../patch/index.ts";
 import type { ProcessImages, ResolvedLocation } from "../target/process/images.ts";
@@ -301,8 +302,13 @@ function planImage(
   const ways = new ReturnWays({ code, isGo, choice, obstacle, print }, functions);
   for (;;) {
     const places = placesOf(sites, ways);
-    const landings = mechanism === "jump" ? undefined : landingPlacesOf(images.pid);
-    const planOptions: PlanOptions = { mechanism, armed, places: landings };
+    const landings = mechanism === "jump" || mechanism === "call" ? undefined : landingPlacesOf(images.pid);
+    const planOptions: PlanOptions = {
+      mechanism,
+      armed,
+      places: landings,
+      callObstacle: (at) => findCallObstacle(at, places.get(at), options),
+    };
     const plans = planSites(code, [...places.keys()], planOptions);
     [...places.values()].forEach((place, index) => {
       place.plan = plans[index];
@@ -310,6 +316,20 @@ function planImage(
     if (functions.length === 0 || !ways.revise((at) => places.get(at)?.plan, planOptions))
       return { places, ways };
   }
+}
+
+/** What is to run there may need the return address on top of the stack: a call would put its own there. */
+function findCallObstacle(
+  at: bigint,
+  place: PlannedPlace | undefined,
+  { overriders, returnObstacle }: ResolveOptions,
+): Refusal | undefined {
+  const probes = place?.parts.map(({ probe }) => probe) ?? [];
+  if (probes.some(({ when }) => when !== "entry")) return { reason: "return-address-claimed", at };
+  const overrides = probes.some(({ run }) => run.kind === "program" && overriders?.has(run.index) === true);
+  return overrides && returnObstacle !== undefined
+    ? { reason: "override-under-shadow-stack", at }
+    : undefined;
 }
 
 /** What is to run where: returns at the exits of their functions, or from the entry on. */
@@ -338,6 +358,7 @@ function placesOf(sites: readonly Site[], ways: ReturnWays): Map<bigint, Planned
 }
 
 const rungNames: Readonly<Record<Mechanism, string>> = {
+  call: "a call",
   jump: "a jump",
   punned: "a punned jump",
   int3: "an int3",

@@ -68,6 +68,11 @@ export class ProgramCompiler {
     return [...sizes.values()].reduce((sum, size) => sum + size, ROUTINES_SPACE_BYTES);
   }
 
+  /** Is the program there already? */
+  isIn(space: CodeSpace, run: Runnable): boolean {
+    return this.#compiled.get(space)?.has(keyOf(run)) === true;
+  }
+
   /** The program as compiled for this space; compiled and handed to `write` the first time it is asked for. */
   programIn(space: CodeSpace, run: Runnable, write: WriteCode): PlacedProgram {
     const key = keyOf(run);

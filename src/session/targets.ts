@@ -462,8 +462,8 @@ function endedMeanwhile(operation: string, pid: number): SessionError {
 
 function countMechanisms(attachment: Attachment): Map<string, number> {
   const counts = new Map<string, number>();
-  for (const { mechanism } of attachment.probes.points)
-    counts.set(mechanism, (counts.get(mechanism) ?? 0) + 1);
+  for (const { mechanism, isIdle } of attachment.probes.points)
+    if (!isIdle) counts.set(mechanism, (counts.get(mechanism) ?? 0) + 1);
   return counts;
 }
 

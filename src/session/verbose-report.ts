@@ -1,5 +1,5 @@
 /** What `-v` says about the session itself, on standard error. */
-import { hexBytes, refusalText } from "../patch/index.ts";
+import { hexBytes, type Refusal, refusalText } from "../patch/index.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
 import { describeReturn } from "./return-ways.ts";
 import type { ArmedTarget, LeftTarget, Targets } from "./targets.ts";
@@ -27,9 +27,9 @@ export class VerboseReport {
     }
     for (const attachment of targets.attachments) {
       for (const { plan, code, detour, planned } of attachment.builtPoints.slice(0, MOST_SITES)) {
-        const mechanism = attachment.mechanismAt(plan.at);
+        const mechanism = attachment.mechanismAt(code.at);
         const now =
-          mechanism === "jump" || mechanism === "punned"
+          mechanism === "call" || mechanism === "jump" || mechanism === "punned"
             ? code.jumpBytes!
             : Uint8Array.of(0xcc, ...code.oldBytes.slice(1));
         this.#say(
@@ -37,8 +37,10 @@ export class VerboseReport {
             `${hexBytes(code.oldBytes)} -> ${hexBytes(now)}, detour 0x${detour.entry.toString(16)}`,
         );
         const print = (at: bigint) => attachment.images.symbolize(at).text;
+        // Most functions have none, and most sites are no function's entry: that goes without saying.
         for (const { mechanism: rung, refusal } of plan.refused)
-          this.#say(`    not ${rung}: ${refusalText(refusal, print)}`);
+          if (rung !== "call" || !isUsual(refusal))
+            this.#say(`    not ${rung}: ${refusalText(refusal, print)}`);
         if (planned.returns !== undefined) this.#say(`    ${describeReturn(planned.returns, print)}`);
       }
     }
@@ -62,6 +64,9 @@ export class VerboseReport {
     this.#io.err.write(`${line}\n`);
   }
 }
+
+const isUsual = ({ reason }: Refusal): boolean =>
+  reason === "no-patchable-entry" || reason === "not-a-function-entry" || reason === "other-mechanism-forced";
 
 function milliseconds(ns: bigint): string {
   return (Number(ns) / 1e6).toFixed(1);

@@ -46,6 +46,8 @@ export interface SitePoke {
   readonly requires?: readonly number[];
   /** Nothing could stand at the first byte before it was changed: who does stands inside. */
   readonly hasNoStart?: boolean;
+  /** The region is one instruction now and has been for as long as it is ours: nobody stands inside, whatever old frames say. */
+  readonly hasNoInside?: boolean;
 }
 
 /**
@@ -70,6 +72,15 @@ export interface RemoteCall {
   readonly args: readonly (bigint | Uint8Array)[];
 }
 
+/** Code that nothing leads to any more: may its memory be used for something else? */
+export interface Retirement {
+  readonly ranges: readonly AddrRange[];
+  /** All code from which a thread can come back into one of the ranges: what runs there is called from somewhere. */
+  readonly callees: readonly AddrRange[];
+  /** How far above the stack pointer of such code the return address lies, at most. */
+  readonly stackBytes: number;
+}
+
 export interface Transaction {
   readonly sites: readonly SitePoke[];
   /** Threads at `from` are moved to `to` (disarming: from the copies in a detour back to the text). */
@@ -88,6 +99,8 @@ export interface Transaction {
   readonly inspect?: readonly AddrRange[];
   /** Why text is changed, for a log of the writes. */
   readonly why?: PokeReason;
+  /** To be looked at in the same stop, when everything is written. */
+  readonly retire?: Retirement | undefined;
 }
 
 /** `arm` and `disarm` are changes of a running session, `restore` is the way out. */
@@ -138,6 +151,8 @@ export type CommitReport =
       readonly inspection?: Inspection | undefined;
       /** When each site was written, in nanoseconds of CLOCK_MONOTONIC; 0 where it was left. */
       readonly writtenNs: readonly bigint[];
+      /** For each range of `retire`: is nobody in it, and comes nobody back into it? Absent: nothing was to be retired. */
+      readonly retired?: readonly boolean[];
     }
   | {
       readonly kind: "refused";

@@ -25,6 +25,12 @@ export {
 export { analyseFunction, type EntrySource, type FunctionCode } from "./function-code.ts";
 export { type ExitRefusal, type FunctionExit, type FunctionExits, findExits } from "./function-exits.ts";
 export { ALL_REGS, everythingLive, type Liveness, liveAt } from "./liveness.ts";
+export {
+  CALL_BYTES,
+  findPatchableEntries,
+  type PatchableEntryRefusal,
+  type PatchableEntryResult,
+} from "./patchable-entry.ts";
 export { ImageCode, JUMP_BYTES, type Region, type RegionRefusal, type RegionResult } from "./regions.ts";
 export {
   hasReg,

@@ -75,6 +75,13 @@ export function encodeJump(at: bigint, to: bigint): Uint8Array | undefined {
   return bytes;
 }
 
+/** `e8 rel32` at `at`, or undefined where it does not reach. */
+export function encodeCall(at: bigint, to: bigint): Uint8Array | undefined {
+  const bytes = encodeJump(at, to);
+  if (bytes !== undefined) bytes[0] = 0xe8;
+  return bytes;
+}
+
 /** Does `eb rel8` at `at` reach `to`? */
 export function hopReaches(at: bigint, to: bigint): boolean {
   const rel = to - (at + BigInt(HOP_BYTES));

@@ -384,7 +384,8 @@ function localRefusal(fn: FunctionCode, region: Region, written: number): Region
   return undecodableAt === undefined ? undefined : { reason: "undecodable", at: undecodableAt };
 }
 
-function entryRefusal(source: EntrySource, to: bigint): RegionRefusal {
+/** Why nothing may be put over `to`, to which something of the function itself leads. */
+export function entryRefusal(source: EntrySource, to: bigint): RegionRefusal {
   switch (source.kind) {
     case "branch":
       return { reason: "jump-into-region", from: source.from, to };

@@ -46,8 +46,8 @@ function* vexEncodings(opcode: number, modRm: number): Generator<readonly number
 function* evexEncodings(opcode: number, modRm: number): Generator<readonly number[]> {
   for (let map = 1; map <= 3; map++)
     for (let pp = 0; pp < 4; pp++)
+      // No mask, a mask, a mask that zeroes, broadcast or rounding.
       for (const w of [0, 0x80])
-        // No mask, a mask, a mask that zeroes, broadcast or rounding.
         for (const vvvv of [0x78, 0x50])
           for (const length of [0, 0x20, 0x40])
             for (const masking of [0, 1, 0x81, 0x10])

@@ -10,6 +10,7 @@ import type {
   CommitReport,
   Inspection,
   Occupant,
+  Retirement,
   ReturnTable,
   SiteOutcome,
   SitePoke,
@@ -58,7 +59,10 @@ function applyStopped(
   const differing = findDiffering(memory, transaction.sites);
   if (differing !== undefined) return { kind: "refused", reason: differing };
 
-  const scanned = transaction.sites.some((site) => site.expect.length > 1) || transaction.vacate.length > 0;
+  const scanned =
+    transaction.sites.some((site) => site.expect.length > 1 && site.hasNoInside !== true) ||
+    transaction.vacate.length > 0 ||
+    transaction.retire !== undefined;
   const saved = freeze.threads.map(({ regs }) =>
     scanned ? findSavedPositions(memory, mappings, regs.get("rsp")) : [],
   );
@@ -90,6 +94,9 @@ function applyStopped(
     returnsRestored,
     inspection,
     writtenNs,
+    ...(transaction.retire === undefined
+      ? {}
+      : { retired: findRetired(freeze, saved, transaction.retire, mappings, memory) }),
   };
 }
 
@@ -190,6 +197,7 @@ function findHemmed(sites: readonly SitePoke[], saved: readonly SavedPosition[])
 }
 
 function isInside(site: SitePoke, ip: bigint): boolean {
+  if (site.hasNoInside === true) return false;
   const isBehindStart = site.hasNoStart === true ? ip >= site.at : ip > site.at;
   return isBehindStart && ip < site.at + BigInt(site.write.length);
 }
@@ -286,6 +294,32 @@ function findOccupants(
     }
   });
   return occupants;
+}
+
+const isIn = (ranges: readonly AddrRange[], at: bigint) =>
+  ranges.some(({ start, end }) => at >= start && at < end);
+
+/** Which ranges are free: nobody is in them, and nobody in what they call (or in the vDSO) will return there. */
+function findRetired(
+  freeze: Freeze,
+  saved: readonly (readonly SavedPosition[])[],
+  { ranges, callees, stackBytes }: Retirement,
+  mappings: readonly MapEntry[],
+  memory: MemoryFile,
+): boolean[] {
+  const vdso = mappings.filter(({ path }) => path === "[vdso]");
+  const used: bigint[] = [];
+  freeze.threads.forEach(({ regs }, index) => {
+    const positions = [{ ip: regs.get("rip"), sp: regs.get("rsp") }, ...saved[index]!];
+    for (const { ip, sp } of positions) {
+      used.push(ip);
+      if (!isIn(callees, ip) && !isIn(vdso, ip)) continue;
+      const bytes = new Uint8Array((stackBytes + CALL_OUT_BYTES + 7) & ~7);
+      const got = memory.readInto(sp, bytes);
+      used.push(...new BigUint64Array(bytes.buffer, 0, got >>> 3));
+    }
+  });
+  return ranges.map(({ start, end }) => !used.some((at) => at >= start && at < end));
 }
 
 /** Whether a thread in the vDSO was called from our code: the only code beside our own that our code calls. */
