@@ -225,8 +225,8 @@ describe("refusing a command line", () => {
       { name: "unknown format", argv: ["-f", "xml", "ps"], what: "-f xml: must be one of text, json" },
       {
         name: "unknown mechanism",
-        argv: ["--mechanism", "call", "a.bt"],
-        what: "--mechanism call: must be one of auto, jump, punned, int3",
+        argv: ["--mechanism", "hop", "a.bt"],
+        what: "--mechanism hop: must be one of auto, call, jump, punned, int3",
       },
       {
         name: "coverage without an image",

@@ -121,7 +121,11 @@ export class ReturnWays {
     const fn = code.functionAt(start);
     if (this.#obstacle !== undefined || fn === undefined) return false;
     if (code.image.landingPads(fn).length > 0) return false;
-    const [entry] = planSites(code, [start], { ...options, alone: true });
+    const [entry] = planSites(code, [start], {
+      ...options,
+      alone: true,
+      callObstacle: (at) => ({ reason: "return-address-claimed", at }),
+    });
     return (
       entry?.kind === "planned" && entry.mechanism !== "int3" && findReturnRefusal(entry, code) === undefined
     );
