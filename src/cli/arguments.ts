@@ -202,6 +202,8 @@ function parseTrace(words: Words, shared: Pick<TraceOptions, "format" | "mechani
       maxActive: parseMaxActive(values.get("maxActive")?.[0]),
       returns: parseReturns(words),
       verify: parseSwitch(values, "verify"),
+      perfMap: values.has("noPerfMap") ? false : undefined,
+      pokeLog: values.get("pokeLog")?.[0],
     },
   };
 }
@@ -232,6 +234,8 @@ function parseRun(
       maxActive: parseMaxActive(values.get("maxActive")?.[0]),
       returns: parseReturns(words),
       verify: parseSwitch(values, "verify"),
+      perfMap: values.has("noPerfMap") ? false : undefined,
+      pokeLog: values.get("pokeLog")?.[0],
     },
   };
 }

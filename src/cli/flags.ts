@@ -41,6 +41,8 @@ export type FlagName =
   | "mechanism"
   | "maxActive"
   | "verify"
+  | "noPerfMap"
+  | "pokeLog"
   | "returns"
   | "functions"
   | "instructions"
@@ -97,6 +99,8 @@ export const flags: readonly Flag[] = [
   define("returns", "--return", "WAY", ["trace", "run", "explain"], "probe returns by auto (default), sites (exits) or stack"),
   define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),
   define("verify", "--verify", undefined, ["trace", "run", "detach"], "prove at the end that each process is as before"),
+  define("noPerfMap", "--no-perf-map", undefined, ["trace", "run"], "do not name our code in /tmp/perf-PID.map"),
+  define("pokeLog", "--poke-log", "FILE", ["trace", "run"], "log every write to program text, a line of JSON each"),
   define("functions", "--functions", undefined, ["coverage"], "look at every function's entry (default)"),
   define("instructions", "--instructions", undefined, ["coverage"], "look at every instruction"),
   define("sample", "--sample", "PERCENT", ["coverage"], "look at a part of them: 1%"),

@@ -310,6 +310,7 @@ export class ProbeSet {
       usesTraps: sites.some((poke) => poke.write[0] === INT3),
       finalCalls: [],
       retire,
+      why: operation === "optimize probes" ? "optimize" : "arm",
     });
     if (report.kind === "refused") throw new ArmError(operation, report.reason);
     report.outcomes.forEach((outcome, index) => {
@@ -375,6 +376,7 @@ function pokeToSide(side: SideCode): SitePoke {
     write: side.newBytes,
     fallback: undefined,
     moves: interiorMoves(side),
+    isSide: true,
     hasNoStart: side.kind === "padding",
   };
 }

@@ -97,6 +97,7 @@ export function planRestoration(input: RestorationInput): Restoration {
       // A handler may return to the jump that stands there: then it has to stay.
       fallback: isBeside ? undefined : site.oldBytes,
       moves: isBeside ? moves.takeInto(site) : [],
+      isSide: isBeside,
       hasNoStart: site.mechanism === "padding",
     });
   }

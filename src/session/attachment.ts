@@ -36,8 +36,10 @@ import { readAuxv, readMaps, readStat, readStatus } from "../target/process/proc
 import { findTrapObstacle, JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange } from "../target/target.ts";
+import { CODE_NAME_PREFIX, CodeNames, siteName } from "./code-names.ts";
 import { CodeSpaces, NoCodeSpaceError } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
+import { PerfMap, type PerfMapResult } from "./perf-map.ts";
 import { type BuiltPoint, type PlannedPoint, PointBuilder, type RefusedPoint } from "./point-builder.ts";
 import type { ProbeAccounts } from "./probe-accounts.ts";
 import { processorSource } from "./processor.ts";
@@ -60,6 +62,8 @@ export interface AttachmentInput {
   readonly capacity: number;
   readonly maxActive: number;
   readonly images: ProcessImages;
+  /** Whether perf is to know the names of our code. */
+  readonly perfMap: boolean;
 }
 
 interface JournalParts {
@@ -78,6 +82,10 @@ export class Attachment {
   readonly builtPoints: BuiltPoint[] = [];
   /** Consumers at function entries that come and go. */
   readonly functionOps: FunctionOps;
+  readonly names = new CodeNames();
+  /** How far perf knows the names; undefined: it does not, or there are none yet. */
+  perfMapResult: PerfMapResult | undefined;
+  readonly #perfMap: PerfMap | undefined;
   readonly #journal: Journal;
   readonly #journalMemory: AddrRange;
   readonly #journalInode: bigint;
@@ -108,6 +116,7 @@ export class Attachment {
     const { input } = parts;
     this.target = input.target;
     this.images = input.images;
+    this.#perfMap = input.perfMap ? PerfMap.find(input.target.pid) : undefined;
     this.#journal = parts.journal;
     this.#journalMemory = parts.journalMemory;
     this.#journalInode = parts.journalInode;
@@ -227,6 +236,7 @@ export class Attachment {
     this.builtPoints.push(...built);
     this.functionOps.adopt(built);
     await this.#trapHemmedPoints();
+    this.#nameCode(built);
     return { refused, report };
   }
 
@@ -237,6 +247,7 @@ export class Attachment {
       if (index === undefined) this.builtPoints.push(point);
       else this.builtPoints[index] = point;
     }
+    this.#nameCode(built);
   }
 
   /** What could not be written gets an `int3`; the trap handler learns where those lead that have one. */
@@ -244,6 +255,18 @@ export class Attachment {
     for (const { code } of trapped) this.#approaches.delete(code.at);
     await this.#addTraps(trapped);
     await this.#trapHemmedPoints();
+  }
+
+  /** Gives names to what was built, and makes those that are new known to perf. */
+  #nameCode(built: readonly BuiltPoint[]): void {
+    for (const point of built) this.names.addPoint(point, (at) => siteName(this.images.symbolize(at)));
+    const { programs, returnRuntime } = this.#builder;
+    this.names.addPrograms(programs);
+    if (returnRuntime !== undefined)
+      this.names.add({ ...returnRuntime, name: `${CODE_NAME_PREFIX}return-table` });
+    const fresh = this.names.takeFresh();
+    if (this.#perfMap === undefined || fresh.length === 0) return;
+    this.perfMapResult = this.#perfMap.append(fresh);
   }
 
   /** One batch of the optimizer; false when nothing is left to be done. */
@@ -315,6 +338,9 @@ export class Attachment {
 
   /** Lets go of what the tracer holds. The mapping of the maps stays until the session has read them. */
   async close(): Promise<void> {
+    // Of a process that has ended, nobody else has taken them out.
+    if (this.target.hasEnded) this.#perfMap?.remove();
+    this.#perfMap?.[Symbol.dispose]();
     this.images[Symbol.dispose]();
     this.#journalMapping.unmap();
     await this.target.close();
@@ -380,6 +406,7 @@ export class Attachment {
     if (result !== 0n)
       throw new Error(`install the trap handler in process ${this.target.pid}: error ${result}`);
     this.#trapTable = { table, at: handler.at + BigInt(handler.tableOffset) };
+    this.names.add({ ...handler, name: `${CODE_NAME_PREFIX}trap-handler` });
   }
 
   #previousAction: Uint8Array | undefined;

@@ -37,6 +37,10 @@ export interface TraceOptions {
   readonly returns?: ReturnChoice | undefined;
   /** Prove at the end that each process is as it was before. */
   readonly verify?: boolean | undefined;
+  /** Write names of our code where perf looks for them; true unless told. */
+  readonly perfMap?: boolean | undefined;
+  /** A file that gets a line for everything that is written to program text. */
+  readonly pokeLog?: string | undefined;
 }
 
 export interface ExplainOptions {
@@ -103,6 +107,8 @@ export interface RunObjectOptions
     | "maxActive"
     | "returns"
     | "verify"
+    | "perfMap"
+    | "pokeLog"
   > {
   /** An object file. */
   readonly path: string;

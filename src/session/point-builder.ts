@@ -132,6 +132,16 @@ export class PointBuilder {
     };
   }
 
+  /** All programs that are in place. */
+  get programs(): Iterable<PlacedProgram> {
+    return this.#compiler.placed();
+  }
+
+  /** The routines of the table of return addresses; undefined as long as nothing uses them. */
+  get returnRuntime(): ReturnRuntime | undefined {
+    return this.#returnSpace?.runtime;
+  }
+
   /** How walks of the stack find what was in replaced return addresses; undefined as long as nothing replaces them. */
   get returnLookup(): ReturnLookup | undefined {
     const runtime = this.#returnSpace?.runtime;

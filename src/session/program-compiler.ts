@@ -22,8 +22,11 @@ export type Runnable =
 
 /** A program at its place. */
 export interface PlacedProgram extends Omit<GateProgram, "cookie"> {
+  readonly kind: "program" | "load_gate";
   /** Its own code, without the routines that it calls. */
   readonly bytes: Uint8Array;
+  /** All that was written for it, with the routines. */
+  readonly unit: { readonly at: bigint; readonly bytes: Uint8Array };
 }
 
 /** Takes the bytes that are to be written at the next free place of a space. */
@@ -89,6 +92,11 @@ export class ProgramCompiler {
     return program;
   }
 
+  /** Everything that is in place. */
+  *placed(): Generator<PlacedProgram> {
+    for (const programs of this.#compiled.values()) yield* programs.values();
+  }
+
   #compile(
     space: CodeSpace,
     { index, account }: Extract<Runnable, { kind: "program" }>,
@@ -104,7 +112,9 @@ export class ProgramCompiler {
     const code = asm.finish();
     write(space, asm.base, code);
     return {
+      kind: "program",
       name: spec.name,
+      unit: { at: asm.base, bytes: code },
       bytes: code.slice(asm.offsetOf(compiled.start), asm.offsetOf(compiled.end)),
       entry: asm.addressOf(compiled.entry),
       clobbers: compiled.clobbers,
@@ -135,7 +145,9 @@ function emitGate(space: CodeSpace, words: bigint, write: WriteCode): PlacedProg
   const bytes = asm.finish();
   write(space, asm.base, bytes);
   return {
+    kind: "load_gate",
     name: "load gate",
+    unit: { at: asm.base, bytes },
     bytes,
     entry: asm.addressOf(entry),
     clobbers: loadGateClobbers,

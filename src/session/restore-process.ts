@@ -12,6 +12,7 @@ import { type MapEntry, readMaps } from "../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange, Inspection, Move, Occupant } from "../target/target.ts";
+import { PerfMap } from "./perf-map.ts";
 
 /** Path under which memory shared with a target appears among its mappings. */
 export const JOURNAL_MAPPING_PATH = `/memfd:${JOURNAL_MEMORY_NAME} (deleted)`;
@@ -74,6 +75,7 @@ export async function restoreProcess(
     returnsRestored += report.returnsRestored;
     if (report.stoppedNs > stoppedNs) stoppedNs = report.stoppedNs;
     const waitMs = RETRY_AFTER_MS[stops - 1];
+    if (report.occupants.length === 0) removeNames(target.pid, plan.transaction.vacate);
     if (report.occupants.length === 0 || waitMs === undefined)
       return {
         sites,
@@ -96,6 +98,12 @@ export async function restoreProcess(
       };
     await new Promise((resolve) => setTimeout(resolve, waitMs));
   }
+}
+
+/** Code that is gone has no names any more. */
+function removeNames(pid: number, code: readonly AddrRange[]): void {
+  using perfMap = PerfMap.find(pid);
+  perfMap?.removeIn(code);
 }
 
 /** All memory that the journal says was put into the process. */

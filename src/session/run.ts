@@ -17,6 +17,7 @@ import { Interrupts } from "./interrupts.ts";
 import { reportLeft, reportMissedReturns } from "./left-report.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
 import { pause } from "./pause.ts";
+import { PokeLog } from "./poke-log.ts";
 import type { AttachRequest } from "./probe-resolution.ts";
 import { Progress } from "./progress.ts";
 import { reportProofs } from "./proof-report.ts";
@@ -31,7 +32,17 @@ const RECORDS_AT_ONCE = 10_000;
 
 export type RunOptions = Pick<
   TraceOptions,
-  "pids" | "command" | "mechanism" | "format" | "quiet" | "verbose" | "maxActive" | "returns" | "verify"
+  | "pids"
+  | "command"
+  | "mechanism"
+  | "format"
+  | "quiet"
+  | "verbose"
+  | "maxActive"
+  | "returns"
+  | "verify"
+  | "perfMap"
+  | "pokeLog"
 >;
 
 /** What is to be run where. */
@@ -73,8 +84,12 @@ export async function runPrograms(
   io: SessionIo,
   createFront: (targets: Targets) => RunFront,
 ): Promise<number> {
-  const { mechanism, returns, verify, maxActive = DEFAULT_MAX_ACTIVE } = options;
-  const targets = new Targets({ ...programs, mechanism, returns, verify, maxActive }, tracer);
+  const { mechanism, returns, verify, perfMap, maxActive = DEFAULT_MAX_ACTIVE } = options;
+  using pokeLog = options.pokeLog === undefined ? undefined : new PokeLog(options.pokeLog);
+  const targets = new Targets(
+    { ...programs, mechanism, returns, verify, perfMap, pokeLog, maxActive },
+    tracer,
+  );
   using interrupts = new Interrupts(io);
   try {
     return await new Run({ options, io, targets, interrupts }).perform(createFront);

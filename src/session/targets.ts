@@ -18,6 +18,7 @@ import { type LeftTarget, leaveHeirs } from "./heirs.ts";
 import { loadGatePoint } from "./load-gate-point.ts";
 import type { MechanismChoice, ReturnChoice } from "./options.ts";
 import { journalRecords, type PlannedPoint } from "./point-builder.ts";
+import type { PokeLog } from "./poke-log.ts";
 import { ProbeAccounts, type ProbeCounts } from "./probe-accounts.ts";
 import {
   type AttachRequest,
@@ -50,6 +51,10 @@ export interface TargetsInput {
   readonly returns?: ReturnChoice | undefined;
   /** Whether to prove at the end that the targets are as before. */
   readonly verify?: boolean | undefined;
+  /** Whether perf is to know the names of our code; it is, unless told. */
+  readonly perfMap?: boolean | undefined;
+  /** Learns of everything that is written to program text. */
+  readonly pokeLog?: PokeLog | undefined;
   /** Whether addresses of images that a command loads later are to be known, though nothing is probed there. */
   readonly followsLoads?: boolean;
 }
@@ -102,6 +107,10 @@ export class Targets {
     this.#input = { ...input, requests: input.requests.map((request) => accounts.open(request)) };
     this.#tracer = tracer;
     this.#overriders = findOverriders(input.proofs);
+    const { pokeLog } = input;
+    if (pokeLog !== undefined)
+      tracer.onCommit = (pid, transaction, report) =>
+        pokeLog.record(pid, transaction, report, (at) => this.describe(at));
   }
 
   /** The maps of the session: in memory that all targets share; without a target, the tracer's own. */
@@ -141,8 +150,8 @@ export class Targets {
 
   /** The function at an address, in the first target that knows one. */
   findSymbol(at: bigint): string | undefined {
-    for (const { images } of this.attachments) {
-      const { symbol } = images.symbolize(at);
+    for (const { images, names } of this.attachments) {
+      const symbol = images.symbolize(at).symbol ?? names.find(at);
       if (symbol !== undefined) return symbol;
     }
     return undefined;
@@ -150,9 +159,11 @@ export class Targets {
 
   /** `symbol+0x10 (libc.so.6)` in the first target that knows the address; what no target knows is the bare address. */
   describe(at: bigint): string {
-    for (const { images } of this.attachments) {
+    for (const { images, names } of this.attachments) {
       const { image, symbol, text } = images.symbolize(at);
       if (image !== undefined || symbol !== undefined) return text;
+      const ours = names.find(at);
+      if (ours !== undefined) return ours;
     }
     return `0x${at.toString(16)}`;
   }
@@ -220,6 +231,7 @@ export class Targets {
       sharedMapsFd: this.#maps?.fd,
       capacity: journalRecords(resolved.resolved.points) + LATER_POINTS,
       maxActive: this.#input.maxActive,
+      perfMap: this.#input.perfMap !== false,
     });
     if (attachment.ownMaps !== undefined) {
       const { mapping, fd } = attachment.ownMaps;

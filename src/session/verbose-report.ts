@@ -1,6 +1,7 @@
 /** What `-v` says about the session itself, on standard error. */
 import { hexBytes, type Refusal, refusalText } from "../patch/index.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
+import type { PerfMapResult } from "./perf-map.ts";
 import { describeReturn } from "./return-ways.ts";
 import type { ArmedTarget, LeftTarget, Targets } from "./targets.ts";
 
@@ -26,6 +27,7 @@ export class VerboseReport {
         this.#say(`  left out, by ${probe}: ${reason}`);
     }
     for (const attachment of targets.attachments) {
+      this.#perfMap(attachment.perfMapResult);
       for (const { plan, code, detour, planned } of attachment.builtPoints.slice(0, MOST_SITES)) {
         const mechanism = attachment.mechanismAt(code.at);
         const now =
@@ -58,6 +60,16 @@ export class VerboseReport {
           `threads stood for ${milliseconds(report.stoppedNs)} ms, ${report.stops} ${report.stops === 1 ? "stop" : "stops"}`,
       );
     }
+  }
+
+  #perfMap(result: PerfMapResult | undefined): void {
+    if (result === undefined) return;
+    const { path } = result;
+    this.#say(
+      result.kind === "written"
+        ? `${path}: ${result.lines} names for perf`
+        : `${path}: no names for perf: ${result.reason}`,
+    );
   }
 
   #say(line: string): void {

@@ -44,6 +44,8 @@ export interface SitePoke {
    * this one gets its fallback.
    */
   readonly requires?: readonly number[];
+  /** It is text beside a site, changed for the site's sake. */
+  readonly isSide?: boolean;
   /** Nothing could stand at the first byte before it was changed: who does stands inside. */
   readonly hasNoStart?: boolean;
   /** The region is one instruction now and has been for as long as it is ours: nobody stands inside, whatever old frames say. */

@@ -3,6 +3,7 @@
  */
 import { closeSync } from "node:fs";
 import { Worker } from "node:worker_threads";
+import type { CommitReport, Transaction } from "../target.ts";
 import { type Mapping, mapShared, openPidFd, pidFdEnded } from "./libc.ts";
 import type { TracedProcess } from "./traced-process.ts";
 import type { PlainError, ProcessMethod, Request, Response } from "./tracer-worker.ts";
@@ -33,6 +34,8 @@ type RequestBody = Request extends infer One ? (One extends Request ? Omit<One, 
 export class Tracer {
   readonly #worker: Worker;
   readonly #pending = new Map<number, Pending>();
+  /** Is told of every transaction in any process. */
+  onCommit: ((pid: number, transaction: Transaction, report: CommitReport) => void) | undefined;
   #nextId = 1;
 
   constructor() {
@@ -106,8 +109,14 @@ export class ProcessTarget {
   readonly call = this.#forward("call");
   readonly readTrapAction = this.#forward("readTrapAction");
   readonly findTidOffset = this.#forward("findTidOffset");
-  readonly commit = this.#forward("commit");
+  readonly #commit = this.#forward("commit");
   readonly release = this.#forward("release");
+
+  async commit(transaction: Transaction): Promise<CommitReport> {
+    const report = await this.#commit(transaction);
+    this.#tracer.onCommit?.(this.pid, transaction, report);
+    return report;
+  }
 
   /**
    * Creates memory shared with the target and maps it here. The mapping outlives the target. `fd` stays open so that
