@@ -1,4 +1,11 @@
 export {
+  Blacklist,
+  type BlacklistEntry,
+  blacklistText,
+  findBlacklistedImage,
+  findBlacklistedMapping,
+} from "./blacklist.ts";
+export {
   type Detour,
   type DetourResult,
   type DetourSpec,

@@ -15,6 +15,7 @@ import { findPatchableEntries, type PatchableEntryResult } from "../x86/patchabl
 import { encodeCall, encodeJump } from "../x86/punning.ts";
 import type { ImageCode, Region, RegionResult } from "../x86/regions.ts";
 import { findUnrelocatable } from "../x86/relocate.ts";
+import type { Blacklist } from "./blacklist.ts";
 import type { LandingPlaces } from "./landing-places.ts";
 import type { OverrideRefusal, Refusal, ReturnRefusal } from "./refusal.ts";
 import type { Route } from "./route.ts";
@@ -79,6 +80,8 @@ export interface PlanOptions {
   readonly withoutLiveness?: boolean;
   /** Why a site must not get a `call` though it could, from what is to run there. */
   readonly callObstacle?: (at: bigint) => Refusal | undefined;
+  /** Where nothing may be changed. */
+  readonly blacklist?: Blacklist | undefined;
   /** What the target's memory holds, to be compared with the file. */
   readonly readText?: (addr: bigint, lenBytes: number) => Uint8Array | undefined;
 }
@@ -159,8 +162,10 @@ function tryRung(
 ): SitePlan | undefined {
   const refusal =
     result.kind === "refused"
-      ? result.refusal
-      : (findUnrelocatable(result.region) ?? findDifference(code, result.region, options));
+      ? (findBarred(at, 1, options) ?? result.refusal)
+      : (findBarred(result.region.start, result.region.lenBytes, options) ??
+        findUnrelocatable(result.region) ??
+        findDifference(code, result.region, options));
   if (refusal !== undefined || result.kind === "refused") {
     if (refusal !== undefined) refused.push({ mechanism, refusal });
     return undefined;
@@ -183,6 +188,11 @@ function tryRung(
     liveness: isLiveKnown ? liveAt(fn.code, fn.code.indexAt(offset), isEntry) : everythingLive,
     refused: [...refused],
   };
+}
+
+function findBarred(at: bigint, lenBytes: number, { blacklist }: PlanOptions): Refusal | undefined {
+  const entry = blacklist?.find(at, lenBytes);
+  return entry === undefined ? undefined : { reason: "blacklisted", at, entry };
 }
 
 function findDifference(code: ImageCode, region: Region, options: PlanOptions): Refusal | undefined {

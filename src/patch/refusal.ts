@@ -7,6 +7,7 @@ import type { ExitRefusal } from "../x86/function-exits.ts";
 import type { PatchableEntryRefusal } from "../x86/patchable-entry.ts";
 import type { RegionRefusal } from "../x86/regions.ts";
 import type { RelocationRefusal } from "../x86/relocate.ts";
+import { type BlacklistEntry, blacklistText } from "./blacklist.ts";
 
 export type Refusal =
   | RegionRefusal
@@ -19,6 +20,7 @@ export type Refusal =
       readonly found: Uint8Array;
     }
   | { readonly reason: "text-unreadable"; readonly at: bigint }
+  | { readonly reason: "blacklisted"; readonly at: bigint; readonly entry: BlacklistEntry }
   | { readonly reason: "no-route"; readonly at: bigint }
   | { readonly reason: "landings-used-up"; readonly at: bigint }
   | { readonly reason: "landing-not-mapped"; readonly at: bigint }
@@ -91,6 +93,8 @@ export function refusalText(
       return `the detour at ${print(refusal.detour)} is more than 2 GiB away`;
     case "text-differs":
       return `the text at ${print(refusal.at)} holds ${hex(refusal.found)}, its file ${hex(refusal.expected)}`;
+    case "blacklisted":
+      return blacklistText(refusal.entry);
     case "text-unreadable":
       return `the text at ${print(refusal.at)} cannot be read`;
     case "no-route":

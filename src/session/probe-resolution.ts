@@ -6,6 +6,8 @@ import { HELPER_OVERRIDE_RETURN, HELPER_TAIL_CALL, type Proof } from "../bpf/ind
 import { isGlob, type Place } from "../elf/index.ts";
 import type { UserAttachPoint } from "../lang/index.ts";
 import {
+  blacklistText,
+  findBlacklistedImage,
   findOverrideRefusal,
   findReturnRefusal,
   type Mechanism,
@@ -19,6 +21,7 @@ import type { ProcessImages, ResolvedLocation } from "../target/process/images.t
 import { describeLocationRefusal } from "../target/process/location-refusal.ts";
 import type { MappedImage } from "../target/process/mapped-image.ts";
 import { ImageCode } from "../x86/regions.ts";
+import { blacklistOf } from "./image-blacklist.ts";
 import { landingPlacesOf } from "./landing-memory.ts";
 import type { ReturnChoice } from "./options.ts";
 import type { AttachedProbe, PlannedPoint } from "./point-builder.ts";
@@ -192,6 +195,9 @@ function findPlaces(
 ): { readonly places: readonly FoundPlace[] } | ProbeProblem {
   const { attachPoint, cookie, usdt } = request;
   if (usdt !== undefined && images.find(attachPoint.image).length > 0) return findUsdt(images, request, usdt);
+  const barred = findBlacklistedImage(attachPoint.image);
+  if (barred !== undefined)
+    return { probe: attachPoint.name, reason: blacklistText(barred), hint: undefined, isMissingImage: false };
   const { locations, refusal } = images.resolve(attachPoint.image, placeOf(attachPoint));
   if (refusal === undefined)
     return {
@@ -299,6 +305,7 @@ function planImage(
   const functions = sites.filter(hasReturns).map(({ location }) => location.addr);
   const print = (at: bigint) => images.symbolize(at).text;
   const isGo = functions.length > 0 && isGoProgram(image);
+  const blacklist = blacklistOf(image);
   const ways = new ReturnWays({ code, isGo, choice, obstacle, print }, functions);
   for (;;) {
     const places = placesOf(sites, ways);
@@ -307,6 +314,7 @@ function planImage(
       mechanism,
       armed,
       places: landings,
+      blacklist,
       callObstacle: (at) => findCallObstacle(at, places.get(at), options),
     };
     const plans = planSites(code, [...places.keys()], planOptions);
@@ -383,7 +391,7 @@ function problemOf(
   const plan = place?.parts.some((part) => part.site === site) === true ? place.plan : undefined;
   if (plan?.kind === "refused") {
     const last = plan.refused.at(-1)!;
-    if (last.refusal.reason === "inside-instruction")
+    if (last.refusal.reason === "inside-instruction" || last.refusal.reason === "blacklisted")
       return fail(refusalText(last.refusal, print), undefined);
     const where = `${print(plan.at)} at 0x${plan.at.toString(16)}`;
     const reason = `${where} cannot take ${rungNames[last.mechanism]}: ${refusalText(last.refusal, print)}`;
