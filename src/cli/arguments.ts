@@ -11,6 +11,7 @@ import type {
   CoverageOptions,
   DetachOptions,
   ExplainOptions,
+  GateChoice,
   ListOptions,
   MechanismChoice,
   OutputFormat,
@@ -204,6 +205,7 @@ function parseTrace(words: Words, shared: Pick<TraceOptions, "format" | "mechani
       verify: parseSwitch(values, "verify"),
       perfMap: values.has("noPerfMap") ? false : undefined,
       pokeLog: values.get("pokeLog")?.[0],
+      gate: parseGate(words),
     },
   };
 }
@@ -236,6 +238,7 @@ function parseRun(
       verify: parseSwitch(values, "verify"),
       perfMap: values.has("noPerfMap") ? false : undefined,
       pokeLog: values.get("pokeLog")?.[0],
+      gate: parseGate(words),
     },
   };
 }
@@ -301,6 +304,13 @@ function parseSwitch(values: Words["values"], name: FlagName): true | undefined 
 function parseReturns(words: Words): ReturnChoice | undefined {
   return words.values.has("returns")
     ? (parseChoice(words, "returns", ["auto", "sites", "stack"], "auto") as ReturnChoice)
+    : undefined;
+}
+
+/** Undefined: not said. */
+function parseGate(words: Words): GateChoice | undefined {
+  return words.values.has("gate")
+    ? (parseChoice(words, "gate", ["auto", "none", "stack"], "auto") as GateChoice)
     : undefined;
 }
 

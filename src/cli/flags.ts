@@ -44,6 +44,7 @@ export type FlagName =
   | "noPerfMap"
   | "pokeLog"
   | "returns"
+  | "gate"
   | "functions"
   | "instructions"
   | "sample"
@@ -97,6 +98,7 @@ export const flags: readonly Flag[] = [
   define("dryRun", "--dry-run", undefined, ["trace", "run"], "compile, verify, plan and print; touch nothing"),
   define("mechanism", "--mechanism", "KIND", ["trace", "run", "explain"], "auto (default), jump, punned or int3"),
   define("returns", "--return", "WAY", ["trace", "run", "explain"], "probe returns by auto (default), sites (exits) or stack"),
+  define("gate", "--gate", "LEVEL", ["trace", "run"], "run programs on auto (default), none (the thread's own stack) or stack (a private one)"),
   define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),
   define("verify", "--verify", undefined, ["trace", "run", "detach"], "prove at the end that each process is as before"),
   define("noPerfMap", "--no-perf-map", undefined, ["trace", "run"], "do not name our code in /tmp/perf-PID.map"),

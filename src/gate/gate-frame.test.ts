@@ -167,7 +167,7 @@ test("no instruction that changes flags stands outside the saved flags", () => {
     otherClobbersFlags: false,
   });
   const writer = new CodeWriter(0x10_0000n);
-  emitEnter(writer, frame, { ip: 0x7f00_1234_5678n, spOffset: frame.totalBytes, isEntry: true });
+  emitEnter(writer, frame, { ip: 0x7f00_1234_5678n, spDelta: 0, isEntry: true });
   emitPrograms(writer, frame, programs);
   emitLeave(writer, frame);
   const code = writer.finish();

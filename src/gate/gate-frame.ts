@@ -13,6 +13,9 @@
  * A point whose programs read no context has no pt_regs: saved registers are packed at rsp. A point where nothing
  * must survive has no frame at all.
  *
+ * With private stacks the frame lies below the head of the thread's private stack, has no red zone, and keeps no flags; what
+ * the switch needs is on the thread's own stack, the sill.
+ *
  * Invariant: a register is restored if and only if it is live at the site and something between the gate's two
  * sides may change it.
  */
@@ -27,12 +30,15 @@ import {
   PT_REGS_SP,
   PT_REGS_SS,
   ptRegsOffset,
+  R10,
+  R11,
   RAX,
   type Reg,
   type RegSet,
   RSP,
   regsOf,
 } from "../x86/registers.ts";
+import { PRIVATE_STACK_BYTES, type PrivateStacks, SWITCH_STACK_BYTES } from "./private-stacks.ts";
 
 /** Bytes below rsp that a leaf function may use (psABI, 3.2.2). */
 export const RED_ZONE_BYTES = 128;
@@ -70,6 +76,8 @@ export interface GateSpec {
   /** Changed by other code between the gate's two sides. */
   readonly otherClobbers: RegSet;
   readonly otherClobbersFlags: boolean;
+  /** Undefined: the frame lies on the thread's own stack. */
+  readonly stacks?: PrivateStacks | undefined;
 }
 
 export interface SavedReg {
@@ -82,8 +90,31 @@ export interface SavedReg {
   readonly isRestored: boolean;
 }
 
+/**
+ * What stays on a thread's own stack while it is on its private one:
+ *
+ *      rsp + 0            address of the private stack's slot
+ *      rsp + 8 ..         registers that the switch itself needs, and status flags
+ *      rsp + lenBytes     original rsp; below it the red zone, unless the point is a function's entry
+ */
+export interface Sill {
+  readonly stacks: PrivateStacks;
+  readonly lenBytes: number;
+  readonly stackSlot: number;
+  readonly regs: readonly {
+    readonly reg: Reg;
+    readonly slot: number;
+    readonly isLive: boolean;
+    readonly isRead: boolean;
+  }[];
+  /** Status flags, if they must survive. */
+  readonly flagsSlot: number | undefined;
+  /** All flags, if a program reads them. */
+  readonly rflagsSlot: number | undefined;
+}
+
 export interface GateFrame {
-  /** Distance from rsp inside the gate to the original rsp. */
+  /** Distance from rsp inside the gate to the original rsp; with a sill, to the head of the private stack. */
   readonly totalBytes: number;
   readonly redZoneBytes: number;
   readonly regs: readonly SavedReg[];
@@ -95,6 +126,8 @@ export interface GateFrame {
   readonly scratch: Reg | undefined;
   /** Stack below the original rsp that the gate and the deepest program use. */
   readonly stackBytes: number;
+  /** Undefined: the frame is on the thread's own stack. */
+  readonly sill: Sill | undefined;
 }
 
 /** Slots that are no general-purpose register, and the stack pointer. */
@@ -121,9 +154,10 @@ export function planFrame(spec: GateSpec): GateFrame {
   const keepsFlags = changesFlags && spec.liveness.flagsLive;
   // lahf and seto go through rax.
   if (keepsFlags) clobbers |= 1 << RAX;
+  const sill = spec.stacks === undefined ? undefined : planSill(spec, spec.stacks, reads, keepsFlags);
 
   const dead = ~spec.liveness.regs & ~(1 << RSP) & 0xffff;
-  let scratch = regsOf(dead)[0];
+  let scratch = sill === undefined ? regsOf(dead)[0] : R11;
   const needsScratch = reads.has(PT_REGS_SP) || reads.has(PT_REGS_IP) || reads.has(PT_REGS_COOKIE);
   if (needsScratch && scratch === undefined) {
     if (clobbers === 0) clobbers |= 1 << RAX;
@@ -136,20 +170,24 @@ export function planFrame(spec: GateSpec): GateFrame {
   for (let reg = 0; reg < 16; reg++) {
     if (reg === RSP) continue;
     const isRead = reads.has(ptRegsOffset[reg]!);
-    const isRestored = hasReg(clobbers, reg) && hasReg(spec.liveness.regs, reg);
+    const isKept = sill?.regs.some((kept) => kept.reg === reg) ?? false;
+    const isRestored = hasReg(clobbers, reg) && hasReg(spec.liveness.regs, reg) && !isKept;
     if (!isRead && !isRestored) continue;
     regs.push({ reg, slot: hasContext ? ptRegsOffset[reg]! : 8 * packed++, isRead, isRestored });
   }
   const slots = [...regs.map(({ slot }) => slot), ...reads];
   let frameBytes = slots.length === 0 ? 0 : Math.max(...slots) + 8;
   let flagsSlot: number | undefined;
-  if (keepsFlags) {
+  if (keepsFlags && sill === undefined) {
     flagsSlot = frameBytes;
     frameBytes += 8;
   }
-  const redZoneBytes = spec.isEntry ? 0 : RED_ZONE_BYTES;
+  const redZoneBytes = spec.isEntry || sill !== undefined ? 0 : RED_ZONE_BYTES;
   const totalBytes = frameBytes + redZoneBytes;
   const deepest = spec.programs.reduce((most, program) => Math.max(most, program.stackBytes), 0);
+  const frameNeed = totalBytes + 8 + deepest;
+  if (sill !== undefined && frameNeed > PRIVATE_STACK_BYTES / 2)
+    throw new Error(`plan gate: ${frameNeed} bytes are too many for a private stack`);
   return {
     totalBytes,
     redZoneBytes,
@@ -157,6 +195,37 @@ export function planFrame(spec: GateSpec): GateFrame {
     flagsSlot,
     reads: new Set([...reads].filter((slot) => otherSlots.includes(slot))),
     scratch,
-    stackBytes: totalBytes + 8 + deepest,
+    stackBytes: sill === undefined ? frameNeed : sill.lenBytes + SWITCH_STACK_BYTES,
+    sill,
+  };
+}
+
+/** The registers of the switch, r10 and r11, are kept on the sill; so is rax where the flags go through it. */
+function planSill(
+  spec: GateSpec,
+  stacks: PrivateStacks,
+  reads: ReadonlySet<number>,
+  keepsFlags: boolean,
+): Sill {
+  let lenBytes = 8;
+  const regs: Sill["regs"][number][] = [];
+  for (const reg of keepsFlags ? [RAX, R10, R11] : [R10, R11]) {
+    const isLive = hasReg(spec.liveness.regs, reg);
+    const isRead = reads.has(ptRegsOffset[reg]!);
+    if (!isLive && !isRead) continue;
+    regs.push({ reg, slot: lenBytes, isLive, isRead });
+    lenBytes += 8;
+  }
+  const flagsSlot = keepsFlags ? lenBytes : undefined;
+  if (keepsFlags) lenBytes += 8;
+  const rflagsSlot = reads.has(PT_REGS_FLAGS) ? lenBytes : undefined;
+  if (rflagsSlot !== undefined) lenBytes += 8;
+  return {
+    stacks,
+    lenBytes: lenBytes + (spec.isEntry ? 0 : RED_ZONE_BYTES),
+    stackSlot: 0,
+    regs,
+    flagsSlot,
+    rflagsSlot,
   };
 }

@@ -1,5 +1,6 @@
 /**
- * Into the world of the programs and back, level "none": on the thread's own stack, signals as they are.
+ * Into the world of the programs and back: on the thread's own stack (level "none"), or on a private one (level "stack",
+ * stack-switch.ts); signals as they are.
  *
  *     lea rsp, [rsp - total]      over the red zone; lea, because sub would change the flags
  *     mov [rsp + slot], reg       registers that are read or must survive
@@ -17,6 +18,7 @@
  *
  * Facts: Intel SDM 2B (lahf: ah = SF ZF 0 AF 0 PF 1 CF); 0x7f + al sets OF exactly when al is 1.
  */
+import type { Label } from "../x86/assembler.ts";
 import {
   hasReg,
   PT_REGS_COOKIE,
@@ -25,6 +27,7 @@ import {
   PT_REGS_IP,
   PT_REGS_SP,
   PT_REGS_SS,
+  R11,
   RAX,
   type RegSet,
   RSP,
@@ -38,6 +41,8 @@ import {
   type GateFrame,
   type GateProgram,
 } from "./gate-frame.ts";
+import { HEAD_SP } from "./private-stacks.ts";
+import { emitOriginalSp, emitSill, emitSwitchBack, emitSwitchIn, type SwitchSides } from "./stack-switch.ts";
 
 /** User code and stack segments of 64-bit Linux processes. */
 const USER_CS = 0x33;
@@ -47,19 +52,24 @@ const USER_SS = 0x2b;
 export interface GatePlace {
   /** Undefined: the slot is filled by the caller. */
   readonly ip: bigint | undefined;
-  /** Added to rsp inside the gate to get the stack pointer that programs see. */
-  readonly spOffset: number;
+  /** From the original stack pointer to the one that programs see. */
+  readonly spDelta: number;
   /** The return address is on top of the stack. */
   readonly isEntry: boolean;
+  /** Addresses of counters of hits that find the private stack in use. */
+  readonly turnedAway?: readonly bigint[] | undefined;
 }
 
-export function emitEnter(writer: CodeWriter, frame: GateFrame, place: GatePlace): void {
+/** With private stacks: what `emitLeave` needs, and what has to be emitted behind everything. */
+export function emitEnter(writer: CodeWriter, frame: GateFrame, place: GatePlace): SwitchSides | undefined {
   const { asm } = writer;
+  const sides =
+    frame.sill === undefined ? undefined : emitSwitchIn(writer, frame.sill, place.turnedAway ?? []);
   if (frame.totalBytes > 0) {
     writer.note(frame.redZoneBytes > 0 ? "step over the red zone, make room" : "make room");
     asm.lea(RSP, { base: RSP, disp: -frame.totalBytes });
   }
-  if (frame.reads.has(PT_REGS_FLAGS)) {
+  if (frame.reads.has(PT_REGS_FLAGS) && frame.sill === undefined) {
     writer.note("flags, read by a program");
     asm.pushfq();
     asm.pop({ base: RSP, disp: PT_REGS_FLAGS });
@@ -75,7 +85,14 @@ export function emitEnter(writer: CodeWriter, frame: GateFrame, place: GatePlace
     asm.set("o", RAX);
     asm.mov({ base: RSP, disp: frame.flagsSlot }, RAX, 32);
   }
+  if (frame.sill?.rflagsSlot !== undefined) {
+    writer.note("flags, read by a program");
+    asm.mov(R11, { base: RSP, disp: frame.totalBytes + HEAD_SP });
+    asm.mov(R11, { base: R11, disp: frame.sill.rflagsSlot });
+    asm.mov({ base: RSP, disp: PT_REGS_FLAGS }, R11);
+  }
   emitContextSlots(writer, frame, place);
+  return sides;
 }
 
 function emitContextSlots(writer: CodeWriter, frame: GateFrame, place: GatePlace): void {
@@ -83,7 +100,7 @@ function emitContextSlots(writer: CodeWriter, frame: GateFrame, place: GatePlace
   if (frame.reads.has(PT_REGS_SP)) {
     const scratch = frame.scratch!;
     writer.note("stack pointer, read by a program");
-    asm.lea(scratch, { base: RSP, disp: place.spOffset });
+    emitOriginalSp(writer, frame, scratch, place.spDelta);
     asm.mov({ base: RSP, disp: PT_REGS_SP }, scratch);
   }
   if (frame.reads.has(PT_REGS_IP) && place.ip !== undefined) {
@@ -146,12 +163,12 @@ export function emitOverride(writer: CodeWriter, frame: GateFrame, aboveBytes = 
   asm.jcc("e", goOn);
   writer.note("its value is what the function returns");
   asm.mov(RAX, { base: RSP, disp: GATE_OVERRIDE_VALUE });
-  emitRestore(writer, frame, 1 << RAX, aboveBytes);
+  emitRestore(writer, frame, 1 << RAX, { aboveBytes });
   asm.ret();
   asm.bind(goOn);
 }
 
-export function emitLeave(writer: CodeWriter, frame: GateFrame): void {
+export function emitLeave(writer: CodeWriter, frame: GateFrame, sides?: SwitchSides): void {
   const { asm } = writer;
   if (frame.flagsSlot !== undefined) {
     writer.note("status flags back");
@@ -159,19 +176,28 @@ export function emitLeave(writer: CodeWriter, frame: GateFrame): void {
     asm.addImm(RAX, 0x7f, 8);
     asm.sahf();
   }
-  emitRestore(writer, frame, 0);
+  emitRestore(writer, frame, 0, { undo: sides?.undo });
 }
 
 /** Registers but for `kept`, and the stack, with `aboveBytes` above the frame. */
-function emitRestore(writer: CodeWriter, frame: GateFrame, kept: RegSet, aboveBytes = 0): void {
+function emitRestore(
+  writer: CodeWriter,
+  frame: GateFrame,
+  kept: RegSet,
+  { aboveBytes = 0, undo }: { readonly aboveBytes?: number; readonly undo?: Label | undefined },
+): void {
   const { asm } = writer;
   for (const { reg, slot, isRestored } of frame.regs) {
     if (!isRestored || hasReg(kept, reg)) continue;
     writer.note(`${regNames[reg]} back`);
     asm.mov(reg, { base: RSP, disp: slot });
   }
-  if (frame.totalBytes + aboveBytes > 0) {
+  const frameBytes = frame.totalBytes + (frame.sill === undefined ? aboveBytes : 0);
+  if (frameBytes > 0) {
     writer.note("stack back");
-    asm.lea(RSP, { base: RSP, disp: frame.totalBytes + aboveBytes });
+    asm.lea(RSP, { base: RSP, disp: frameBytes });
   }
+  if (frame.sill === undefined) return;
+  emitSwitchBack(writer);
+  emitSill(writer, frame.sill, { kept, aboveBytes, undo });
 }

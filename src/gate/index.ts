@@ -11,3 +11,11 @@ export {
   RED_ZONE_BYTES,
   type SavedReg,
 } from "./gate-frame.ts";
+export {
+  emitStackRoutines,
+  guardPages,
+  PRIVATE_STACKS_BYTES,
+  type PrivateStacks,
+  STACK_STRIDE,
+  type StackRoutines,
+} from "./private-stacks.ts";

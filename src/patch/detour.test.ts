@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Machine, type NativeMemory, nativeMemory, randomWords } from "../../test/support/native-code.ts";
 import { GATE_OVERRIDE_VALUE, GATE_OVERRIDES, type GateProgram } from "../gate/gate-frame.ts";
+import { emitStackRoutines, PRIVATE_STACKS_BYTES, STACK_STRIDE } from "../gate/private-stacks.ts";
 import { Assembler } from "../x86/assembler.ts";
 import type { CodeImage } from "../x86/code-image.ts";
 import { ImageCode } from "../x86/regions.ts";
@@ -27,22 +28,29 @@ import {
   RSP,
   regSet,
 } from "../x86/registers.ts";
-import { emitDetour, SLOT } from "./detour.ts";
+import { emitDetour, type PrivateStackHook, SLOT } from "./detour.ts";
 import { findOverrideRefusal, patchOf, planSites, type SitePlan } from "./plan.ts";
 
 const FUNCTION = 0;
 const RECORD = 1024;
 const PROGRAMS = 4096;
 const DETOUR = 8192;
-const MEMORY_BYTES = 16384;
+const ROUTINES = 16384;
+const TURNED_AWAY = ROUTINES + 1024;
+const MEMORY_BYTES = 20480;
 
 let machine: Machine;
 let memory: NativeMemory;
+let stackMemory: NativeMemory;
+let stacksAt: bigint;
 beforeAll(() => {
   machine = new Machine();
   memory = nativeMemory(MEMORY_BYTES, (machine.exit & ~0xfffffn) + 0x100_0000n);
+  stackMemory = nativeMemory(PRIVATE_STACKS_BYTES + STACK_STRIDE);
+  stacksAt = (stackMemory.at + BigInt(STACK_STRIDE) - 1n) & -BigInt(STACK_STRIDE);
 });
 afterAll(() => {
+  stackMemory[Symbol.dispose]();
   memory[Symbol.dispose]();
   machine[Symbol.dispose]();
 });
@@ -186,76 +194,94 @@ function visibleStack(rsp: bigint, isEntry: boolean): Buffer {
   return Buffer.from(machine.stack.bytes.slice(offset, offset + 1024));
 }
 
-describe("a detour leaves everything as it was", () => {
-  for (const body of bodies) {
-    for (const mechanism of ["jump", "int3"] as const) {
-      for (const clobbers of clobbersTable) {
-        test(`${body.name}, ${mechanism}, program changes ${clobbers.name}`, () => {
-          for (const reads of readsTable) {
-            for (const programCount of [1, 3]) {
-              const original = writeFunction(body.emit);
-              const plan = planAt(new ImageCode(imageOf(original)), body.siteIndex, mechanism);
-              expect(plan.isEntry).toBe(body.siteIndex === 0);
-              const programs: GateProgram[] = [];
-              for (let i = 0; i < programCount; i++) {
-                const entry = memory.at + BigInt(PROGRAMS + i * 512);
-                const record = memory.at + BigInt(RECORD + i * 512);
-                const code = emitProgram(entry, record, clobbers.regs, reads.slots);
-                expect(code.length).toBeLessThan(512);
-                memory.bytes.set(code, PROGRAMS + i * 512);
-                memory.bytes.fill(0, RECORD + i * 512, RECORD + (i + 1) * 512);
-                programs.push({
-                  name: `program ${i + 1}`,
-                  entry,
-                  clobbers: clobbers.regs,
-                  ctxReads: new Set(reads.slots),
-                  stackBytes: 8,
-                  cookie: i === 1 ? 0x1234_5678_9abc_def0n : BigInt(i),
-                });
-              }
-              const detour = emitDetour({ plan, at: memory.at + BigInt(DETOUR), programs });
-              if (detour.kind === "refused") throw new Error(detour.refusal.reason);
-              memory.bytes.set(detour.bytes, DETOUR);
-              const patched = original.slice();
-              patched.set(patchOf(plan, mechanism, detour.entry), Number(plan.at - memory.at));
-              const random = randomWords(clobbers.regs + body.siteIndex);
-              for (let round = 0; round < 4; round++) {
-                const regs = Array.from({ length: 16 }, () => random());
-                const rsp = machine.stack.at + BigInt(machine.stack.bytes.length / 2);
-                regs[RSP] = rsp;
-                const flags = 0x202n | (random() & 0x8d5n);
-                memory.bytes.set(original, FUNCTION);
-                machine.stack.bytes.fill(round + 1);
-                const expected = machine.run(memory.at, { regs: [...regs], flags });
-                const expectedStack = visibleStack(rsp, plan.isEntry);
-                memory.bytes.set(original, FUNCTION);
-                machine.stack.bytes.fill(round + 1);
-                const before = stateAtSite(body.siteIndex, original, regs, flags);
-                if (mechanism === "jump") machine.stack.bytes.fill(round + 1);
-                memory.bytes.set(patched, FUNCTION);
-                // The trap handler leads to the detour with the state at the site.
-                const actual =
-                  mechanism === "jump"
-                    ? machine.run(memory.at, { regs: [...regs], flags })
-                    : machine.run(detour.entry, { regs: [...before.regs], flags: before.flags });
-                expect(actual.regs).toEqual(expected.regs);
-                expect(visibleStack(rsp, plan.isEntry).equals(expectedStack), "stack").toBe(true);
-                if (plan.liveness.flagsLive) expect(actual.flags).toBe(expected.flags);
+/** Puts the routines of the private stacks into the memory. */
+function privateStack(): PrivateStackHook {
+  const at = memory.at + BigInt(ROUTINES);
+  const routines = emitStackRoutines(at, stacksAt);
+  memory.bytes.set(routines.bytes, ROUTINES);
+  return { stacks: { base: stacksAt, routines }, turnedAway: [memory.at + BigInt(TURNED_AWAY)] };
+}
 
-                for (let i = 0; i < programCount; i++) {
-                  const record = RECORD + i * 512;
-                  expect(memory.view.getBigUint64(record + 504, true)).toBe(BigInt(round + 1));
-                  for (const [k, slot] of reads.slots.entries()) {
-                    const seen = memory.view.getBigUint64(record + k * 8, true);
-                    expect(seen, `slot ${slot}`).toBe(expectedSlot(slot, plan, programs[i]!, before));
-                  }
-                }
+const variants = bodies.flatMap((body) =>
+  (["jump", "int3"] as const).flatMap((mechanism) =>
+    clobbersTable.flatMap((clobbers) =>
+      (["its own", "a private"] as const).map((stack) => ({ body, mechanism, clobbers, stack })),
+    ),
+  ),
+);
+
+describe("a detour leaves everything as it was", () => {
+  for (const { body, mechanism, clobbers, stack } of variants) {
+    test(`${body.name}, ${mechanism}, program changes ${clobbers.name}, on ${stack} stack`, () => {
+      for (const reads of readsTable) {
+        for (const programCount of [1, 3]) {
+          const original = writeFunction(body.emit);
+          const plan = planAt(new ImageCode(imageOf(original)), body.siteIndex, mechanism);
+          expect(plan.isEntry).toBe(body.siteIndex === 0);
+          const programs: GateProgram[] = [];
+          for (let i = 0; i < programCount; i++) {
+            const entry = memory.at + BigInt(PROGRAMS + i * 512);
+            const record = memory.at + BigInt(RECORD + i * 512);
+            const code = emitProgram(entry, record, clobbers.regs, reads.slots);
+            expect(code.length).toBeLessThan(512);
+            memory.bytes.set(code, PROGRAMS + i * 512);
+            memory.bytes.fill(0, RECORD + i * 512, RECORD + (i + 1) * 512);
+            programs.push({
+              name: `program ${i + 1}`,
+              entry,
+              clobbers: clobbers.regs,
+              ctxReads: new Set(reads.slots),
+              stackBytes: 8,
+              cookie: i === 1 ? 0x1234_5678_9abc_def0n : BigInt(i),
+            });
+          }
+          const hook = stack === "a private" ? privateStack() : undefined;
+          const detour = emitDetour({
+            plan,
+            at: memory.at + BigInt(DETOUR),
+            programs,
+            privateStack: hook,
+          });
+          if (detour.kind === "refused") throw new Error(detour.refusal.reason);
+          memory.bytes.set(detour.bytes, DETOUR);
+          const patched = original.slice();
+          patched.set(patchOf(plan, mechanism, detour.entry), Number(plan.at - memory.at));
+          const random = randomWords(clobbers.regs + body.siteIndex);
+          for (let round = 0; round < 4; round++) {
+            const regs = Array.from({ length: 16 }, () => random());
+            const rsp = machine.stack.at + BigInt(machine.stack.bytes.length / 2);
+            regs[RSP] = rsp;
+            const flags = 0x202n | (random() & 0x8d5n);
+            memory.bytes.set(original, FUNCTION);
+            machine.stack.bytes.fill(round + 1);
+            const expected = machine.run(memory.at, { regs: [...regs], flags });
+            const expectedStack = visibleStack(rsp, plan.isEntry);
+            memory.bytes.set(original, FUNCTION);
+            machine.stack.bytes.fill(round + 1);
+            const before = stateAtSite(body.siteIndex, original, regs, flags);
+            if (mechanism === "jump") machine.stack.bytes.fill(round + 1);
+            memory.bytes.set(patched, FUNCTION);
+            // The trap handler leads to the detour with the state at the site.
+            const actual =
+              mechanism === "jump"
+                ? machine.run(memory.at, { regs: [...regs], flags })
+                : machine.run(detour.entry, { regs: [...before.regs], flags: before.flags });
+            expect(actual.regs).toEqual(expected.regs);
+            expect(visibleStack(rsp, plan.isEntry).equals(expectedStack), "stack").toBe(true);
+            if (plan.liveness.flagsLive) expect(actual.flags).toBe(expected.flags);
+
+            for (let i = 0; i < programCount; i++) {
+              const record = RECORD + i * 512;
+              expect(memory.view.getBigUint64(record + 504, true)).toBe(BigInt(round + 1));
+              for (const [k, slot] of reads.slots.entries()) {
+                const seen = memory.view.getBigUint64(record + k * 8, true);
+                expect(seen, `slot ${slot}`).toBe(expectedSlot(slot, plan, programs[i]!, before));
               }
             }
           }
-        });
+        }
       }
-    }
+    });
   }
 });
 

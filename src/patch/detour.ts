@@ -21,6 +21,7 @@
  * The displaced instructions have twins in the text: a thread at one of them can be moved when the site is armed or
  * disarmed. In the gate nothing has a twin; a thread there has to leave first.
  */
+
 import { type CodeNote, CodeWriter } from "../gate/code-writer.ts";
 import { emitEnter, emitLeave, emitOverride, emitPrograms } from "../gate/gate.ts";
 import {
@@ -30,6 +31,8 @@ import {
   type GateProgram,
   planFrame,
 } from "../gate/gate-frame.ts";
+import type { PrivateStacks } from "../gate/private-stacks.ts";
+import { emitOriginalSp, emitTopWord } from "../gate/stack-switch.ts";
 import type { Label } from "../x86/assembler.ts";
 import { everythingLive, type Liveness } from "../x86/liveness.ts";
 import {
@@ -72,6 +75,15 @@ export interface DetourSpec {
    * instructions; the own copy is for the time when the other one has gone.
    */
   readonly behind?: bigint | undefined;
+  /** Programs run on the thread's private stack; undefined: on its own. */
+  readonly privateStack?: PrivateStackHook | undefined;
+}
+
+/** What a detour needs for private stacks. */
+export interface PrivateStackHook {
+  readonly stacks: PrivateStacks;
+  /** Addresses of counters of hits that find their stack in use. */
+  readonly turnedAway: readonly bigint[];
 }
 
 export interface Detour {
@@ -103,7 +115,7 @@ export function emitDetour(spec: DetourSpec): DetourResult {
   if (BigInt.asIntN(32, distance) !== distance)
     return { kind: "refused", refusal: { reason: "detour-out-of-reach", site: plan.at, detour: at } };
 
-  const { programs, leaving = [], returnHook: hook } = spec;
+  const { programs, leaving = [], returnHook: hook, privateStack } = spec;
   const overrides = programs.some(({ ctxReads }) => ctxReads.has(GATE_OVERRIDES));
   if (overrides && !plan.isEntry) throw new Error(`override at 0x${plan.at.toString(16)}: no function entry`);
   // A branch that is not taken claims nothing.
@@ -115,15 +127,17 @@ export function emitDetour(spec: DetourSpec): DetourResult {
     isEntry: plan.isEntry,
     otherClobbers: claimsHere ? CLAIM_CLOBBERS | regSet(R10, R11) : 0,
     otherClobbersFlags: claimsHere,
+    stacks: programs.length + leaving.length > 0 ? privateStack?.stacks : undefined,
   });
   const writer = new CodeWriter(at);
   writer.note("slot of a later detour");
   writer.asm.bytes(SLOT);
   const isLeavingOnly = programs.length === 0 && leaving.length > 0;
-  emitEnter(writer, frame, {
+  const sides = emitEnter(writer, frame, {
     ip: isLeavingOnly ? undefined : plan.at,
-    spOffset: frame.totalBytes + (isLeavingOnly ? returnedBytes(plan) : 0),
+    spDelta: isLeavingOnly ? returnedBytes(plan) : 0,
     isEntry: plan.isEntry && !isLeavingOnly,
+    turnedAway: privateStack?.turnedAway,
   });
   emitPrograms(writer, frame, programs);
   emitOverride(writer, frame);
@@ -133,7 +147,7 @@ export function emitDetour(spec: DetourSpec): DetourResult {
     emitPrograms(writer, frame, leaving);
   }
   if (claimsHere) emitClaim(writer, frame, hook);
-  emitLeave(writer, frame);
+  emitLeave(writer, frame, sides);
   if (spec.behind !== undefined) {
     writer.note("on to the other session's detour of this site");
     writer.asm.jmp32(spec.behind);
@@ -143,6 +157,7 @@ export function emitDetour(spec: DetourSpec): DetourResult {
   const relocated = relocateBehind(writer, plan);
   if (relocated.kind === "refused") return relocated;
   const taken = isBranch ? emitTaken(writer, plan, hook) : undefined;
+  sides?.emit();
   const written = writer.finish();
   const displacedOffset = written.notes.find((note) => note.text === DISPLACED)!.offset;
   const copy = relocate(plan.region, at + BigInt(displacedOffset));
@@ -201,7 +216,7 @@ function emitReturnAddress(writer: CodeWriter, frame: GateFrame): void {
   if (!frame.reads.has(PT_REGS_IP)) return;
   const { asm } = writer;
   writer.note("the address returned to, read by a program");
-  asm.mov(frame.scratch!, { base: RSP, disp: frame.totalBytes });
+  emitTopWord(writer, frame, frame.scratch!);
   asm.mov({ base: RSP, disp: PT_REGS_IP }, frame.scratch!);
 }
 
@@ -210,7 +225,7 @@ function emitReturnContext(writer: CodeWriter, frame: GateFrame, returned: numbe
   const { asm } = writer;
   if (frame.reads.has(PT_REGS_SP)) {
     writer.note("the stack pointer behind the return, read by a program");
-    asm.lea(frame.scratch!, { base: RSP, disp: frame.totalBytes + returned });
+    emitOriginalSp(writer, frame, frame.scratch!, returned);
     asm.mov({ base: RSP, disp: PT_REGS_SP }, frame.scratch!);
   }
   if (frame.reads.has(GATE_SITE)) asm.movImm({ base: RSP, disp: GATE_SITE }, 0);
@@ -233,7 +248,7 @@ function emitTaken(writer: CodeWriter, plan: SitePlan, hook: ReturnHook): Label 
     otherClobbersFlags: true,
   });
   const taken = asm.here("taken");
-  emitEnter(writer, frame, { ip: undefined, spOffset: frame.totalBytes, isEntry: plan.isEntry });
+  emitEnter(writer, frame, { ip: undefined, spDelta: 0, isEntry: plan.isEntry });
   emitClaim(writer, frame, hook);
   emitLeave(writer, frame);
   writer.note("on to where the branch leads");
@@ -244,7 +259,7 @@ function emitTaken(writer: CodeWriter, plan: SitePlan, hook: ReturnHook): Label 
 function emitClaim(writer: CodeWriter, frame: GateFrame, hook: ReturnHook): void {
   const { asm } = writer;
   writer.note("claim the return address for the return probes");
-  asm.lea(R10, { base: RSP, disp: frame.totalBytes });
+  emitOriginalSp(writer, frame, R10);
   asm.movImm(R11, hook.trampoline);
   writer.call(hook.claim);
 }

@@ -24,10 +24,12 @@
 import { type CodeNote, CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
 import { emitEnter, emitLeave, emitOverride, emitPrograms } from "../gate/gate.ts";
 import { type GateFrame, type GateProgram, planFrame } from "../gate/gate-frame.ts";
+import { emitTopWord } from "../gate/stack-switch.ts";
 import { Assembler } from "../x86/assembler.ts";
 import type { Liveness } from "../x86/liveness.ts";
-import { PT_REGS_COOKIE, PT_REGS_IP, type RegSet, RSP } from "../x86/registers.ts";
+import { PT_REGS_COOKIE, PT_REGS_IP, R10, R11, type RegSet, RSP, regSet } from "../x86/registers.ts";
 import type { Twin } from "../x86/relocate.ts";
+import type { PrivateStackHook } from "./detour.ts";
 import type { SitePlan } from "./plan.ts";
 
 /** The word that the call has pushed. */
@@ -41,6 +43,8 @@ export interface FunctionTrampolineSpec {
   readonly entryDistance: number | undefined;
   /** Registers that are live at some of the sites. */
   readonly liveRegs: RegSet;
+  /** Programs run on the thread's private stack; undefined: on its own. */
+  readonly privateStack?: PrivateStackHook | undefined;
 }
 
 export interface FunctionTrampoline {
@@ -59,29 +63,36 @@ export interface FunctionTrampoline {
 }
 
 export function emitFunctionTrampoline(spec: FunctionTrampolineSpec): FunctionTrampoline {
-  const { at, programs, entryDistance, liveRegs } = spec;
+  const { at, programs, entryDistance, liveRegs, privateStack } = spec;
   const frame = planFrame({
     programs,
     liveness: { regs: liveRegs, flagsLive: false },
     isEntry: true,
     otherClobbers: 0,
     otherClobbersFlags: false,
+    stacks: privateStack?.stacks,
   });
   const writer = new CodeWriter(at);
   const { asm } = writer;
-  emitEnter(writer, frame, { ip: undefined, spOffset: frame.totalBytes + PUSHED_BYTES, isEntry: true });
+  const sides = emitEnter(writer, frame, {
+    ip: undefined,
+    spDelta: PUSHED_BYTES,
+    isEntry: true,
+    turnedAway: privateStack?.turnedAway,
+  });
   if (frame.reads.has(PT_REGS_IP)) {
     if (entryDistance === undefined) throw new Error("emit trampoline: a program asks where its site is");
     writer.note("address of the function, read by a program");
-    asm.mov(frame.scratch!, { base: RSP, disp: frame.totalBytes });
+    emitTopWord(writer, frame, frame.scratch!);
     asm.lea(frame.scratch!, { base: frame.scratch!, disp: -entryDistance });
     asm.mov({ base: RSP, disp: PT_REGS_IP }, frame.scratch!);
   }
   emitPrograms(writer, frame, programs);
   emitOverride(writer, frame, PUSHED_BYTES);
-  emitLeave(writer, frame);
+  emitLeave(writer, frame, sides);
   writer.note("back behind the call");
   asm.ret();
+  sides?.emit();
   const { bytes, notes } = writer.finish();
   const stackBytes = frame.stackBytes + PUSHED_BYTES;
   const scratch = frame.scratch === undefined ? 0 : 1 << frame.scratch;
@@ -93,7 +104,10 @@ export function emitFunctionTrampoline(spec: FunctionTrampolineSpec): FunctionTr
     frame: { ...frame, stackBytes },
     twins: [],
     notes,
-    changes: programs.reduce((changed, { clobbers }) => changed | clobbers, scratch),
+    changes: programs.reduce(
+      (changed, { clobbers }) => changed | clobbers,
+      scratch | (frame.sill === undefined ? 0 : regSet(R10, R11)),
+    ),
     liveRegs,
   };
 }

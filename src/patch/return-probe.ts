@@ -65,7 +65,7 @@ export function emitReturnTrampoline(spec: ReturnTrampolineSpec): ReturnTrampoli
     asm.nop(9);
   }
   asm.bind(body);
-  emitEnter(writer, frame, { ip: undefined, spOffset: frame.totalBytes + 8, isEntry: false });
+  emitEnter(writer, frame, { ip: undefined, spDelta: 8, isEntry: false });
   writer.note("key: slot and depth");
   asm.lea(R10, { base: RSP, disp: frame.totalBytes });
   asm.or(R10, { base: R10 });

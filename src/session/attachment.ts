@@ -10,6 +10,7 @@ import { closeSync, fstatSync } from "node:fs";
 import {
   ACCOUNT_BYTES,
   ACCOUNT_MISSED,
+  ACCOUNT_RECURSED,
   type Bundle,
   HELPER_GET_CURRENT_PID_TGID,
   HELPER_TRACE_PRINTK,
@@ -39,8 +40,10 @@ import type { AddrRange } from "../target/target.ts";
 import { CODE_NAME_PREFIX, CodeNames, siteName } from "./code-names.ts";
 import { CodeSpaces, NoCodeSpaceError } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
+import type { ChosenGate } from "./gate-level.ts";
 import { PerfMap, type PerfMapResult } from "./perf-map.ts";
 import { type BuiltPoint, type PlannedPoint, PointBuilder, type RefusedPoint } from "./point-builder.ts";
+import { createStackMemory } from "./private-stack-memory.ts";
 import type { ProbeAccounts } from "./probe-accounts.ts";
 import { processorSource } from "./processor.ts";
 import { ProgramCompiler } from "./program-compiler.ts";
@@ -61,6 +64,7 @@ export interface AttachmentInput {
   /** Most probe points that will be armed. */
   readonly capacity: number;
   readonly maxActive: number;
+  readonly gate: ChosenGate;
   readonly images: ProcessImages;
   /** Whether perf is to know the names of our code. */
   readonly perfMap: boolean;
@@ -111,6 +115,7 @@ export class Attachment {
       privateAt: bigint;
       env: LinkEnv;
       returnEntries: number;
+      stacksAt: bigint | undefined;
     },
   ) {
     const { input } = parts;
@@ -142,6 +147,10 @@ export class Attachment {
       tableAt: parts.privateAt + BigInt(PAGE),
       entries: parts.returnEntries,
       missedAt: (probes) => accountAt(accounts.forMissed(probes)) + BigInt(ACCOUNT_MISSED),
+      stacks:
+        parts.stacksAt === undefined
+          ? undefined
+          : { base: parts.stacksAt, recursedAt: (account) => accountAt(account) + BigInt(ACCOUNT_RECURSED) },
     });
     this.functionOps = new FunctionOps({
       images: this.images,
@@ -216,6 +225,8 @@ export class Attachment {
       privateAt,
       env,
       returnEntries,
+      stacksAt:
+        input.gate.level === "stack" ? await createStackMemory(target, journal, journalMemory) : undefined,
     });
   }
 

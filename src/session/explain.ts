@@ -93,6 +93,7 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
     tableAt: EXAMPLE_PRIVATE_AT + 4096n,
     entries: 8192,
     missedAt: () => EXAMPLE_MAPS_AT,
+    stacks: undefined,
   });
   const { built, refused } = await builder.build(points.slice(0, MOST_POINTS));
   const print = (at: bigint) => images.symbolize(at).text;

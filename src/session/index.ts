@@ -16,6 +16,7 @@ export type {
   CoverageOptions,
   DetachOptions,
   ExplainOptions,
+  GateChoice,
   ListOptions,
   MechanismChoice,
   OutputFormat,

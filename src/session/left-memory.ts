@@ -4,6 +4,7 @@
  */
 import { readdirSync, readlinkSync } from "node:fs";
 import { processFolder, readMaps } from "../target/process/proc-fs.ts";
+import { STACKS_MEMORY_NAME } from "../target/process/signal-frames.ts";
 import { JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { RemoteCall } from "../target/target.ts";
@@ -11,7 +12,9 @@ import type { RemoteCall } from "../target/target.ts";
 const SYS_CLOSE = 3;
 const SYS_MUNMAP = 11;
 
-const paths = [JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME].map((name) => `/memfd:${name} (deleted)`);
+const paths = [JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME, STACKS_MEMORY_NAME].map(
+  (name) => `/memfd:${name} (deleted)`,
+);
 
 /** Unmaps and closes it; returns how many pieces there were. To be called when no journal is left that needs them. */
 export async function freeLeftMemory(target: ProcessTarget): Promise<number> {

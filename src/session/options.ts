@@ -9,6 +9,9 @@ export type MechanismChoice = "auto" | "call" | "jump" | "punned" | "int3";
 /** Where returns are probed: at the function's exits, by a replaced return address, or what is best. */
 export type ReturnChoice = "auto" | "sites" | "stack";
 
+/** What programs run behind: nothing, a private stack of the thread, or what the process needs. */
+export type GateChoice = "auto" | "none" | "stack";
+
 /** `text` for people, `json` for programs: one JSON object a line. */
 export type OutputFormat = "text" | "json";
 
@@ -41,6 +44,8 @@ export interface TraceOptions {
   readonly perfMap?: boolean | undefined;
   /** A file that gets a line for everything that is written to program text. */
   readonly pokeLog?: string | undefined;
+  /** `auto` unless told. */
+  readonly gate?: GateChoice | undefined;
 }
 
 export interface ExplainOptions {
@@ -109,6 +114,7 @@ export interface RunObjectOptions
     | "verify"
     | "perfMap"
     | "pokeLog"
+    | "gate"
   > {
   /** An object file. */
   readonly path: string;

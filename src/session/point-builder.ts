@@ -4,8 +4,8 @@
  */
 
 import type { ReturnLookup } from "../bpf/jit/index.ts";
-import type { GateProgram } from "../gate/index.ts";
-import { type Detour, type DetourSpec, emitDetour } from "../patch/detour.ts";
+import { emitStackRoutines, type GateProgram, type StackRoutines } from "../gate/index.ts";
+import { type Detour, type DetourSpec, emitDetour, type PrivateStackHook } from "../patch/detour.ts";
 import type { FunctionTrampoline } from "../patch/function-trampoline.ts";
 import { patchOf, planAsTrap, type SitePlan } from "../patch/plan.ts";
 import type { Refusal } from "../patch/refusal.ts";
@@ -81,13 +81,15 @@ export interface RefusedPoint {
   readonly refusal: Refusal;
 }
 
-/** Where return probes keep what they need; decided once for a target. */
-export interface ReturnMemory {
+/** Where points keep what they need beside their code; decided once for a target. */
+export interface PointMemory {
   /** Address of the table in the target's private memory. */
   readonly tableAt: bigint;
   readonly entries: number;
   /** Address of the counter of returns that these probes have missed. */
   missedAt(probes: readonly AttachedProbe[]): bigint;
+  /** Private stacks, and the counters of hits that find theirs in use; undefined: threads use their own. */
+  readonly stacks: { readonly base: bigint; recursedAt(account: number): bigint } | undefined;
 }
 
 /** The part of a target that code is written through. */
@@ -96,6 +98,8 @@ export interface CodeWritePort {
 }
 
 const POINT_SPACE_BYTES = 768;
+/** What the switch to a private stack adds to a point; the routines for all of them. */
+const SWITCH_SPACE_BYTES = 384;
 const EVICTED_SPACE_BYTES = 256;
 const TRAMPOLINE_SPACE_BYTES = 1024;
 /** Least room for code that functions return to: there is one such space, and probes may be added later. */
@@ -105,27 +109,28 @@ export class PointBuilder {
   readonly #target: CodeWritePort;
   readonly #spaces: CodeSpaces;
   readonly #compiler: ProgramCompiler;
-  readonly #returns: ReturnMemory;
   readonly trampolines: TrampolineStore;
   /** Where the programs of each image were put last. */
   readonly #programSpaces = new Map<string, CodeSpace>();
+  readonly #memory: PointMemory;
+  #stackRoutines: StackRoutines | undefined;
   /** One space for everything that functions return to, so that a return address of ours is known by its range. */
   #returnSpace: { readonly space: CodeSpace; readonly runtime: ReturnRuntime } | undefined;
 
-  constructor(target: CodeWritePort, spaces: CodeSpaces, compiler: ProgramCompiler, returns: ReturnMemory) {
+  constructor(target: CodeWritePort, spaces: CodeSpaces, compiler: ProgramCompiler, memory: PointMemory) {
     this.#target = target;
     this.#spaces = spaces;
     this.#compiler = compiler;
-    this.#returns = returns;
     this.trampolines = new TrampolineStore(spaces);
+    this.#memory = memory;
   }
 
   /** The table of return addresses as a restorer needs to know it; undefined as long as nothing uses it. */
   get returnTable(): ReturnTable | undefined {
     if (this.#returnSpace === undefined) return undefined;
     return {
-      at: this.#returns.tableAt,
-      entries: this.#returns.entries,
+      at: this.#memory.tableAt,
+      entries: this.#memory.entries,
       entryBytes: RETURN_ENTRY_BYTES,
       slotOffset: RETURN_KEY_OFFSET,
       returnAddressOffset: RETURN_ADDRESS_OFFSET,
@@ -168,7 +173,10 @@ export class PointBuilder {
     const requests = [...images.values()].map(({ image, count, evicted, runs }) => ({
       name: image.name,
       image: image.range,
-      lenBytes: this.#compiler.spaceBytes(runs) + count * POINT_SPACE_BYTES + evicted * EVICTED_SPACE_BYTES,
+      lenBytes:
+        this.#compiler.spaceBytes(runs) +
+        count * (POINT_SPACE_BYTES + (this.#memory.stacks === undefined ? 0 : SWITCH_SPACE_BYTES)) +
+        evicted * EVICTED_SPACE_BYTES,
     }));
     // Landings have no choice where they are, so they come first.
     const landings = points.flatMap(({ plan }) => (plan.route === undefined ? [] : landingsOf(plan.route)));
@@ -192,12 +200,13 @@ export class PointBuilder {
         at: space.next,
         programs,
         runtime,
-        nmissed: this.#returns.missedAt(point.probes.filter(isReturnProbe)),
+        nmissed: this.#memory.missedAt(point.probes.filter(isReturnProbe)),
       });
       write(space, trampoline.at, trampoline.bytes);
       trampolines.set(point, trampoline);
     }
 
+    if (this.#memory.stacks !== undefined) this.#provideStackRoutines(spaces[0]!, write);
     // Between the blocks of trampolines lie others, which may be running.
     const trampolineWrites: { at: bigint; bytes: Uint8Array }[] = [];
     const called = points.filter(({ plan }) => plan.mechanism === "call");
@@ -279,7 +288,10 @@ export class PointBuilder {
       readonly bytes: WriteBytes;
     },
   ): Promise<BuiltPoint[]> {
+    if (this.#memory.stacks !== undefined && points.length > 0)
+      this.#provideStackRoutines(spaceOf(points[0]!), write.inSpace);
     const needs = points.map((planned) => ({
+      privateStack: this.#privateStack(planned),
       plan: planned.plan,
       image: planned.image,
       programs: this.#programs(spaceOf(planned), planned, "entry", write.inSpace),
@@ -324,17 +336,41 @@ export class PointBuilder {
         ? undefined
         : { trampoline: trampoline.stubs, claim: this.#returnSpace!.runtime.claim };
     const { plan } = planned;
-    const detour = emitDetour({ plan, at, ...run, returnHook });
+    const hooks = { returnHook, privateStack: this.#privateStack(planned) };
+    const detour = emitDetour({ plan, at, ...run, ...hooks });
     const routed = detour.kind === "refused" ? detour : emitRoute(plan, detour, unmapped);
     if (detour.kind !== "refused" && routed.kind !== "refused") return { plan, detour, route: routed.route };
     const refusal = detour.kind === "refused" ? detour.refusal : (routed as { refusal: Refusal }).refusal;
     if (plan.mechanism === "int3") return { refusal };
     const lower = planAsTrap(planned.code, plan, refusal);
     if (lower.kind === "refused") return { refusal };
-    const trap = emitDetour({ plan: lower, at, ...run, returnHook });
+    const trap = emitDetour({ plan: lower, at, ...run, ...hooks });
     return trap.kind === "refused"
       ? { refusal: trap.refusal }
       : { plan: lower, detour: trap, route: undefined };
+  }
+
+  /** The engine's own code stays on the thread's stack: it counts nothing. */
+  #privateStack({ probes }: PlannedPoint): PrivateStackHook | undefined {
+    const { stacks } = this.#memory;
+    if (stacks === undefined || probes.some(({ run }) => run.kind !== "program")) return undefined;
+    const accounts = probes.flatMap(({ run, when }) =>
+      run.kind === "program" && run.account !== undefined && when !== "return" ? [run.account] : [],
+    );
+    return {
+      stacks: { base: stacks.base, routines: this.#stackRoutines! },
+      turnedAway: accounts.map((account) => stacks.recursedAt(account)),
+    };
+  }
+
+  #provideStackRoutines(
+    space: CodeSpace,
+    write: (space: CodeSpace, at: bigint, bytes: Uint8Array) => void,
+  ): void {
+    if (this.#stackRoutines !== undefined) return;
+    const routines = emitStackRoutines(space.next, this.#memory.stacks!.base);
+    write(space, routines.at, routines.bytes);
+    this.#stackRoutines = routines;
   }
 
   #programs(
@@ -363,8 +399,8 @@ export class PointBuilder {
       lenBytes: Math.max(needed * 4, RETURN_SPACE_BYTES),
     });
     const runtime = emitReturnRuntime(space.next, {
-      at: this.#returns.tableAt,
-      entries: this.#returns.entries,
+      at: this.#memory.tableAt,
+      entries: this.#memory.entries,
       trampolines: space.range,
     });
     write(space, runtime.at, runtime.bytes);

@@ -126,11 +126,16 @@ async function readJournal(target: ProcessTarget, memory: AddrRange): Promise<Jo
  */
 function withoutUnmapped(journal: JournalContents, maps: readonly MapEntry[]): JournalContents {
   // The kernel splits and joins mappings as it likes: one of ours can be several entries, or part of a larger one.
-  const isMapped = (at: bigint, lenBytes: number, perms: string, path: string) => {
+  const isMapped = (at: bigint, lenBytes: number, perms: string | undefined, path: string) => {
     const end = at + BigInt(lenBytes);
     let covered = at;
     for (const map of maps)
-      if (map.start <= covered && map.end > covered && map.perms === perms && map.path.startsWith(path))
+      if (
+        map.start <= covered &&
+        map.end > covered &&
+        (perms === undefined || map.perms === perms) &&
+        map.path.startsWith(path)
+      )
         covered = map.end;
     return covered >= end;
   };
@@ -140,7 +145,7 @@ function withoutUnmapped(journal: JournalContents, maps: readonly MapEntry[]): J
     memory: journal.memory.filter(({ kind, at, lenBytes }) =>
       kind === "code"
         ? isMapped(at, lenBytes, "r-xp", "")
-        : isMapped(at, lenBytes, "rw-s", "/memfd:trapline"),
+        : isMapped(at, lenBytes, undefined, "/memfd:trapline"),
     ),
     privateMemory:
       privateMemory !== undefined && isMapped(privateMemory.at, privateMemory.lenBytes, "rw-p", "")

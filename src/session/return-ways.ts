@@ -135,7 +135,7 @@ export class ReturnWays {
 const GO_OBSTACLE = "Go looks for return addresses when it moves a stack";
 
 /** Programs by Go's own compiler have a table of functions in a section of this name. */
-export function isGoProgram(image: MappedImage): boolean {
+export function isGoProgram(image: Pick<MappedImage, "elf">): boolean {
   return image.elf.findSection(".gopclntab") !== undefined;
 }
 

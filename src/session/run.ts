@@ -43,6 +43,7 @@ export type RunOptions = Pick<
   | "verify"
   | "perfMap"
   | "pokeLog"
+  | "gate"
 >;
 
 /** What is to be run where. */
@@ -84,10 +85,10 @@ export async function runPrograms(
   io: SessionIo,
   createFront: (targets: Targets) => RunFront,
 ): Promise<number> {
-  const { mechanism, returns, verify, perfMap, maxActive = DEFAULT_MAX_ACTIVE } = options;
+  const { mechanism, returns, verify, perfMap, gate, maxActive = DEFAULT_MAX_ACTIVE } = options;
   using pokeLog = options.pokeLog === undefined ? undefined : new PokeLog(options.pokeLog);
   const targets = new Targets(
-    { ...programs, mechanism, returns, verify, perfMap, pokeLog, maxActive },
+    { ...programs, mechanism, returns, verify, perfMap, gate, pokeLog, maxActive },
     tracer,
   );
   using interrupts = new Interrupts(io);

@@ -14,9 +14,10 @@ import { readStatus } from "../target/process/proc-fs.ts";
 import { findTrapObstacle } from "../target/process/traced-process.ts";
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
 import { Attachment } from "./attachment.ts";
+import { chooseGate } from "./gate-level.ts";
 import { type LeftTarget, leaveHeirs } from "./heirs.ts";
 import { loadGatePoint } from "./load-gate-point.ts";
-import type { MechanismChoice, ReturnChoice } from "./options.ts";
+import type { GateChoice, MechanismChoice, ReturnChoice } from "./options.ts";
 import { journalRecords, type PlannedPoint } from "./point-builder.ts";
 import type { PokeLog } from "./poke-log.ts";
 import { ProbeAccounts, type ProbeCounts } from "./probe-accounts.ts";
@@ -55,6 +56,7 @@ export interface TargetsInput {
   readonly perfMap?: boolean | undefined;
   /** Learns of everything that is written to program text. */
   readonly pokeLog?: PokeLog | undefined;
+  readonly gate?: GateChoice | undefined;
   /** Whether addresses of images that a command loads later are to be known, though nothing is probed there. */
   readonly followsLoads?: boolean;
 }
@@ -232,6 +234,7 @@ export class Targets {
       capacity: journalRecords(resolved.resolved.points) + LATER_POINTS,
       maxActive: this.#input.maxActive,
       perfMap: this.#input.perfMap !== false,
+      gate: chooseGate(this.#input.gate ?? "auto", images.program === undefined ? [] : [images.program]),
     });
     if (attachment.ownMaps !== undefined) {
       const { mapping, fd } = attachment.ownMaps;

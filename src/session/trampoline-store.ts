@@ -10,6 +10,7 @@
  * that site leads elsewhere.
  */
 import type { GateProgram } from "../gate/index.ts";
+import type { PrivateStackHook } from "../patch/detour.ts";
 import {
   emitApproach,
   emitFunctionTrampoline,
@@ -37,6 +38,8 @@ export interface TrampolineNeed {
   readonly plan: SitePlan;
   readonly image: { readonly name: string; readonly range: AddrRange };
   readonly programs: readonly GateProgram[];
+  /** Programs run on private stacks; undefined: on threads' own. */
+  readonly privateStack?: PrivateStackHook | undefined;
 }
 
 interface Chunk {
@@ -110,12 +113,13 @@ export class TrampolineStore {
     keys: readonly string[],
     write: WriteBytes,
   ): Promise<PlacedTrampoline> {
-    const { programs, plan, image } = need;
+    const { programs, plan, image, privateStack } = need;
     const alike = needs.filter((_, index) => keys[index] === key);
     const spec = {
       programs,
       entryDistance: entryDistanceOf(plan),
       liveRegs: alike.reduce((live, { plan: { liveness } }) => live | liveness.regs, 0),
+      privateStack,
     };
     const sizeAt = (at: bigint) => emitFunctionTrampoline({ ...spec, at }).bytes.length + SLACK_BYTES;
     const { block, chunk } = await this.#allocate(image, sizeAt);

@@ -1,6 +1,7 @@
 /** Finding signal frames in stacks that are laid out by hand. */
 import { expect, test } from "vitest";
-import { findSavedPositions } from "./signal-frames.ts";
+import { HEAD_SP, STACK_HEAD, STACK_STRIDE } from "../../gate/private-stacks.ts";
+import { findSavedPositions, STACKS_MEMORY_NAME, type StackMapping } from "./signal-frames.ts";
 
 const STACK_AT = 0x7fff_0000_0000n;
 const STACK_BYTES = 600 << 10;
@@ -35,6 +36,7 @@ function stackWith(frames: readonly Frame[]) {
       bytes.set(part);
       return part.length;
     },
+    setWord: (offset: number, value: bigint) => view.setBigUint64(offset, value, true),
   };
 }
 
@@ -96,4 +98,19 @@ test.each(cases)("signal frames: $name", ({ frames, from, found }) => {
       return { ip, sp, restorer };
     }),
   );
+});
+
+test.each([
+  ["in use: the search goes on where its thread left its own stack", 0x2_0000n, [0]],
+  ["not in use: a thread there is about to come back from it", 0n, []],
+])("a private stack, %s", (_, leftAt, found) => {
+  const left: Frame = { at: 0x3_0000, sp: STACK_AT + 0x4_0000n, ip: 0x1234n, restorer: 0x5678n };
+  const stack = stackWith([left]);
+  const own = { start: STACK_AT + BigInt(STACK_STRIDE), end: STACK_AT + BigInt(STACK_BYTES) };
+  const ours = { start: STACK_AT + 4096n, end: own.start, path: `/memfd:${STACKS_MEMORY_NAME} (deleted)` };
+  stack.setWord(STACK_HEAD + HEAD_SP, leftAt === 0n ? 0n : STACK_AT + leftAt);
+  const find = (mapping: StackMapping) =>
+    findSavedPositions(stack, [mapping, own], STACK_AT + BigInt(STACK_HEAD) - 256n);
+  expect(find(ours)).toEqual(found.map(() => ({ ip: left.ip, sp: left.sp, restorer: left.restorer })));
+  expect(find({ ...ours, path: "/memfd:other (deleted)" })).toEqual([]);
 });

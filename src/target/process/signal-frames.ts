@@ -25,6 +25,18 @@ const CHUNK_BYTES = 256 << 10;
 
 type ReadableMemory = Pick<MemoryFile, "readInto">;
 
+/** Name of the memory of private stacks. */
+export const STACKS_MEMORY_NAME = "trapline-stacks";
+const STACKS_PATH = `/memfd:${STACKS_MEMORY_NAME} (deleted)`;
+/**
+ * A guard page lies between any two private stacks, so each is a mapping of its own. So far from its end it says where its
+ * thread has left its own stack, 0 if it has not (gate/private-stacks.ts).
+ */
+export const LEFT_SP_FROM_END = 56n;
+
+/** A mapping with its name. */
+export type StackMapping = AddrRange & { readonly path?: string };
+
 export interface SavedPosition {
   readonly ip: bigint;
   readonly sp: bigint;
@@ -35,19 +47,24 @@ export interface SavedPosition {
 /** From the frame's first word to its saved rip: the return address, then `ucontext` up to the 17th register. */
 const RIP_IN_FRAME_WORDS = 22;
 
-/** The saved positions in signal frames reachable from a thread's stack pointer, nested ones included. */
+/**
+ * The saved positions in signal frames reachable from a thread's stack pointer, nested ones included. From a private stack of
+ * ours the search goes on on the thread's own.
+ */
 export function findSavedPositions(
   memory: ReadableMemory,
-  mappings: readonly AddrRange[],
+  mappings: readonly StackMapping[],
   sp: bigint,
 ): SavedPosition[] {
   const found: SavedPosition[] = [];
-  const scanned = new Set<AddrRange>();
+  const scanned = new Set<StackMapping>();
   const pending = [sp];
   for (let from = pending.pop(); from !== undefined; from = pending.pop()) {
     const mapping = findMapping(mappings, from);
     if (mapping === undefined || scanned.has(mapping)) continue;
     scanned.add(mapping);
+    const own = findOwnStack(memory, mapping);
+    if (own !== undefined) pending.push(own);
     for (const position of scan(memory, from, mapping)) {
       found.push(position);
       pending.push(position.sp);
@@ -56,7 +73,16 @@ export function findSavedPositions(
   return found;
 }
 
-function findMapping(mappings: readonly AddrRange[], at: bigint): AddrRange | undefined {
+/** Where the thread of a private stack goes on on its own. */
+function findOwnStack(memory: ReadableMemory, { path, end }: StackMapping): bigint | undefined {
+  if (path !== STACKS_PATH) return undefined;
+  const word = new Uint8Array(8);
+  if (memory.readInto(end - LEFT_SP_FROM_END, word) < 8) return undefined;
+  const own = new DataView(word.buffer).getBigUint64(0, true);
+  return own === 0n ? undefined : own;
+}
+
+function findMapping(mappings: readonly StackMapping[], at: bigint): StackMapping | undefined {
   let low = 0;
   let high = mappings.length;
   while (low < high) {

@@ -20,9 +20,11 @@ import {
 import { MemoryFile } from "./memory-file.ts";
 import { hasSignal, readMaps, readStatus } from "./proc-fs.ts";
 import * as ptrace from "./ptrace.ts";
+import { STACKS_MEMORY_NAME } from "./signal-frames.ts";
 
 const SYS_CLOSE = 3;
 const SYS_RT_SIGACTION = 13;
+const SYS_MPROTECT = 10;
 const SYS_RECVMSG = 47;
 const SYS_SOCKETPAIR = 53;
 const AF_UNIX = 1n;
@@ -32,6 +34,7 @@ const MSG_CMSG_CLOEXEC = 0x4000_0000n;
 const SYS_MMAP = 9;
 const SYS_MADVISE = 28;
 const SYS_MEMFD_CREATE = 319;
+const PROT_NONE = 0n;
 const PROT_READ = 1n;
 const PROT_WRITE = 2n;
 const PROT_EXEC = 4n;
@@ -200,6 +203,33 @@ export class TracedProcess {
         ],
       });
       this.#must(thread, { name: "madvise", number: SYS_MADVISE, args: [at, 4096n, MADV_WIPEONFORK] });
+    });
+  }
+
+  /** Creates the memory of private stacks at this address: a copy of its own in each forked child, `guards` out of reach. */
+  createStacks(
+    at: bigint,
+    lenBytes: number,
+    guards: readonly { readonly at: bigint; readonly lenBytes: number }[],
+  ): void {
+    this.#borrow((thread) => {
+      const fd = this.#memfd(thread, STACKS_MEMORY_NAME);
+      try {
+        const own = openSync(`/proc/${this.pid}/fd/${fd}`, "r+");
+        ftruncateSync(own, lenBytes);
+        closeSync(own);
+        const flags = MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+        const args = [at, BigInt(lenBytes), PROT_READ | PROT_WRITE, flags, fd, 0n];
+        this.#must(thread, { name: "mmap", number: SYS_MMAP, args });
+      } finally {
+        this.#must(thread, { name: "close", number: SYS_CLOSE, args: [fd] });
+      }
+      for (const guard of guards)
+        this.#must(thread, {
+          name: "mprotect",
+          number: SYS_MPROTECT,
+          args: [guard.at, BigInt(guard.lenBytes), PROT_NONE],
+        });
     });
   }
 

@@ -104,6 +104,7 @@ export class ProcessTarget {
   readonly mapDescriptor = this.#forward("mapDescriptor");
   readonly write = this.#forward("write");
   readonly createPrivate = this.#forward("createPrivate");
+  readonly createStacks = this.#forward("createStacks");
   readonly createCode = this.#forward("createCode");
   readonly createCodeWhereFree = this.#forward("createCodeWhereFree");
   readonly call = this.#forward("call");

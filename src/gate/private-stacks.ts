@@ -1,0 +1,166 @@
+/**
+ * Stacks of our own for threads that may have little room on theirs: one for each thread that comes by, found without a
+ * system call and without a word of thread-local storage.
+ *
+ * Problem: a program's frame must not go where the application has no room (goroutines, coroutines, alternate signal
+ * stacks), and later not where the application can reach it. Strategy: all stacks lie in one range of 2^COUNT_LOG2 slots. A
+ * thread is known by its fs base, which no other living thread of the address space has; its hash says where to look, and the
+ * following slots are its alternatives. A slot is claimed once by one exchange and stays its thread's: nobody else ever
+ * writes to it, so a hit takes no atomic operation.
+ *
+ *     slot + 0              guard page, not accessible
+ *     slot + 4096 ..        stack, growing down from `head`
+ *     slot + STRIDE - 64    head: +0 fs base of the owner, 0: free    +8 stack pointer that the owner left behind, 0: not in use
+ *
+ * Invariants: `sp` is 0 exactly while its thread may enter. A signal handler that comes by while it is not 0 is turned away
+ * and counted, wherever it interrupted the way in or out. If a handler left by longjmp, `sp` stays: a thread that is at a
+ * higher address of its own stack than what was left behind can have nothing below to return to, and takes the stack again.
+ *
+ * Not handled: more than 2^COUNT_LOG2 fs bases in one process's life: later threads are turned away and counted. Threads that
+ * have ended leave their slot to whoever gets the same fs base, as threads of the C library do.
+ *
+ * Facts: sigaltstack is system call 131; its old stack_t has ss_flags at +8, SS_ONSTACK is 1 (asm-generic/signal-defs.h).
+ */
+import type { Assembler } from "../x86/assembler.ts";
+import { R10, R11, RAX, RCX, RDI, RDX, RSI, RSP } from "../x86/registers.ts";
+import { CodeWriter, type WrittenCode } from "./code-writer.ts";
+
+const COUNT_LOG2 = 10;
+const STRIDE_LOG2 = 16;
+/** 2^64 divided by the golden ratio: neighbouring fs bases get far apart slots. */
+const HASH = 0x9e37_79b9_7f4a_7c15n;
+const GUARD_BYTES = 4096;
+
+export const STACK_STRIDE = 1 << STRIDE_LOG2;
+export const STACK_COUNT = 1 << COUNT_LOG2;
+/** Bytes of address space that the stacks take; memory is used for those that threads have entered. */
+export const PRIVATE_STACKS_BYTES = STACK_COUNT * STACK_STRIDE;
+/** Offset of the head in its slot; the stack begins right below. */
+export const STACK_HEAD = STACK_STRIDE - 64;
+/** Offsets from the head. */
+export const HEAD_OWNER = 0;
+export const HEAD_SP = 8;
+/** Stack that a thread has for the gate's frame, a program, and a signal frame with a handler on top. */
+export const PRIVATE_STACK_BYTES = STACK_HEAD - GUARD_BYTES;
+
+/** Parts of the range that nobody may touch. */
+export function guardPages(base: bigint): { readonly at: bigint; readonly lenBytes: number }[] {
+  return Array.from({ length: STACK_COUNT }, (_, i) => ({
+    at: base + BigInt(i * STACK_STRIDE),
+    lenBytes: GUARD_BYTES,
+  }));
+}
+
+/** The stacks of one target, and the code that the ways in share. */
+export interface PrivateStacks {
+  /** A multiple of the stride. */
+  readonly base: bigint;
+  readonly routines: StackRoutines;
+}
+
+export interface StackRoutines {
+  /** In: r11 = fs base, r10 = the slot that its hash says. Out: r10 = the thread's slot, 0: none is left. Changes flags. */
+  readonly find: bigint;
+  /** In: r10 = a slot in use. Out: r11 = 0 if nobody will come back to what is there. Changes flags. */
+  readonly isHeld: bigint;
+}
+
+/**
+ * r10 = the slot where the thread's hash leads, r11 = its fs base. `rdfsbase` because a thread's own pointer at fs:0 is a
+ * custom of the C libraries only.
+ */
+export function emitHash(writer: CodeWriter, base: bigint): void {
+  const { asm } = writer;
+  asm.rdfsbase(R11);
+  asm.movabs(R10, HASH);
+  asm.imul(R10, R11);
+  asm.shr(R10, 64 - COUNT_LOG2 - STRIDE_LOG2);
+  asm.andImm(R10, -STACK_STRIDE);
+  asm.add(R10, { ripTo: writer.literal(base) });
+}
+
+export function emitStackRoutines(at: bigint, base: bigint): WrittenCode & StackRoutines {
+  const writer = new CodeWriter(at);
+  const { asm } = writer;
+  writer.note("find the stack of a thread");
+  const find = asm.here("find");
+  emitFind(writer, base);
+  asm.align(16, "int3");
+  writer.note("is a stack in use by somebody who comes back?");
+  const isHeld = asm.here("is_held");
+  emitIsHeld(asm);
+  return { ...writer.finish(), find: asm.addressOf(find), isHeld: asm.addressOf(isHeld) };
+}
+
+function emitFind(writer: CodeWriter, base: bigint): void {
+  const { asm } = writer;
+  const look = asm.label("look");
+  const next = asm.label("next");
+  const inside = asm.label("inside");
+  const done = asm.label("done");
+  const owner = { base: R10, disp: STACK_HEAD + HEAD_OWNER };
+  asm.push(RAX);
+  asm.push(RCX);
+  asm.movImm(RCX, STACK_COUNT, 32);
+  asm.bind(look);
+  asm.mov(RAX, owner);
+  asm.cmp(RAX, R11);
+  asm.jcc("e", done);
+  asm.test(RAX, RAX);
+  asm.jcc("ne", next);
+  asm.lock().cmpxchg(owner, R11);
+  asm.jcc("e", done);
+  asm.bind(next);
+  asm.addImm(R10, STACK_STRIDE);
+  asm.cmp(R10, { ripTo: writer.literal(base + BigInt(PRIVATE_STACKS_BYTES)) });
+  asm.jcc("b", inside);
+  asm.mov(R10, { ripTo: writer.literal(base) });
+  asm.bind(inside);
+  asm.dec(RCX, 32);
+  asm.jcc("ne", look);
+  asm.zero(R10);
+  asm.bind(done);
+  asm.pop(RCX);
+  asm.pop(RAX);
+  asm.ret();
+}
+
+/** Stack of the thread's own that the routines use: a return address, registers, and a `stack_t`. */
+export const SWITCH_STACK_BYTES = 8 + 5 * 8 + 24;
+
+/** `struct stack_t`: pointer, flags, size. */
+const STACK_T_BYTES = 24;
+const STACK_T_FLAGS = 8;
+const SS_ONSTACK = 1;
+const SYS_SIGALTSTACK = 131;
+
+function emitIsHeld(asm: Assembler): void {
+  const held = asm.label("held");
+  const elsewhere = asm.label("elsewhere");
+  // A handler that runs on the private stack itself.
+  asm.lea(R11, { base: R10, disp: STACK_STRIDE });
+  asm.cmp(RSP, R11);
+  asm.jcc("ae", elsewhere);
+  asm.cmp(RSP, R10);
+  asm.jcc("ae", held);
+  asm.bind(elsewhere);
+  // One that interrupted the way in or out runs below what was left behind. So may a later call after a longjmp, which is
+  // turned away until the thread is above it.
+  asm.cmp(RSP, { base: R10, disp: STACK_HEAD + HEAD_SP });
+  asm.jcc("be", held);
+  // One on an alternate stack may be anywhere: only the kernel knows.
+  for (const reg of [RAX, RCX, RDX, RSI, RDI]) asm.push(reg);
+  asm.subImm(RSP, STACK_T_BYTES);
+  asm.zero(RDI);
+  asm.mov(RSI, RSP);
+  asm.movImm(RAX, SYS_SIGALTSTACK, 32);
+  asm.syscall();
+  asm.mov(R11, { base: RSP, disp: STACK_T_FLAGS }, 32);
+  asm.andImm(R11, SS_ONSTACK);
+  asm.addImm(RSP, STACK_T_BYTES);
+  for (const reg of [RDI, RSI, RDX, RCX, RAX]) asm.pop(reg);
+  asm.ret();
+  asm.bind(held);
+  asm.movImm(R11, 1, 32);
+  asm.ret();
+}

@@ -1,0 +1,153 @@
+/**
+ * From a thread's own stack to its private one, and back.
+ *
+ *     lea rsp, [rsp - sill]             over the red zone; a few words on the thread's own stack, the sill
+ *     mov [rsp + ..], r10, r11          if they are live
+ *     lahf; seto al; mov [rsp + ..]     if flags are live
+ *     r10 = the thread's slot           private-stacks.ts; first time: `find`
+ *     cmp [r10 + sp], 0; jne            in use: unless it is held by nobody (`isHeld`), pass by without running
+ *     mov [r10 + sp], rsp               from here on in use
+ *     mov [rsp], r10
+ *     lea rsp, [r10 + head]
+ *         gate's frame, programs
+ *     mov rsp, [rsp + sp]
+ *     mov r11, [rsp]; mov [r11 + sp], 0
+ *     flags, r10, r11 back
+ *     lea rsp, [rsp + sill]
+ *
+ * A signal may arrive between any two of them. Until the third line from the end a handler that comes by the same or another
+ * point finds the stack in use and passes by; from there on nothing of ours is on the private stack. What a thread has on its
+ * own stack is above rsp at every moment.
+ */
+import type { Label } from "../x86/assembler.ts";
+import { hasReg, R10, R11, RAX, type RegSet, RSP } from "../x86/registers.ts";
+import type { CodeWriter } from "./code-writer.ts";
+import type { GateFrame, Sill } from "./gate-frame.ts";
+import { emitHash, HEAD_OWNER, HEAD_SP, STACK_HEAD } from "./private-stacks.ts";
+
+/** What has to be emitted once the straight way through the gate is complete. */
+export interface SwitchSides {
+  /** Where the thread's own stack has been left for, or never was: registers and flags come back from the sill. */
+  readonly undo: Label;
+  /** The sides of the way in; they are seldom taken. */
+  emit(): void;
+}
+
+/** `turnedAway` are addresses of counters of hits whose thread was in the gate already. */
+export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonly bigint[]): SwitchSides {
+  const { asm } = writer;
+  const { stacks } = sill;
+  const undo = asm.label("undo");
+  const [search, found, inUse, take] = [
+    asm.label("search"),
+    asm.label("found"),
+    asm.label("in use"),
+    asm.label("take"),
+  ];
+  writer.note("to the thread's private stack");
+  asm.lea(RSP, { base: RSP, disp: -sill.lenBytes });
+  if (sill.rflagsSlot !== undefined) {
+    asm.pushfq();
+    asm.pop({ base: RSP, disp: sill.rflagsSlot });
+  }
+  for (const { reg, slot } of sill.regs) asm.mov({ base: RSP, disp: slot }, reg);
+  if (sill.flagsSlot !== undefined) {
+    asm.lahf();
+    asm.set("o", RAX);
+    asm.mov({ base: RSP, disp: sill.flagsSlot }, RAX, 32);
+    const saved = sill.regs.find(({ reg }) => reg === RAX);
+    if (saved !== undefined) asm.mov(RAX, { base: RSP, disp: saved.slot });
+  }
+  emitHash(writer, stacks.base);
+  asm.cmp({ base: R10, disp: STACK_HEAD + HEAD_OWNER }, R11);
+  asm.jcc("ne", search);
+  asm.bind(found);
+  asm.cmpImm({ base: R10, disp: STACK_HEAD + HEAD_SP }, 0);
+  asm.jcc("ne", inUse);
+  asm.bind(take);
+  asm.mov({ base: R10, disp: STACK_HEAD + HEAD_SP }, RSP);
+  asm.mov({ base: RSP, disp: sill.stackSlot }, R10);
+  asm.lea(RSP, { base: R10, disp: STACK_HEAD });
+  const again = sill.regs.filter(({ reg, isRead }) => isRead && reg !== RAX);
+  if (again.length > 0) {
+    asm.mov(R11, { base: RSP, disp: HEAD_SP });
+    // r11 leads to the others, so it comes last.
+    for (const { reg, slot } of again.toSorted((a, b) => a.reg - b.reg))
+      asm.mov(reg, { base: R11, disp: slot });
+  }
+
+  const emit = () => {
+    writer.note("first time here, or not where the hash says");
+    asm.bind(search);
+    writer.call(stacks.routines.find);
+    asm.test(R10, R10);
+    asm.jcc("ne", found);
+    const pass = asm.here("pass");
+    writer.note("pass by");
+    for (const counter of turnedAway) {
+      asm.movImm(R11, counter);
+      asm.lock().inc({ base: R11 });
+    }
+    asm.jmp(undo);
+    writer.note("the stack is in use: by a handler's interrupted gate, or by nobody any more");
+    asm.bind(inUse);
+    writer.call(stacks.routines.isHeld);
+    asm.test(R11, R11);
+    asm.jcc("e", take);
+    asm.jmp(pass);
+  };
+  return { undo, emit };
+}
+
+/** From the bottom of the gate's frame, which must be gone, back to the sill. */
+export function emitSwitchBack(writer: CodeWriter): void {
+  const { asm } = writer;
+  writer.note("back to the thread's own stack");
+  asm.mov(RSP, { base: RSP, disp: HEAD_SP });
+}
+
+/** Everything from the sill back, but for `kept` registers, and `aboveBytes` more. The private stack is free from here on. */
+export function emitSill(
+  writer: CodeWriter,
+  sill: Sill,
+  {
+    kept,
+    aboveBytes,
+    undo,
+  }: { readonly kept: RegSet; readonly aboveBytes: number; readonly undo: Label | undefined },
+): void {
+  const { asm } = writer;
+  asm.mov(R11, { base: RSP, disp: sill.stackSlot });
+  asm.movImm({ base: R11, disp: STACK_HEAD + HEAD_SP }, 0);
+  if (undo !== undefined) asm.bind(undo);
+  if (sill.flagsSlot !== undefined && !hasReg(kept, RAX)) {
+    asm.mov(RAX, { base: RSP, disp: sill.flagsSlot }, 32);
+    asm.addImm(RAX, 0x7f, 8);
+    asm.sahf();
+  }
+  for (const { reg, slot, isLive } of sill.regs)
+    if (isLive && !hasReg(kept, reg)) asm.mov(reg, { base: RSP, disp: slot });
+  asm.lea(RSP, { base: RSP, disp: sill.lenBytes + aboveBytes });
+}
+
+/** The stack pointer as it was before the gate, plus `plus`. */
+export function emitOriginalSp(writer: CodeWriter, frame: GateFrame, reg: number, plus = 0): void {
+  const { asm } = writer;
+  if (frame.sill === undefined) {
+    asm.lea(reg, { base: RSP, disp: frame.totalBytes + plus });
+    return;
+  }
+  asm.mov(reg, { base: RSP, disp: frame.totalBytes + HEAD_SP });
+  asm.lea(reg, { base: reg, disp: frame.sill.lenBytes + plus });
+}
+
+/** The word on top of the stack as it was before the gate. */
+export function emitTopWord(writer: CodeWriter, frame: GateFrame, reg: number): void {
+  const { asm } = writer;
+  if (frame.sill === undefined) {
+    asm.mov(reg, { base: RSP, disp: frame.totalBytes });
+    return;
+  }
+  emitOriginalSp(writer, frame, reg);
+  asm.mov(reg, { base: reg });
+}
