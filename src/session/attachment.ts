@@ -82,6 +82,8 @@ interface JournalParts {
 export class Attachment {
   readonly target: ProcessTarget;
   readonly images: ProcessImages;
+  /** What programs run behind here. */
+  readonly gate: ChosenGate;
   readonly probes: ProbeSet;
   readonly builtPoints: BuiltPoint[] = [];
   /** Consumers at function entries that come and go. */
@@ -122,6 +124,7 @@ export class Attachment {
     this.target = input.target;
     this.images = input.images;
     this.#perfMap = input.perfMap ? PerfMap.find(input.target.pid) : undefined;
+    this.gate = input.gate;
     this.#journal = parts.journal;
     this.#journalMemory = parts.journalMemory;
     this.#journalInode = parts.journalInode;

@@ -14,7 +14,7 @@ import { readStatus } from "../target/process/proc-fs.ts";
 import { findTrapObstacle } from "../target/process/traced-process.ts";
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
 import { Attachment } from "./attachment.ts";
-import { chooseGate } from "./gate-level.ts";
+import { type ChosenGate, chooseGate } from "./gate-level.ts";
 import { type LeftTarget, leaveHeirs } from "./heirs.ts";
 import { loadGatePoint } from "./load-gate-point.ts";
 import type { GateChoice, MechanismChoice, ReturnChoice } from "./options.ts";
@@ -68,6 +68,7 @@ export interface ArmedTarget {
   readonly threads: number;
   readonly stoppedNs: bigint;
   readonly skipped: readonly ProbeProblem[];
+  readonly gate: ChosenGate;
 }
 
 /** Calls of one function whose returns may be awaited at the same time, where nobody says how many. */
@@ -293,6 +294,7 @@ export class Targets {
         threads: report.threads,
         stoppedNs: report.stoppedNs,
         skipped: resolved.skipped,
+        gate: attachment.gate,
       });
     }
     this.#codes.release();

@@ -19,10 +19,11 @@ export class VerboseReport {
 
   armed(armed: readonly ArmedTarget[], targets: Targets): void {
     if (!this.#isOn) return;
-    for (const { pid, points, threads, stoppedNs, skipped } of armed) {
+    for (const { pid, points, threads, stoppedNs, skipped, gate } of armed) {
       this.#say(
         `process ${pid}: ${points} sites armed, stopped ${threads} threads for ${milliseconds(stoppedNs)} ms`,
       );
+      if (gate.level === "stack") this.#say(`  programs run on private stacks: ${gate.reason}`);
       for (const { probe, reason } of skipped.slice(0, MOST_SITES))
         this.#say(`  left out, by ${probe}: ${reason}`);
     }

@@ -1,0 +1,63 @@
+/** Programs on private stacks: exact under signals that interrupt them, on small stacks, with handlers that never return. */
+import { describe, expect, it } from "vitest";
+import { accountingOf, isBalanced } from "../support/accounting.ts";
+import { buildFixture } from "../support/fixtures.ts";
+import { Tracing } from "../support/tracing.ts";
+import { UnmanagedChild } from "../support/unmanaged-child.ts";
+
+const THREADS = 4;
+const CALLS = 60_000;
+const PROGRAM =
+  "uprobe:gate-stacks:probed { @ = count(); @last[tid] = arg1; } uprobe:gate-stacks:calm { @calm = count(); }";
+
+async function storm(stack: "own" | "alt", handlers: "stay" | "leave", args: readonly string[]) {
+  using child = await UnmanagedChild.start([
+    buildFixture("gate-stacks"),
+    `${THREADS}`,
+    `${CALLS}`,
+    stack,
+    handlers,
+  ]);
+  await using tracing = await Tracing.armed([...args, "-p", `${child.pid}`], PROGRAM);
+  child.send("\n");
+  const [probedCalls, calmCalls] = (await child.line(60_000)).split(" ").map(Number);
+  const result = await tracing.interrupt();
+  expect(result.code).toBe(0);
+  const [probed, calm] = accountingOf(result.lines);
+  return { probedCalls: probedCalls!, calmCalls: calmCalls!, probed: probed!, calm: calm!, result };
+}
+
+describe("programs on private stacks", () => {
+  it.each([
+    ["their handlers on the interrupted stack", "own", "jump"],
+    ["their handlers on a small alternate stack", "alt", "jump"],
+    ["their handlers on a small alternate stack, through int3", "alt", "int3"],
+  ] as const)(
+    "signals in a storm, %s: every call is run or counted as recursed",
+    async (_, stack, mechanism) => {
+      const { probedCalls, calmCalls, probed, calm, result } = await storm(stack, "stay", [
+        "--gate",
+        "stack",
+        "--mechanism",
+        mechanism,
+      ]);
+      expect(probedCalls).toBeGreaterThan(THREADS * CALLS);
+      expect(probed.hits).toBe(probedCalls);
+      expect(isBalanced(probed)).toBe(true);
+      expect(result.map("@")).toBe(probed.run);
+      expect(calm).toMatchObject({ hits: calmCalls, run: calmCalls, recursed: 0 });
+    },
+  );
+
+  it.each(["own", "alt"] as const)(
+    "handlers that leave by siglongjmp, on their %s stack: the thread gets its private stack back",
+    async (stack) => {
+      const { probedCalls, calmCalls, probed, calm } = await storm(stack, "leave", ["--gate", "stack"]);
+      // A call that was interrupted and never came to its end is a hit all the same.
+      expect(probed.hits).toBeGreaterThanOrEqual(probedCalls);
+      expect(isBalanced(probed)).toBe(true);
+      expect(calm).toMatchObject({ hits: calmCalls, run: calmCalls, recursed: 0 });
+      expect(calmCalls).toBe(THREADS * 1000);
+    },
+  );
+});
