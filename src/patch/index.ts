@@ -30,6 +30,7 @@ export {
   findReturnRefusal,
   type Mechanism,
   mechanisms,
+  type OtherTracers,
   type PlannedSite,
   type PlanOptions,
   patchOf,

@@ -49,6 +49,8 @@ export interface SitePlan {
   readonly mechanism: Mechanism;
   /** How a `punned` site gets to its detour. */
   readonly route?: Route | undefined;
+  /** Who probes the site already: then its detour leads to this one, and the mechanism is what stands in the text. */
+  readonly held?: HeldSite | undefined;
   /** What the detour executes in place of the text; the NOPs that a `call` replaces. */
   readonly region: Region;
   /** The text of the region as it must be before the patch. */
@@ -82,12 +84,73 @@ export interface PlanOptions {
   readonly callObstacle?: (at: bigint) => Refusal | undefined;
   /** Where nothing may be changed. */
   readonly blacklist?: Blacklist | undefined;
+  /** What other tracers have planted in the same text. */
+  readonly others?: OtherTracers | undefined;
   /** What the target's memory holds, to be compared with the file. */
   readonly readText?: (addr: bigint, lenBytes: number) => Uint8Array | undefined;
 }
 
+/** A site that another tracer probes already. */
+export interface HeldSite {
+  /** Its process id. */
+  readonly tracer: number;
+  readonly mechanism: Mechanism | "call" | "other";
+  /** How many bytes its detour displaces. */
+  readonly lenBytes: number;
+  /** The slot that leads to the next detour of the site; that one leads on to the gate behind the slot. */
+  readonly slot: bigint;
+}
+
+/** Text that another tracer has changed, or relies on. */
+export interface HeldText {
+  readonly tracer: number;
+  readonly at: bigint;
+  readonly lenBytes: number;
+  /** Changed; else only to stay as it is. */
+  readonly isWritten: boolean;
+}
+
+/** What other tracers have planted in a target. */
+export interface OtherTracers {
+  readonly sites: ReadonlyMap<bigint, HeldSite>;
+  readonly text: readonly HeldText[];
+}
+
 /** Plans for all sites of one image, in order. */
 export function planSites(code: ImageCode, sites: readonly bigint[], options: PlanOptions): PlannedSite[] {
+  const held = options.others?.sites;
+  if (held === undefined || held.size === 0) return planFree(code, sites, options);
+  // Sites of others are armed ones, but for those that are asked for: there this comes before what is armed.
+  const wanted = new Set(sites);
+  const armed = [...(options.armed ?? []), ...[...held.keys()].filter((at) => !wanted.has(at))];
+  const free = sites.filter((at) => !held.has(at));
+  const joint = sites.filter((at) => held.has(at));
+  const plans = new Map<bigint, PlannedSite>();
+  for (const plan of planFree(code, free, { ...options, armed: [...armed, ...joint] }))
+    plans.set(plan.at, plan);
+  for (const at of joint) plans.set(at, planHeld(code, at, held.get(at)!, options));
+  return sites.map((at) => plans.get(at)!);
+}
+
+/** A site that another tracer has changed: what it displaces is displaced here as well, and the text stays as it is. */
+function planHeld(code: ImageCode, at: bigint, held: HeldSite, options: PlanOptions): PlannedSite {
+  const { tracer, mechanism } = held;
+  const refuse = (refusal: Refusal): PlannedSite => ({
+    kind: "refused",
+    at,
+    image: code.image.name,
+    refused: [{ mechanism: "jump", refusal }],
+  });
+  if (mechanism === "call") return refuse({ reason: "other-tracer-calls", at, tracer });
+  const result = code.regionOfLength(at, held.lenBytes);
+  if (mechanism === "other" || result === undefined)
+    return refuse({ reason: "other-tracer-displaces", at, tracer });
+  const refused: RefusedRung[] = [];
+  const plan = tryRung(code, at, mechanism, result, refused, { ...options, others: undefined });
+  return plan === undefined ? { kind: "refused", at, image: code.image.name, refused } : { ...plan, held };
+}
+
+function planFree(code: ImageCode, sites: readonly bigint[], options: PlanOptions): PlannedSite[] {
   const { mechanism, alone } = options;
   const forced: Refusal = { reason: "other-mechanism-forced", mechanism };
   const refused = sites.map((): RefusedRung[] => []);
@@ -140,6 +203,9 @@ function planRoutes(
 ): RouteResult[] {
   const { alone = false, armed = [], places } = options;
   const claims = new TextClaims(alone ? armed : [...sites, ...armed]);
+  for (const text of options.others?.text ?? [])
+    if (text.isWritten) claims.write(text.at, text.lenBytes);
+    else claims.keep(text.at, text.lenBytes);
   if (!alone) for (const plan of plans) if (plan) claims.write(plan.region.start, plan.region.lenBytes);
   const planner = new RoutePlanner(code, { places, claims, alone });
   return planner.plan(left.map((i) => sites[i]!));
@@ -165,7 +231,8 @@ function tryRung(
       ? (findBarred(at, 1, options) ?? result.refusal)
       : (findBarred(result.region.start, result.region.lenBytes, options) ??
         findUnrelocatable(result.region) ??
-        findDifference(code, result.region, options));
+        findDifference(code, result.region, options) ??
+        findOtherTracer(result.region, mechanism, options));
   if (refusal !== undefined || result.kind === "refused") {
     if (refusal !== undefined) refused.push({ mechanism, refusal });
     return undefined;
@@ -193,6 +260,17 @@ function tryRung(
 function findBarred(at: bigint, lenBytes: number, { blacklist }: PlanOptions): Refusal | undefined {
   const entry = blacklist?.find(at, lenBytes);
   return entry === undefined ? undefined : { reason: "blacklisted", at, entry };
+}
+
+/** Another tracer's bytes among those that are to be changed. */
+function findOtherTracer(
+  { start, lenBytes }: Region,
+  mechanism: Mechanism,
+  { others }: PlanOptions,
+): Refusal | undefined {
+  const end = start + BigInt(mechanism === "int3" ? 1 : lenBytes);
+  const text = others?.text.find(({ at, lenBytes: length }) => at < end && at + BigInt(length) > start);
+  return text && { reason: "other-tracer-in-region", at: text.at, tracer: text.tracer };
 }
 
 function findDifference(code: ImageCode, region: Region, options: PlanOptions): Refusal | undefined {

@@ -26,6 +26,12 @@ export type Refusal =
   | { readonly reason: "landing-not-mapped"; readonly at: bigint }
   | { readonly reason: "return-address-claimed"; readonly at: bigint }
   | { readonly reason: "override-under-shadow-stack"; readonly at: bigint }
+  /** Another tracer changes or relies on these bytes. */
+  | { readonly reason: "other-tracer-in-region"; readonly at: bigint; readonly tracer: number }
+  /** Another tracer displaces other bytes at the same site. */
+  | { readonly reason: "other-tracer-displaces"; readonly at: bigint; readonly tracer: number }
+  /** Another tracer has made a call of the site. */
+  | { readonly reason: "other-tracer-calls"; readonly at: bigint; readonly tracer: number }
   | { readonly reason: "other-mechanism-forced"; readonly mechanism: string };
 
 /** Why a function cannot have a return probe by a hijacked return address. */
@@ -106,6 +112,12 @@ export function refusalText(
       return `no more memory is spent on landings, and ${print(refusal.at)} needs one`;
     case "landing-not-mapped":
       return `the landing at ${print(refusal.at)} could not be mapped`;
+    case "other-tracer-in-region":
+      return `process ${refusal.tracer} traces it, too, and its probes need the text at ${print(refusal.at)}`;
+    case "other-tracer-displaces":
+      return `process ${refusal.tracer} probes ${print(refusal.at)}, too, in another way`;
+    case "other-tracer-calls":
+      return `process ${refusal.tracer} probes ${print(refusal.at)}, too, by a call`;
     case "other-mechanism-forced":
       return `${refusal.mechanism} was asked for`;
     case "not-a-function-entry":

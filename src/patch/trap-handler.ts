@@ -11,7 +11,8 @@
  *                                           → rip = site: it was disarmed after the thread had trapped
  *     else                                  → the application's trap
  *
- * The application's trap goes to the handler that was there before, called exactly as the kernel would have. Where
+ * The application's trap goes to the handler that was there before, called exactly as the kernel would have: perhaps the
+ * handler of another session. What was there before is looked up beside the code, where whoever leaves takes itself out. Where
  * the action was the default one (or to ignore, which the kernel does not do for a real breakpoint), the default
  * is set again and the signal sent to the thread itself, so that the process dies of SIGTRAP.
  *
@@ -23,6 +24,7 @@
  * si_code at +8. System calls: rt_sigaction 13, rt_sigreturn 15, getpid 39, gettid 186, tgkill 234.
  */
 import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
+import type { Label } from "../x86/assembler.ts";
 import { R8, R9, R10, RAX, RCX, RDI, RDX, RSI } from "../x86/registers.ts";
 import { type TrapTable, trapTableHash } from "./trap-table.ts";
 
@@ -68,6 +70,8 @@ export interface TrapHandlerSpec {
 export interface TrapHandler extends WrittenCode {
   /** To be set for SIGTRAP while any site is armed with int3. */
   readonly action: SignalAction;
+  /** Where in `bytes` the previous action is kept. */
+  readonly previousOffset: number;
   /** Where the copy of the table begins in `bytes`; `TableWrite` offsets count from here. */
   readonly tableOffset: number;
 }
@@ -89,6 +93,7 @@ export function emitTrapHandler(spec: TrapHandlerSpec): TrapHandler {
   const found = asm.label("found");
   const retry = asm.label("retry");
   const search = asm.label("search");
+  const previousLabel = asm.label("previous action");
   const isBreakpoint = asm.label("breakpoint");
 
   const entry = asm.here("handler");
@@ -141,12 +146,16 @@ export function emitTrapHandler(spec: TrapHandlerSpec): TrapHandler {
   asm.ret();
 
   asm.bind(foreign);
-  emitForeign(writer, spec);
+  emitForeign(writer, spec, previousLabel);
 
   asm.align(16, "int3");
   writer.note("return from the signal; unwinders know these bytes");
   const restorer = asm.here("restorer");
   asm.bytes([0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05]); // mov rax, 15; syscall
+  asm.align(8, "int3");
+  writer.note("the previous action", true);
+  asm.bind(previousLabel);
+  asm.bytes(encodeSignalAction(previous));
   asm.align(64, "int3");
   writer.note("sites and their detours", true);
   asm.bind(tableLabel);
@@ -156,6 +165,7 @@ export function emitTrapHandler(spec: TrapHandlerSpec): TrapHandler {
   const inherited = previous.flags & (SA_ONSTACK | SA_RESTART);
   return {
     ...written,
+    previousOffset: asm.offsetOf(previousLabel),
     tableOffset: asm.offsetOf(tableLabel),
     action: {
       handler: asm.addressOf(entry),
@@ -171,33 +181,31 @@ function isHandler(action: SignalAction): boolean {
   return action.handler > 1n;
 }
 
-function emitForeign(writer: CodeWriter, spec: TrapHandlerSpec): void {
+function emitForeign(writer: CodeWriter, spec: TrapHandlerSpec, previousAction: Label): void {
   const { asm } = writer;
   const { previous } = spec;
-  if (isHandler(previous)) {
-    const spent = asm.label("spent");
-    const isOnce = (previous.flags & SA_RESETHAND) !== 0n && spec.resetWord !== undefined;
-    if (isOnce) {
-      writer.note("the application's handler wanted to be called once");
-      asm.movImm(RAX, 1, 32);
-      asm.movImm(RCX, spec.resetWord);
-      asm.xchg({ base: RCX }, RAX);
-      asm.test(RAX, RAX);
-      asm.jcc("ne", spent);
-    }
-    writer.note("the application's handler");
-    asm.movImm(RAX, previous.handler);
-    asm.jmpTo(RAX);
-    if (!isOnce) return;
-    asm.bind(spent);
-  } else if (previous.handler === 1n) {
-    const isForced = asm.label("forced");
-    writer.note("ignored, unless an instruction raised it");
-    asm.cmpImm({ base: RSI, disp: SI_CODE }, 0, 32);
-    asm.jcc("g", isForced);
-    asm.ret();
-    asm.bind(isForced);
+  const isDefault = asm.label("default");
+  const isIgnored = asm.label("ignored");
+  writer.note("the handler that was there before: 0 is the default action, 1 to ignore");
+  asm.mov(RAX, { ripTo: previousAction });
+  asm.cmpImm(RAX, 1);
+  asm.jcc("b", isDefault);
+  asm.jcc("e", isIgnored);
+  if ((previous.flags & SA_RESETHAND) !== 0n && spec.resetWord !== undefined) {
+    writer.note("the application's handler wanted to be called once");
+    asm.movImm(R10, 1, 32);
+    asm.movImm(RCX, spec.resetWord);
+    asm.xchg({ base: RCX }, R10);
+    asm.test(R10, R10);
+    asm.jcc("ne", isDefault);
   }
+  asm.jmpTo(RAX);
+  asm.bind(isIgnored);
+  writer.note("ignored, unless an instruction raised it");
+  asm.cmpImm({ base: RSI, disp: SI_CODE }, 0, 32);
+  asm.jcc("g", isDefault);
+  asm.ret();
+  asm.bind(isDefault);
   emitDefault(writer);
 }
 

@@ -37,7 +37,7 @@ test("what is written is read back", () => {
       slotOffset: 0,
       returnAddressOffset: 8,
     });
-    journal.setTrapAction(new Uint8Array(32).fill(7), 0xabcn);
+    journal.setTrapAction({ previous: new Uint8Array(32).fill(7), handler: 0xabcn, previousAt: 0xbcdn });
     journal.addMemory("code", 0x9000n, 65536);
     journal.addMemory("memory", 0xa000n, 4096);
     const record = journal.addSite(site);
@@ -50,8 +50,8 @@ test("what is written is read back", () => {
     isLeft: false,
     privateMemory: { at: 0x5000n, lenBytes: 8192 },
     returnTable: { at: 0x6000n, entries: 64, entryBytes: 16, slotOffset: 0, returnAddressOffset: 8 },
-    trapAction: { previous: new Uint8Array(32).fill(7), handler: 0xabcn },
-    sites: [{ kind: "site", state: "armed", ...site }],
+    trapAction: { previous: new Uint8Array(32).fill(7), handler: 0xabcn, previousAt: 0xbcdn },
+    sites: [{ kind: "site", record: 2, state: "armed", ...site }],
     kept: [{ kind: "kept", state: "planned", at: 0x7f00_1234_5680n, bytes: Uint8Array.of(0x90, 0xc3) }],
     hooks: [{ kind: "hook", state: "planned", ...hook }],
     memory: [

@@ -11,7 +11,7 @@
  *       8  version u32                64  return table: address, 72 entries, 76 entry bytes, 80 slot offset, 84 address offset
  *      12  record capacity u32        88  SIGTRAP: 0 untouched, 1 our handler is (about to be) installed
  *      16  records in use u32         96  the application's struct sigaction (32 bytes)
- *      20  flags u32: 1 left         128  our handler's address
+ *      20  flags u32: 1 left         128  our handler's address, 92 how far behind it its copy of that struct lies u32
  *      24  tracer pid u32
  *      32  tracer start time u64     136  length of the whole shared memory
  *      40  target pid u32               144  scratch for system calls (104 bytes)
@@ -48,6 +48,21 @@ const KIND_HOOK = 5;
 const FLAGS = 20;
 const FLAG_LEFT = 1;
 
+/** A word to be written into a journal by others than its writer. */
+export interface JournalWrite {
+  readonly offset: number;
+  readonly bytes: Uint8Array;
+}
+
+/** Says that the session has ended and that the rest is there for others. */
+export const leftMark: JournalWrite = { offset: FLAGS, bytes: Uint8Array.of(FLAG_LEFT, 0, 0, 0) };
+
+/** Says that what a record stands for is undone. */
+export const removedMark = (record: number): JournalWrite => ({
+  offset: HEADER_BYTES + record * RECORD_BYTES + 3,
+  bytes: Uint8Array.of(states.indexOf("removed")),
+});
+
 export type JournalState = "planned" | "armed" | "removed";
 const states: readonly JournalState[] = ["planned", "armed", "removed"];
 
@@ -76,13 +91,15 @@ export interface JournalHeader {
 }
 
 /** What a session says about a site that it is about to change. */
-export type NewJournalSite = Omit<JournalSite, "kind" | "state" | "leadsTo" | "copyOffset"> & {
+export type NewJournalSite = Omit<JournalSite, "kind" | "record" | "state" | "leadsTo" | "copyOffset"> & {
   readonly leadsTo?: bigint;
   readonly copyOffset?: number;
 };
 
 export interface JournalSite {
   readonly kind: "site";
+  /** Its number in the journal. */
+  readonly record: number;
   readonly at: bigint;
   readonly mechanism: JournalMechanism;
   readonly state: JournalState;
@@ -127,6 +144,15 @@ export interface JournalMemory {
   readonly state: JournalState;
 }
 
+/** How SIGTRAP was changed. */
+export interface JournalTrapAction {
+  /** What it did before, as of the time when the handler was installed. */
+  readonly previous: Uint8Array;
+  readonly handler: bigint;
+  /** Where the handler keeps it, and looks it up: whoever leaves takes itself out of there. */
+  readonly previousAt: bigint;
+}
+
 export interface JournalContents {
   readonly header: JournalHeader;
   /** Whether its session has ended in order and left the rest to those who hook into its detours. */
@@ -134,7 +160,7 @@ export interface JournalContents {
   readonly privateMemory: { readonly at: bigint; readonly lenBytes: number } | undefined;
   readonly returnTable: ReturnTable | undefined;
   /** What SIGTRAP did before our handler; undefined when it was never touched. */
-  readonly trapAction: { readonly previous: Uint8Array; readonly handler: bigint } | undefined;
+  readonly trapAction: JournalTrapAction | undefined;
   readonly sites: readonly JournalSite[];
   readonly kept: readonly JournalKept[];
   readonly hooks: readonly JournalHook[];
@@ -187,9 +213,10 @@ export class Journal {
   }
 
   /** To be called before SIGTRAP's action is changed. */
-  setTrapAction(previous: Uint8Array, handler: bigint): void {
+  setTrapAction({ previous, handler, previousAt }: JournalTrapAction): void {
     this.#bytes.set(previous.subarray(0, 32), 96);
     this.#view.setBigUint64(128, handler, true);
+    this.#view.setUint32(92, Number(previousAt - handler), true);
     this.#view.setUint32(88, 1, true);
   }
 
@@ -313,6 +340,7 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
       const mechanism = mechanisms[bytes[base + 2]!] ?? "none";
       sites.push({
         kind: "site",
+        record,
         at,
         state,
         mechanism,
@@ -351,7 +379,11 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
     trapAction:
       view.getUint32(88, true) === 0
         ? undefined
-        : { previous: bytes.slice(96, 128), handler: view.getBigUint64(128, true) },
+        : {
+            previous: bytes.slice(96, 128),
+            handler: view.getBigUint64(128, true),
+            previousAt: view.getBigUint64(128, true) + BigInt(view.getUint32(92, true)),
+          },
     sites,
     kept,
     hooks,

@@ -21,7 +21,7 @@ import type {
   Transaction,
 } from "../target/target.ts";
 import type { Journal } from "./journal.ts";
-import { trapBytes } from "./restoration.ts";
+import { trapBytes } from "./site-state.ts";
 
 /** The part of a target that is needed here. */
 export interface CommitPort {
@@ -40,6 +40,8 @@ export interface PointCode {
   readonly copyOffset?: number;
   /** From each displaced instruction's place in the text to its copy in the detour. */
   readonly twins: readonly Move[];
+  /** The site belongs to another session: this is written instead of the site. */
+  readonly hook?: PointHook | undefined;
   /** For a site that is too short for a jump of its own: `jumpBytes` are the first step of this way. */
   readonly route?: PointRoute | undefined;
   /** `jumpBytes` are a call over NOPs: `twins` lead from those behind the first to behind the call, and never back. */
@@ -51,6 +53,19 @@ export interface Redirection {
   readonly point: ProbePoint;
   /** The call and where it leads; undefined: the NOPs come back. */
   readonly to: { readonly callBytes: Uint8Array; readonly detour: bigint } | undefined;
+}
+
+/** How a detour is chained to that of another session. */
+export interface PointHook {
+  /** The slot of the other one's detour. */
+  readonly slot: bigint;
+  /** What the slot holds, and what leads from it to the detour. */
+  readonly oldBytes: Uint8Array;
+  readonly newBytes: Uint8Array;
+  /** Where in the detour the jump stands that leads on. */
+  readonly linkOffset: number;
+  /** By what the other one's site leads there. */
+  readonly mechanism: "jump" | "punned" | "int3";
 }
 
 /** The way of a punned site to its detour. */
@@ -173,7 +188,9 @@ export class ProbeSet {
         const record = this.#journal.addSite({ at, oldBytes, newBytes, mechanism: kind, detour, leadsTo });
         return { ...side, record, isWritten: false };
       });
-      const newBytes = code.jumpBytes ?? trapBytes(code.oldBytes);
+      // A route cannot change owners: such a site is never put back by this record.
+      const isOthersRoute = code.hook?.mechanism === "punned";
+      const newBytes = isOthersRoute ? code.oldBytes : (code.jumpBytes ?? trapBytes(code.oldBytes));
       const { at, oldBytes, detour, copyOffset = 0, route } = code;
       const leadsTo = route?.leadsTo ?? 0n;
       const mechanism = upperMechanism(code);
@@ -188,6 +205,17 @@ export class ProbeSet {
         leadsTo,
         copyOffset,
       });
+      if (code.hook !== undefined) {
+        const { slot, linkOffset } = code.hook;
+        this.#journal.addHook({
+          at: slot,
+          oldBytes: code.hook.oldBytes,
+          newBytes: code.hook.newBytes,
+          detour,
+          site: at,
+          linkOffset,
+        });
+      }
       return { ...code, sides, record, mechanism: "none", isIdle: false };
     });
     const wanted = points.map((point) => ({ point, poke: pokeToArm(point) }));
@@ -321,7 +349,9 @@ export class ProbeSet {
 }
 
 /** What the point is to have in the end. */
-function upperMechanism({ jumpBytes, route, isCall }: PointCode): "call" | "jump" | "punned" | "int3" {
+function upperMechanism(code: PointCode): "call" | "jump" | "punned" | "int3" {
+  const { jumpBytes, route, isCall, hook } = code;
+  if (hook !== undefined) return hook.mechanism;
   if (jumpBytes === undefined) return "int3";
   return isCall === true ? "call" : route === undefined ? "jump" : "punned";
 }
@@ -330,8 +360,8 @@ function upperMechanism({ jumpBytes, route, isCall }: PointCode): "call" | "jump
 const goalOf = ({ jumpBytes, detour, isIdle }: ProbePoint): Redirection["to"] =>
   isIdle || jumpBytes === undefined ? undefined : { callBytes: jumpBytes, detour };
 
-function isLower({ mechanism }: ProbePoint): boolean {
-  return mechanism === "none" || mechanism === "int3";
+function isLower({ mechanism, hook }: ProbePoint): boolean {
+  return hook === undefined && (mechanism === "none" || mechanism === "int3");
 }
 
 /** A thread may stand at the first byte: it will execute the jump. */
@@ -341,6 +371,10 @@ function interiorMoves({ at, oldBytes, twins }: Pick<PointCode, "at" | "oldBytes
 }
 
 function pokeToArm(point: PointCode): SitePoke {
+  if (point.hook !== undefined) {
+    const { slot, oldBytes, newBytes } = point.hook;
+    return { at: slot, expect: oldBytes, write: newBytes, fallback: undefined, moves: [] };
+  }
   return point.jumpBytes === undefined ? pokeToTrap(point) : pokeToJump(point, point.oldBytes);
 }
 

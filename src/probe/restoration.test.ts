@@ -1,10 +1,12 @@
 import { describe, expect, test } from "vitest";
 import type { Move } from "../target/target.ts";
 import type { JournalContents, JournalSite } from "./journal.ts";
-import { planRestoration, siteState } from "./restoration.ts";
+import { planRestoration } from "./restoration.ts";
+import { siteState } from "./site-state.ts";
 
 const site: JournalSite = {
   kind: "site",
+  record: 0,
   at: 0x1000n,
   mechanism: "jump",
   state: "armed",
@@ -29,7 +31,7 @@ const journal: JournalContents = {
   header: { tracerPid: 1, tracerStart: 0n, targetPid: 2, sharedBytes: 4096 },
   privateMemory: { at: 0x5000n, lenBytes: 0x1000 },
   returnTable: undefined,
-  trapAction: { previous: new Uint8Array(32).fill(3), handler: 0x9900n },
+  trapAction: { previous: new Uint8Array(32).fill(3), handler: 0x9900n, previousAt: 0x9a00n },
   isLeft: false,
   kept: [],
   hooks: [],
@@ -42,8 +44,17 @@ const journal: JournalContents = {
 const journalMemory = { start: 0x6000n, end: 0x7000n };
 
 function plan(trapHandler: bigint) {
+  const trap = { current: trapHandler, previous: new Uint8Array(32).fill(3), chained: undefined };
   const found = [site.newBytes, site.oldBytes, Uint8Array.of(0x90, 0x90, 0x90, 0x90, 0x90)];
-  return planRestoration({ journal, journalMemory, found, trapHandler, moves: [] });
+  return planRestoration({
+    journal,
+    journalMemory,
+    found,
+    trap,
+    moves: [],
+    others: [],
+    read: () => undefined,
+  });
 }
 
 test("only what holds our bytes is put back, and what somebody else wrote is reported", () => {
@@ -56,6 +67,7 @@ test("only what holds our bytes is put back, and what somebody else wrote is rep
       write: site.oldBytes,
       fallback: site.oldBytes,
       moves: [],
+      isSide: false,
       hasNoStart: false,
     },
   ]);
@@ -83,8 +95,10 @@ function restore(sites: readonly JournalSite[], moves: readonly Move[]) {
     journal: { ...journal, sites, trapAction: undefined },
     journalMemory,
     found: sites.map(({ newBytes }) => newBytes),
-    trapHandler: undefined,
+    trap: undefined,
     moves,
+    others: [],
+    read: () => undefined,
   });
 }
 

@@ -4,50 +4,22 @@
  *
  * A record says what may have been written. What is there now decides: a site is put back only if it holds exactly what
  * was to be written there, as a jump or as an `int3`; a site that holds its old bytes needs nothing; anything else was
- * written by somebody else and is left alone and reported.
+ * written by somebody else and is left alone and reported. What other sessions have of the same site stays theirs
+ * (site-chains.ts).
  */
-import type { AddrRange, Move, RemoteCall, SitePoke, Transaction } from "../target/target.ts";
+import type { AddrRange, Move, RemoteCall, ReturnTable, SitePoke, Transaction } from "../target/target.ts";
 import { isBesideSite, type JournalContents, type JournalSite } from "./journal.ts";
+import { isInReturnWindow } from "./return-window.ts";
+import { membersBySite, type ReadText, type Unchaining, unchain } from "./site-chains.ts";
+import { siteState } from "./site-state.ts";
 
-const INT3 = 0xcc;
-/** `e8 rel32` */
-const CALL = 0xe8;
-const CALL_BYTES = 5;
 const SYS_MUNMAP = 11;
 const SYS_RT_SIGACTION = 13;
 const SIGTRAP = 5n;
 /** `struct sigaction` as the kernel takes it: handler, flags, restorer, and a mask of this many bytes. */
 const SIGSET_BYTES = 8n;
-/** Offset in `struct sigaction` of the handler. */
+/** Where no old action is asked for. */
 const NO_POINTER = 0n;
-
-export type SiteState = "jump" | "int3" | "original" | "foreign";
-
-/**
- * What a site holds now, `found` being as long as the record's bytes. A `call` leads now here, now there, and a tracer may
- * have died between saying so and doing it: what calls our own code is ours.
- */
-export function siteState(site: JournalSite, found: Uint8Array, code: readonly AddrRange[] = []): SiteState {
-  if (same(found, site.oldBytes)) return "original";
-  if (same(found, trapBytes(site.oldBytes))) return "int3";
-  if (same(found, site.newBytes)) return "jump";
-  if (site.mechanism === "call" && found[0] === CALL && found.length === CALL_BYTES) {
-    const to = site.at + BigInt(CALL_BYTES) + BigInt(new DataView(found.slice().buffer).getInt32(1, true));
-    if (code.some(({ start, end }) => to >= start && to < end)) return "jump";
-  }
-  return "foreign";
-}
-
-/** `cc` over the first byte; the rest of the region stays as it is. */
-export function trapBytes(oldBytes: Uint8Array): Uint8Array {
-  const bytes = oldBytes.slice();
-  bytes[0] = INT3;
-  return bytes;
-}
-
-function same(a: Uint8Array, b: Uint8Array): boolean {
-  return a.length === b.length && a.every((byte, index) => byte === b[index]);
-}
 
 export interface RestorationInput {
   readonly journal: JournalContents;
@@ -55,10 +27,24 @@ export interface RestorationInput {
   readonly journalMemory: AddrRange;
   /** What each site of the journal holds now, in the journal's order. */
   readonly found: readonly Uint8Array[];
-  /** What handles SIGTRAP in the target now; undefined where that does not matter. */
-  readonly trapHandler: bigint | undefined;
+  /** How SIGTRAP is handled in the target now; undefined where the journal has not changed it. */
+  readonly trap: TrapChain | undefined;
   /** From copies of instructions in detours to their originals; empty when another tracer made the detours. */
   readonly moves: readonly Move[];
+  /** Journals of other sessions in the target. */
+  readonly others: readonly JournalContents[];
+  /** What the places of `placesOf` hold now, for all sites that others have as well. */
+  readonly read: ReadText;
+}
+
+/** Handlers of SIGTRAP in the target. */
+export interface TrapChain {
+  /** The one that the kernel calls. */
+  readonly current: bigint;
+  /** What the journal's own handler hands foreign traps on to now: a `struct sigaction`. */
+  readonly previous: Uint8Array;
+  /** Where the handler of another session keeps the address of this one as what was there before it. */
+  readonly chained: { readonly at: bigint; readonly bytes: Uint8Array } | undefined;
 }
 
 export interface Restoration {
@@ -67,6 +53,8 @@ export interface Restoration {
   readonly restored: number;
   /** Sites that hold neither the old bytes nor ours. */
   readonly foreign: readonly JournalSite[];
+  /** Sites whose text has to stay for another session, and with it all memory. */
+  readonly husks: readonly JournalSite[];
 }
 
 /** The transaction that puts everything back. It frees memory only in a stop in which nobody uses the code. */
@@ -80,13 +68,30 @@ export function planRestoration(input: RestorationInput): Restoration {
     .filter((memory) => memory.kind === "code" && memory.state !== "removed")
     .map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) }));
   let restored = 0;
+  const unchained = unchainings(input);
+  const husks: JournalSite[] = [];
   // What a site needs stands before it in the journal, and goes after it.
   for (let index = journal.sites.length - 1; index >= 0; index--) {
     const site = journal.sites[index]!;
+    const shared = unchained.get(site);
+    if (shared !== undefined && shared.kind !== "alone") {
+      sites.push(...shared.pokes);
+      if (journal.trapAction !== undefined) trapSites.push(site.at);
+      moves.keepOutOf(site);
+      if (shared.pokes.length > 0) restored++;
+      if (shared.kind === "passed-on") continue;
+      husks.push(site);
+      // What its way to the detour needs stands right before it.
+      while (index > 0 && isBesideSite(journal.sites[index - 1]!.mechanism)) {
+        index--;
+        moves.keepOutOf(journal.sites[index]!);
+      }
+      continue;
+    }
     const state = siteState(site, found[index]!, code);
     // A trap may have been taken just before the byte was changed from `int3` to something else.
     if (journal.trapAction !== undefined) trapSites.push(site.at);
-    if (state === "foreign") foreign.push(site);
+    if (state === "foreign" && !isOthers(site, found[index]!, input.others)) foreign.push(site);
     if (state !== "jump" && state !== "int3") continue;
     const isBeside = isBesideSite(site.mechanism);
     if (!isBeside) restored++;
@@ -101,20 +106,73 @@ export function planRestoration(input: RestorationInput): Restoration {
       hasNoStart: site.mechanism === "padding",
     });
   }
+  const isHusk = husks.length > 0;
+  if (!isHusk && input.trap?.chained !== undefined && input.trap.current !== journal.trapAction?.handler) {
+    const { at, bytes } = input.trap.chained;
+    sites.push({ at, expect: bytes, write: input.trap.previous, fallback: undefined, moves: [] });
+  }
   return {
     transaction: {
       sites,
       moves: moves.others,
       trapSites,
-      returnTables: journal.returnTable === undefined ? [] : [journal.returnTable],
-      vacate: code,
+      returnTables: returnTables(input, code),
+      vacate: isHusk ? [] : [...code, ...usersOf(input)],
       usesTraps: false,
-      finalCalls: finalCalls(input, code),
+      finalCalls: isHusk ? [] : finalCalls(input, code),
       why: "restore",
     },
     restored,
     foreign,
+    husks,
   };
+}
+
+/** For each site that others have as well: how it is taken out from among them. */
+function unchainings({ journal, others, read }: RestorationInput): Map<JournalSite, Unchaining> {
+  const unchained = new Map<JournalSite, Unchaining>();
+  if (others.length === 0) return unchained;
+  const shared = membersBySite(others);
+  for (const [at, [member]] of membersBySite([journal])) {
+    const rest = shared.get(at);
+    if (rest !== undefined) unchained.set(member!.site, unchain(member!, rest, read));
+  }
+  return unchained;
+}
+
+/** Whether what a site holds is what another session has written there since. */
+function isOthers(site: JournalSite, found: Uint8Array, others: readonly JournalContents[]): boolean {
+  const end = site.at + BigInt(found.length);
+  return others.some(({ sites }) =>
+    sites.some((other) => other.at < end && other.at + BigInt(other.newBytes.length) > site.at),
+  );
+}
+
+const codeOf = ({ memory }: JournalContents): AddrRange[] =>
+  memory
+    .filter(({ kind, state }) => kind === "code" && state !== "removed")
+    .map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) }));
+
+/** The tables that replaced return addresses are taken out of, and those of others that may lie between. */
+function returnTables({ journal, others }: RestorationInput, code: readonly AddrRange[]): ReturnTable[] {
+  if (journal.returnTable === undefined) return [];
+  const tables: ReturnTable[] = [{ ...journal.returnTable, stubs: code }];
+  for (const other of others)
+    if (other.returnTable !== undefined)
+      tables.push({ ...other.returnTable, stubs: codeOf(other), stays: true });
+  return tables;
+}
+
+/** Code of others in which a thread may just have read an address of this session's code. */
+function usersOf({ journal, others }: RestorationInput): AddrRange[] {
+  const users: AddrRange[] = [];
+  for (const other of others) {
+    if (journal.trapAction !== undefined && other.trapAction !== undefined)
+      users.push({ start: other.trapAction.handler, end: other.trapAction.previousAt });
+    if (journal.returnTable !== undefined && other.returnTable !== undefined)
+      users.push(...codeOf(other).filter(isInReturnWindow));
+  }
+  return users;
 }
 
 /** Where threads go on when the text is put back. */
@@ -141,6 +199,17 @@ class HomeMoves {
     return taken;
   }
 
+  /** The text of a site stays another's: only who has executed nothing of it goes back there. */
+  keepOutOf(site: JournalSite): void {
+    this.takeInto(site);
+    const toStart = this.#byTarget.get(site.at) ?? [];
+    const ways = [site.leadsTo, site.detour];
+    this.#byTarget.set(
+      site.at,
+      toStart.filter(({ from }) => ways.includes(from)),
+    );
+  }
+
   /** Those that nobody has taken. */
   get others(): Move[] {
     return [...this.#byTarget.values()].flat();
@@ -158,12 +227,8 @@ function finalCalls(input: RestorationInput, code: readonly AddrRange[]): Remote
   const { journal } = input;
   const calls: RemoteCall[] = [];
   const { trapAction } = journal;
-  if (trapAction !== undefined && input.trapHandler === trapAction.handler)
-    calls.push({
-      name: "rt_sigaction",
-      number: SYS_RT_SIGACTION,
-      args: [SIGTRAP, trapAction.previous, NO_POINTER, SIGSET_BYTES],
-    });
+  if (trapAction !== undefined && input.trap?.current === trapAction.handler)
+    calls.push(setTrapAction(input.trap.previous));
   for (const range of code) calls.push(unmap(range));
   for (const memory of journal.memory)
     if (memory.kind === "memory")

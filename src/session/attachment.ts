@@ -24,6 +24,7 @@ import {
   encodeSignalAction,
   returnTableBytes,
   returnTableEntries,
+  SIGNAL_ACTION_BYTES,
   TrapTable,
 } from "../patch/index.ts";
 import { LOAD_GATE_BYTES, loadGateWords } from "../patch/load-gate.ts";
@@ -41,13 +42,21 @@ import { CODE_NAME_PREFIX, CodeNames, siteName } from "./code-names.ts";
 import { CodeSpaces, NoCodeSpaceError } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
 import type { ChosenGate } from "./gate-level.ts";
+import { isStaying, markLeft, markRemoved, takeOutDead } from "./other-sessions.ts";
 import { PerfMap, type PerfMapResult } from "./perf-map.ts";
 import { type BuiltPoint, type PlannedPoint, PointBuilder, type RefusedPoint } from "./point-builder.ts";
 import { createStackMemory } from "./private-stack-memory.ts";
 import type { ProbeAccounts } from "./probe-accounts.ts";
 import { processorSource } from "./processor.ts";
 import { ProgramCompiler } from "./program-compiler.ts";
-import { findHeirs, type RestoreReport, restoreProcess } from "./restore-process.ts";
+import {
+  findChained,
+  findHeirs,
+  findJournalMappings,
+  type RestoreReport,
+  readOtherJournals,
+  restoreProcess,
+} from "./restore-process.ts";
 import type { SharedMapsLayout } from "./shared-maps.ts";
 
 const PAGE = 4096;
@@ -93,7 +102,8 @@ export class Attachment {
   perfMapResult: PerfMapResult | undefined;
   readonly #perfMap: PerfMap | undefined;
   readonly #journal: Journal;
-  readonly #journalMemory: AddrRange;
+  /** Where the session's own journal is mapped. */
+  readonly journalMemory: AddrRange;
   readonly #journalInode: bigint;
   readonly #journalMapping: Mapping;
   readonly #gateWords: Uint32Array;
@@ -126,7 +136,7 @@ export class Attachment {
     this.#perfMap = input.perfMap ? PerfMap.find(input.target.pid) : undefined;
     this.gate = input.gate;
     this.#journal = parts.journal;
-    this.#journalMemory = parts.journalMemory;
+    this.journalMemory = parts.journalMemory;
     this.#journalInode = parts.journalInode;
     this.#pidCacheAt = parts.privateAt;
     this.#lacksTid =
@@ -245,7 +255,7 @@ export class Attachment {
       for (const { at, bytes } of returnLookupWrites(this.#pidCacheAt, returnLookup))
         await this.target.write(at, bytes);
     }
-    await this.#addTraps(built.filter((point) => point.code.jumpBytes === undefined));
+    await this.#addTraps(built.filter((point) => point.plan.mechanism === "int3"));
     const report = await this.probes.arm(built.map((point) => point.code));
     this.builtPoints.push(...built);
     this.functionOps.adopt(built);
@@ -337,12 +347,35 @@ export class Attachment {
     // Nobody may wait at the loader for a tracer that is leaving.
     Atomics.store(this.#gateWords, loadGateWords.abandoned / 4, 1);
     this.acknowledgeLoads(this.#announced);
-    return await restoreProcess(this.target, this.#journalMemory, this.probes.homeMoves, wantsEvidence);
+    return await this.#restoreIn(this.target, wantsEvidence);
   }
 
   /** Puts back a child that the target has forked: it has the same memory at the same addresses. */
   async restoreHeir(heir: ProcessTarget, wantsEvidence = false): Promise<RestoreReport> {
-    return await restoreProcess(heir, this.#journalMemory, this.probes.homeMoves, wantsEvidence);
+    return await this.#restoreIn(heir, wantsEvidence);
+  }
+
+  /** Also frees what others had to leave until this session goes. */
+  async #restoreIn(target: ProcessTarget, wantsEvidence: boolean): Promise<RestoreReport> {
+    const own = this.journalMemory;
+    return await target.locked(async () => {
+      const report = await restoreProcess(target, own, this.probes.homeMoves, wantsEvidence);
+      if (isStaying(report)) await markLeft(target, own);
+      if (findJournalMappings(target.pid).some(({ start }) => start !== own.start))
+        await takeOutDead(target, own);
+      return report;
+    });
+  }
+
+  /** Says in the journal, when all children are put back as well, which of its sites nobody has to look at any more. */
+  async markRemoved(report: RestoreReport): Promise<void> {
+    if (report.husks.length === 0) return;
+    await markRemoved(this.target, this.journalMemory, report);
+  }
+
+  /** Whether the session's memory is in the target. */
+  get isPresent(): boolean {
+    return findJournalMappings(this.target.pid).some(({ start }) => start === this.journalMemory.start);
   }
 
   /** Processes that the target has forked and that carry copies of the probes. */
@@ -411,27 +444,45 @@ export class Attachment {
   ): Promise<void> {
     const lenBytes = table.bytes.length + PAGE;
     const [space] = await this.#spaces.provide([{ name: near.name, image: near.range, lenBytes }]);
-    const previous = await this.#previousTrapAction();
+    const old = this.#handler;
+    // Others who came before may have left meanwhile: the handler in use knows what is before it.
+    const previous =
+      old === undefined
+        ? await this.#currentTrapAction()
+        : await this.target.read(old.previousAt, SIGNAL_ACTION_BYTES);
     const handler = emitTrapHandler({ at: space!.next, table, previous: decodeSignalAction(previous) });
     space!.take(handler.bytes.length);
     await this.target.write(handler.at, handler.bytes);
-    this.#journal.setTrapAction(previous, handler.action.handler);
-    const [result] = await this.target.call([setTrapAction(encodeSignalAction(handler.action))]);
-    if (result !== 0n)
-      throw new Error(`install the trap handler in process ${this.target.pid}: error ${result}`);
+    const installed = {
+      handler: handler.action.handler,
+      previousAt: handler.at + BigInt(handler.previousOffset),
+    };
+    const action = encodeSignalAction(handler.action);
+    const chained = old && (await this.#findLaterHandler(old.handler));
+    this.#journal.setTrapAction({ previous, ...installed });
+    this.#handler = installed;
+    if (chained === undefined) {
+      const [result] = await this.target.call([setTrapAction(action)]);
+      if (result !== 0n)
+        throw new Error(`install the trap handler in process ${this.target.pid}: error ${result}`);
+    } else await this.target.write(chained.at, action);
     this.#trapTable = { table, at: handler.at + BigInt(handler.tableOffset) };
     this.names.add({ ...handler, name: `${CODE_NAME_PREFIX}trap-handler` });
   }
 
-  #previousAction: Uint8Array | undefined;
+  /** The handler in use. */
+  #handler: { readonly handler: bigint; readonly previousAt: bigint } | undefined;
 
-  /** What SIGTRAP did before this session: asked once. */
-  async #previousTrapAction(): Promise<Uint8Array> {
-    if (this.#previousAction !== undefined && this.#trapTable !== undefined) return this.#previousAction;
-    const scratch = this.#journalMemory.start + BigInt(JOURNAL_SCRATCH);
+  async #currentTrapAction(): Promise<Uint8Array> {
+    const scratch = this.journalMemory.start + BigInt(JOURNAL_SCRATCH);
     await this.target.call([askTrapAction(scratch)]);
-    this.#previousAction = await this.target.read(scratch, 32);
-    return this.#previousAction;
+    return await this.target.read(scratch, SIGNAL_ACTION_BYTES);
+  }
+
+  /** Where a session that came later keeps this handler as the one before its own. */
+  async #findLaterHandler(handler: bigint): Promise<{ readonly at: bigint } | undefined> {
+    const others = await readOtherJournals(this.target, this.journalMemory);
+    return await findChained(this.target, handler, others);
   }
 }
 

@@ -2,14 +2,13 @@
 
 import { type JournalContents, parseJournal } from "../probe/journal.ts";
 import { ProcessImages } from "../target/process/images.ts";
-import { readStat } from "../target/process/proc-fs.ts";
 import { type ProcessTarget, Tracer } from "../target/process/tracer.ts";
 import type { AddrRange } from "../target/target.ts";
-import { freeLeftMemory } from "./left-memory.ts";
 import type { DetachOptions, OutputFormat, SessionIo } from "./options.ts";
+import { type OtherSession, readOtherSessions, takeOutDead } from "./other-sessions.ts";
 import { Witness } from "./proof.ts";
 import { reportProof } from "./proof-report.ts";
-import { findJournalMappings, type RestoreReport, restoreProcess } from "./restore-process.ts";
+import { findJournalMappings, type RestoreReport } from "./restore-process.ts";
 import { SessionError } from "./session-error.ts";
 
 /** Restores each process. Returns 1 if one could not be restored completely. */
@@ -20,22 +19,24 @@ export async function detach(options: DetachOptions, io: SessionIo): Promise<num
     for (const pid of options.pids) {
       const target = await tracer.open(pid);
       try {
+        await target.lock();
         const journals = findJournalMappings(pid);
+        const sessions = await readOtherSessions(target);
+        const living = sessions.filter(({ isAlive }) => isAlive);
+        if (living.length > 0 && living.length === sessions.length) throw aliveError(pid, living[0]!);
         using proving = options.verify === true ? await DeadTracerProof.begin(target, journals) : undefined;
         let sites = 0;
-        for (const memory of journals) {
-          const bytes = await target.read(memory.start, Number(memory.end - memory.start));
-          if (!isEmpty(bytes)) checkTracerIsDead(pid, bytes);
-          else continue;
-          const report = await restoreProcess(target, memory, [], options.verify);
+        const { taken, freed } = await takeOutDead(target, undefined, options.verify);
+        for (const { session, report } of taken) {
           proving?.reports.push(report);
           sites += report.sites;
+          if (report.husks.length > 0 && living.length > 0)
+            io.err.write(describeHusk(pid, session.journal.header.tracerPid, living[0]!));
           if (report.occupants.length > 0 || report.foreign.length > 0) {
             code = 1;
             io.err.write(describeRest(pid, report.occupants.length, report.foreign));
           }
         }
-        const freed = await freeLeftMemory(target);
         if (!options.quiet)
           io.out.write(
             options.format === "json"
@@ -43,6 +44,10 @@ export async function detach(options: DetachOptions, io: SessionIo): Promise<num
               : journals.length + freed === 0
                 ? `process ${pid} carries no probes\n`
                 : `process ${pid}: ${sites} sites restored, our memory freed\n`,
+          );
+        for (const { journal } of options.quiet ? [] : living)
+          io.err.write(
+            `process ${pid} still carries the probes of process ${journal.header.tracerPid}, which is alive\n`,
           );
         if (proving !== undefined && !(await proving.report(options.format, io))) code = 1;
       } finally {
@@ -95,27 +100,21 @@ function isEmpty(bytes: Uint8Array): boolean {
   return bytes.subarray(0, 8).every((byte) => byte === 0);
 }
 
-function checkTracerIsDead(pid: number, bytes: Uint8Array): void {
-  const { header } = parseJournal(bytes);
-  if (!isSameProcess(header.tracerPid, header.tracerStart)) return;
-  throw new SessionError(
+function aliveError(pid: number, { journal }: OtherSession): SessionError {
+  const { tracerPid } = journal.header;
+  return new SessionError(
     "tracer-alive",
-    {
-      operation: "detach",
-      object: `process ${pid}`,
-      reason: `its tracer, process ${header.tracerPid}, is alive`,
-    },
-    `end it with: kill -INT ${header.tracerPid}`,
+    { operation: "detach", object: `process ${pid}`, reason: `its tracer, process ${tracerPid}, is alive` },
+    `end it with: kill -INT ${tracerPid}`,
   );
 }
 
-export function isSameProcess(pid: number, startTicks: bigint): boolean {
-  try {
-    const stat = readStat(pid);
-    return stat.startTicks === startTicks && stat.state !== "Z" && stat.state !== "X";
-  } catch {
-    return false;
-  }
+function describeHusk(pid: number, tracer: number, living: OtherSession): string {
+  const other = living.journal.header.tracerPid;
+  return (
+    `trapline: detach: process ${pid}: process ${other} probes the same places as process ${tracer} did; ` +
+    "what that needs is freed when it ends\n"
+  );
 }
 
 function describeRest(pid: number, occupants: number, foreign: readonly bigint[]): string {

@@ -3,11 +3,12 @@
  * not recorded, and a descriptor of it that was not closed yet.
  */
 import { readdirSync, readlinkSync } from "node:fs";
+import type { JournalContents } from "../probe/journal.ts";
 import { processFolder, readMaps } from "../target/process/proc-fs.ts";
 import { STACKS_MEMORY_NAME } from "../target/process/signal-frames.ts";
 import { JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
-import type { RemoteCall } from "../target/target.ts";
+import type { AddrRange, RemoteCall } from "../target/target.ts";
 
 const SYS_CLOSE = 3;
 const SYS_MUNMAP = 11;
@@ -16,12 +17,31 @@ const paths = [JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME, STACKS_MEMORY_NAME].map(
   (name) => `/memfd:${name} (deleted)`,
 );
 
-/** Unmaps and closes it; returns how many pieces there were. To be called when no journal is left that needs them. */
-export async function freeLeftMemory(target: ProcessTarget): Promise<number> {
+/** Sessions that are in the process: their memory stays. */
+interface PresentSession {
+  readonly memory: AddrRange;
+  readonly journal: Pick<JournalContents, "memory">;
+}
+
+/**
+ * Unmaps and closes what belongs to none of the sessions; returns how many pieces there were. To be called under the lock, so
+ * that no tracer is about to enter in its journal what it has just mapped.
+ */
+export async function freeLeftMemory(
+  target: ProcessTarget,
+  sessions: readonly PresentSession[],
+): Promise<number> {
+  const inUse = sessions.flatMap(({ memory, journal }) => [
+    memory,
+    ...journal.memory.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) })),
+  ]);
+  // Protection splits a mapping into several.
+  const isInUse = (at: bigint) => inUse.some(({ start, end }) => at >= start && at < end);
   const { pid } = target;
   const calls: RemoteCall[] = [];
   for (const { start, end, path } of readMaps(pid))
-    if (paths.includes(path)) calls.push({ name: "munmap", number: SYS_MUNMAP, args: [start, end - start] });
+    if (paths.includes(path) && !isInUse(start))
+      calls.push({ name: "munmap", number: SYS_MUNMAP, args: [start, end - start] });
   for (const fd of readdirSync(`${processFolder(pid)}/fd`))
     if (isOurs(pid, fd)) calls.push({ name: "close", number: SYS_CLOSE, args: [BigInt(fd)] });
   if (calls.length > 0) await target.call(calls);

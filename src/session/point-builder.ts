@@ -5,7 +5,15 @@
 
 import type { ReturnLookup } from "../bpf/jit/index.ts";
 import { emitStackRoutines, type GateProgram, type StackRoutines } from "../gate/index.ts";
-import { type Detour, type DetourSpec, emitDetour, type PrivateStackHook } from "../patch/detour.ts";
+import {
+  type Detour,
+  type DetourSpec,
+  emitDetour,
+  linkOffset,
+  type PrivateStackHook,
+  SLOT,
+  SLOT_BYTES,
+} from "../patch/detour.ts";
 import type { FunctionTrampoline } from "../patch/function-trampoline.ts";
 import { patchOf, planAsTrap, type SitePlan } from "../patch/plan.ts";
 import type { Refusal } from "../patch/refusal.ts";
@@ -22,6 +30,7 @@ import {
 import { evictedBy, landingsOf, patchRoute, type RoutePatch } from "../patch/route.ts";
 import type { PointCode } from "../probe/probe-set.ts";
 import type { AddrRange, ReturnTable } from "../target/target.ts";
+import { encodeJump } from "../x86/punning.ts";
 import type { ImageCode } from "../x86/regions.ts";
 import { type Relocated, relocate } from "../x86/relocate.ts";
 import type { CodeSpace, CodeSpaces } from "./code-space.ts";
@@ -56,7 +65,8 @@ const RECORDS_OF_PUNNED = 7;
 /** Most records of the journal that the points will take. */
 export function journalRecords(points: readonly PlannedPoint[]): number {
   const punned = points.filter(({ plan }) => plan.mechanism === "punned").length;
-  return points.length + punned * (RECORDS_OF_PUNNED - 1);
+  const held = points.filter(({ plan }) => plan.held !== undefined).length;
+  return points.length + held + punned * (RECORDS_OF_PUNNED - 1);
 }
 
 /** A point whose code is in the target. */
@@ -336,12 +346,15 @@ export class PointBuilder {
         ? undefined
         : { trampoline: trampoline.stubs, claim: this.#returnSpace!.runtime.claim };
     const { plan } = planned;
+    if (plan.held !== undefined && !canChain(plan.held.slot, at))
+      return { refusal: { reason: "detour-out-of-reach", site: plan.held.slot, detour: at } };
+    const behind = plan.held && plan.held.slot + BigInt(SLOT_BYTES);
     const hooks = { returnHook, privateStack: this.#privateStack(planned) };
-    const detour = emitDetour({ plan, at, ...run, ...hooks });
+    const detour = emitDetour({ plan, at, ...run, ...hooks, behind });
     const routed = detour.kind === "refused" ? detour : emitRoute(plan, detour, unmapped);
     if (detour.kind !== "refused" && routed.kind !== "refused") return { plan, detour, route: routed.route };
     const refusal = detour.kind === "refused" ? detour.refusal : (routed as { refusal: Refusal }).refusal;
-    if (plan.mechanism === "int3") return { refusal };
+    if (plan.mechanism === "int3" || plan.held !== undefined) return { refusal };
     const lower = planAsTrap(planned.code, plan, refusal);
     if (lower.kind === "refused") return { refusal };
     const trap = emitDetour({ plan: lower, at, ...run, ...hooks });
@@ -449,6 +462,20 @@ function pointCode(plan: SitePlan, detour: Detour, route: BuiltPoint["route"]): 
     copyOffset: detour.displacedOffset,
     twins: toMoves(detour.twins),
   };
+  if (plan.held !== undefined && plan.mechanism !== "call") {
+    const { slot } = plan.held;
+    return {
+      ...common,
+      jumpBytes: plan.mechanism === "jump" ? patchOf(plan, "jump", detour.entry) : undefined,
+      hook: {
+        slot,
+        oldBytes: SLOT,
+        newBytes: getJump(slot, detour.entry),
+        linkOffset: linkOffset(detour.displacedOffset),
+        mechanism: plan.mechanism,
+      },
+    };
+  }
   if (route === undefined)
     return {
       ...common,
@@ -482,6 +509,20 @@ function callCode(plan: SitePlan, trampoline: bigint): PointCode {
     twins: region.insns.slice(1).map(({ addr }) => ({ from: addr, to: behind })),
     isCall: true,
   };
+}
+
+/** Whether the detours of two sessions can lead to each other; they are at most this long. */
+function canChain(slot: bigint, at: bigint): boolean {
+  const margin = BigInt(POINT_SPACE_BYTES);
+  return encodeJump(slot, at - margin) !== undefined && encodeJump(slot, at + margin) !== undefined;
+}
+
+/** A jump between two detours of one site, which both reach the site. */
+function getJump(from: bigint, to: bigint): Uint8Array {
+  const bytes = encodeJump(from, to);
+  if (bytes === undefined)
+    throw new Error(`chain detours: 0x${from.toString(16)} does not reach 0x${to.toString(16)}`);
+  return bytes;
 }
 
 function hasReturnProbe(point: PlannedPoint): boolean {

@@ -11,6 +11,7 @@ import {
   findOverrideRefusal,
   findReturnRefusal,
   type Mechanism,
+  type OtherTracers,
   type PlannedSite,
   type PlanOptions,
   planSites,
@@ -128,6 +129,8 @@ export interface ResolveOptions {
   readonly codes: CodeCache;
   /** Probe points that are armed already: their regions are not touched again. */
   readonly armed: readonly bigint[];
+  /** What other tracers have planted in the process. */
+  readonly others?: OtherTracers | undefined;
   /** Only these images are looked at; undefined: all. */
   readonly only?: ReadonlySet<MappedImage>;
   /** Where returns are probed: `auto` unless told. */
@@ -301,7 +304,7 @@ function planImage(
   sites: readonly Site[],
   options: ResolveOptions,
 ): PlannedImage {
-  const { mechanism, armed, returns: choice = "auto", returnObstacle: obstacle } = options;
+  const { mechanism, armed, others, returns: choice = "auto", returnObstacle: obstacle } = options;
   const functions = sites.filter(hasReturns).map(({ location }) => location.addr);
   const print = (at: bigint) => images.symbolize(at).text;
   const isGo = functions.length > 0 && isGoProgram(image);
@@ -313,6 +316,7 @@ function planImage(
     const planOptions: PlanOptions = {
       mechanism,
       armed,
+      others,
       places: landings,
       blacklist,
       callObstacle: (at) => findCallObstacle(at, places.get(at), options),

@@ -16,8 +16,8 @@ import {
 import { MemoryFile } from "../target/process/memory-file.ts";
 import { readStat } from "../target/process/proc-fs.ts";
 import type { AddrRange } from "../target/target.ts";
-import { isSameProcess } from "./detach.ts";
 import type { ReportOptions, SessionIo } from "./options.ts";
+import { isSameProcess } from "./other-sessions.ts";
 import { findJournalMappings } from "./restore-process.ts";
 
 /** More than any journal needs: a damaged record count must not make us read gigabytes. */
@@ -30,7 +30,9 @@ export type TracerState =
   /** The tracer that planted the probes is there. */
   | { readonly kind: "alive"; readonly pid: number }
   /** It has died without taking them out. */
-  | { readonly kind: "dead"; readonly pid: number };
+  | { readonly kind: "dead"; readonly pid: number }
+  /** It has taken them out, and left what another tracer's probes, or a thread in its code, still needed. */
+  | { readonly kind: "left"; readonly pid: number };
 
 /** What one session has done to one process. */
 export interface TracedProcessReport {
@@ -125,7 +127,10 @@ function readReport(pid: number, mapping: AddrRange): TracedProcessReport | Jour
   return {
     pid,
     comm: readStat(pid).comm,
-    tracer: { kind: isSameProcess(tracerPid, tracerStart) ? "alive" : "dead", pid: tracerPid },
+    tracer: {
+      kind: journal.isLeft ? "left" : isSameProcess(tracerPid, tracerStart) ? "alive" : "dead",
+      pid: tracerPid,
+    },
     forkedFrom: targetPid === pid ? undefined : targetPid,
     sitesByMechanism,
     journal,
@@ -153,6 +158,10 @@ export async function listTracedProcesses({ format }: ReportOptions, io: Session
     io.err.write(
       `the tracer of process ${pid} has died; to take its probes out: trapline detach -p ${pid}\n`,
     );
+  const needed = new Set(traced.filter(({ tracer }) => tracer.kind === "alive").map(({ pid }) => pid));
+  const remains = traced.filter(({ pid, tracer }) => tracer.kind === "left" && !needed.has(pid));
+  for (const pid of new Set(remains.map((process) => process.pid)))
+    io.err.write(`a tracer has left memory in process ${pid}; to free it: trapline detach -p ${pid}\n`);
   if (unreadable > 0)
     io.err.write(
       `skipped: ${unreadable} ${unreadable === 1 ? "process" : "processes"} that you may not look into\n`,

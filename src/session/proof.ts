@@ -12,7 +12,7 @@
  */
 import { readdirSync, readlinkSync } from "node:fs";
 import type { JournalContents } from "../probe/journal.ts";
-import { siteState } from "../probe/restoration.ts";
+import { siteState } from "../probe/site-state.ts";
 import { readMaps } from "../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";

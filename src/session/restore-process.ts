@@ -6,8 +6,10 @@
  * interrupted our code can hold it for longer; then the code stays, unreachable, with the journal, for whoever comes next.
  */
 import { readdirSync } from "node:fs";
-import { JOURNAL_SCRATCH, type JournalContents, parseJournal } from "../probe/journal.ts";
-import { askTrapAction, planRestoration } from "../probe/restoration.ts";
+import { SIGNAL_ACTION_BYTES } from "../patch/index.ts";
+import { JOURNAL_SCRATCH, type JournalContents, JournalError, parseJournal } from "../probe/journal.ts";
+import { askTrapAction, planRestoration, type TrapChain } from "../probe/restoration.ts";
+import { membersBySite, placesOf, type ReadText } from "../probe/site-chains.ts";
 import { type MapEntry, readMaps } from "../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
@@ -25,6 +27,8 @@ export interface RestoreReport {
   readonly returnsRestored: number;
   /** Who still uses our code: empty when everything is freed. */
   readonly occupants: readonly Occupant[];
+  /** Records of sites whose text had to stay for another session; all memory stays with them. */
+  readonly husks: readonly number[];
   /** Longest time that threads stood. */
   readonly stoppedNs: bigint;
   readonly stops: number;
@@ -51,6 +55,15 @@ export async function restoreProcess(
   moves: readonly Move[],
   wantsEvidence = false,
 ): Promise<RestoreReport> {
+  return await target.locked(() => restoreLocked(target, journalMemory, moves, wantsEvidence));
+}
+
+async function restoreLocked(
+  target: ProcessTarget,
+  journalMemory: AddrRange,
+  moves: readonly Move[],
+  wantsEvidence: boolean,
+): Promise<RestoreReport> {
   let firstJournal: JournalContents | undefined;
   let sites = 0;
   let returnsRestored = 0;
@@ -61,8 +74,10 @@ export async function restoreProcess(
     const found = await target.readMany(
       journal.sites.map(({ at, oldBytes }) => ({ at, lenBytes: oldBytes.length })),
     );
-    const trapHandler = await findTrapHandler(target, journal, journalMemory);
-    const plan = planRestoration({ journal, journalMemory, found, trapHandler, moves });
+    const others = await readOtherJournals(target, journalMemory);
+    const trap = await readTrapChain(target, journal, journalMemory, others);
+    const read = await readShared(target, journal, others, found);
+    const plan = planRestoration({ journal, journalMemory, found, trap, moves, others, read });
     const ours = wantsEvidence ? ourMemory(journal, journalMemory) : undefined;
     const report = await target.commit(
       ours === undefined ? plan.transaction : { ...plan.transaction, inspect: ours },
@@ -82,6 +97,7 @@ export async function restoreProcess(
         foreign: plan.foreign.map((site) => site.at),
         returnsRestored,
         occupants: report.occupants,
+        husks: plan.husks.map((site) => site.record),
         stoppedNs,
         stops,
         evidence: ours && {
@@ -154,17 +170,75 @@ function withoutUnmapped(journal: JournalContents, maps: readonly MapEntry[]): J
   };
 }
 
-/** The handler of SIGTRAP now; asked only where ours was installed. */
-async function findTrapHandler(
+/** The journals of other sessions in the process. One that is damaged is no journal. */
+export async function readOtherJournals(target: ProcessTarget, own?: AddrRange): Promise<JournalContents[]> {
+  const journals: JournalContents[] = [];
+  for (const memory of findJournalMappings(target.pid)) {
+    if (memory.start === own?.start) continue;
+    try {
+      journals.push(await readJournal(target, memory));
+    } catch (error) {
+      if (!(error instanceof JournalError)) throw error;
+    }
+  }
+  return journals;
+}
+
+/** The handlers of SIGTRAP now; asked only where one of this journal's was installed. */
+async function readTrapChain(
   target: ProcessTarget,
-  journal: JournalContents,
+  { trapAction }: JournalContents,
   memory: AddrRange,
-): Promise<bigint | undefined> {
-  if (journal.trapAction === undefined) return undefined;
+  others: readonly JournalContents[],
+): Promise<TrapChain | undefined> {
+  if (trapAction === undefined) return undefined;
   const scratch = memory.start + BigInt(JOURNAL_SCRATCH);
   await target.call([askTrapAction(scratch)]);
-  const word = await target.read(scratch, 8);
-  return new DataView(word.buffer, word.byteOffset).getBigUint64(0, true);
+  const current = firstWord(await target.read(scratch, 8));
+  const previous = await target.read(trapAction.previousAt, SIGNAL_ACTION_BYTES);
+  return { current, previous, chained: await findChained(target, trapAction.handler, others) };
+}
+
+/** Where another session's handler keeps this one as what was there before it. */
+export async function findChained(
+  target: ProcessTarget,
+  handler: bigint,
+  others: readonly JournalContents[],
+): Promise<TrapChain["chained"]> {
+  for (const other of others) {
+    if (other.trapAction === undefined) continue;
+    const at = other.trapAction.previousAt;
+    const bytes = await target.read(at, SIGNAL_ACTION_BYTES);
+    if (firstWord(bytes) === handler) return { at, bytes };
+  }
+  return undefined;
+}
+
+const firstWord = (bytes: Uint8Array): bigint =>
+  new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true);
+
+/** What is to be known of the sites that other sessions have as well. */
+async function readShared(
+  target: ProcessTarget,
+  journal: JournalContents,
+  others: readonly JournalContents[],
+  found: readonly Uint8Array[],
+): Promise<ReadText> {
+  const shared = membersBySite(others);
+  const own = membersBySite([journal]);
+  const places = [...own].flatMap(([at, members]) => {
+    const rest = shared.get(at);
+    return rest === undefined ? [] : placesOf([...members, ...rest]);
+  });
+  const bytes = await target.readMany(places);
+  const known = new Map<string, Uint8Array>();
+  places.forEach(({ at, lenBytes }, index) => {
+    known.set(`${at} ${lenBytes}`, bytes[index]!);
+  });
+  journal.sites.forEach(({ at }, index) => {
+    known.set(`${at} ${found[index]!.length}`, found[index]!);
+  });
+  return (at, lenBytes) => known.get(`${at} ${lenBytes}`);
 }
 
 /**

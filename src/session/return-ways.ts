@@ -13,6 +13,7 @@ import {
   type PlannedSite,
   type PlanOptions,
   planSites,
+  type Refusal,
   refusalText,
 } from "../patch/index.ts";
 import type { MappedImage } from "../target/process/mapped-image.ts";
@@ -86,8 +87,13 @@ export class ReturnWays {
       if (way.kind !== "exits") continue;
       for (const { at } of way.exits) {
         const plan = planOf(at);
-        if (plan?.kind === "refused") {
-          const { refusal } = plan.refused.at(-1)!;
+        const isHeldBranch =
+          plan?.kind === "planned" && plan.held !== undefined && plan.region.insns[0]!.flow === "branch";
+        if (plan?.kind === "refused" || isHeldBranch) {
+          // The branch is taken in the other tracer's detour, where this one does not see it.
+          const refusal: Refusal = isHeldBranch
+            ? { reason: "other-tracer-displaces", at, tracer: plan.held!.tracer }
+            : plan.refused.at(-1)!.refusal;
           this.#withoutExits(start, { reason: "exit-refused", at, refusal });
           isChanged = true;
           break;

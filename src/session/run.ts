@@ -92,6 +92,7 @@ export async function runPrograms(
     tracer,
   );
   using interrupts = new Interrupts(io);
+  tracer.lockWait = { stop: interrupts.stop, say: (line) => io.err.write(`trapline: ${line}\n`) };
   try {
     return await new Run({ options, io, targets, interrupts }).perform(createFront);
   } finally {
@@ -146,7 +147,8 @@ class Run {
   async #attach(): Promise<void> {
     const { options, io, targets } = this.#input;
     using progress = new Progress(io);
-    for (const pid of options.pids) {
+    // In the same order by all tracers, since each process stays locked until its probes are armed.
+    for (const pid of [...options.pids].sort((a, b) => a - b)) {
       progress.show(`attach to process ${pid}`);
       await targets.attach(pid);
     }

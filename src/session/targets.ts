@@ -5,7 +5,7 @@
 import { closeSync } from "node:fs";
 import type { Bundle, Proof } from "../bpf/index.ts";
 import type { UserAttachPoint } from "../lang/index.ts";
-import { refusalText } from "../patch/index.ts";
+import { type OtherTracers, refusalText } from "../patch/index.ts";
 import { describeCommitRefusal } from "../probe/probe-set.ts";
 import { isEnding } from "../target/process/address-space.ts";
 import { ElfCache } from "../target/process/elf-cache.ts";
@@ -18,6 +18,7 @@ import { type ChosenGate, chooseGate } from "./gate-level.ts";
 import { type LeftTarget, leaveHeirs } from "./heirs.ts";
 import { loadGatePoint } from "./load-gate-point.ts";
 import type { GateChoice, MechanismChoice, ReturnChoice } from "./options.ts";
+import { describeTakenOut, readHeldPlaces, takeOutDead } from "./other-sessions.ts";
 import { journalRecords, type PlannedPoint } from "./point-builder.ts";
 import type { PokeLog } from "./poke-log.ts";
 import { ProbeAccounts, type ProbeCounts } from "./probe-accounts.ts";
@@ -32,7 +33,7 @@ import {
   resolveProbes,
 } from "./probe-resolution.ts";
 import { type ProveTarget, Witness } from "./proof.ts";
-import { findJournalMappings } from "./restore-process.ts";
+import { findJournalMappings, type RestoreReport } from "./restore-process.ts";
 import { findReturnObstacle } from "./return-ways.ts";
 import { findSyscallHelper } from "./seccomp.ts";
 import { changeSemaphores } from "./semaphores.ts";
@@ -87,6 +88,8 @@ interface Member {
   readonly followsLoads: boolean;
   /** Counters of static probes that have been raised. */
   readonly raised: Set<bigint>;
+  /** Whether other tracers are kept away since it was attached to. */
+  isLocked: boolean;
   /** What there was before the first change, where that is to be proved in the end. */
   readonly witness: Witness | undefined;
 }
@@ -185,17 +188,9 @@ export class Targets {
   async attach(pid: number): Promise<void> {
     const target = await this.#tracer.open(pid);
     try {
-      const foreign = findJournalMappings(pid);
-      if (foreign.length > 0)
-        throw new SessionError(
-          "already-probed",
-          {
-            operation: "attach",
-            object: `process ${pid}`,
-            reason: "it carries the probes of another trapline",
-          },
-          `end that one first; if it has died: trapline detach -p ${pid}`,
-        );
+      // Until its probes are armed, so that nobody else plants any meanwhile.
+      await target.lock(0);
+      await this.#clean(target);
       await this.#join(target, false);
     } catch (error) {
       const hasEnded = isEnding(pid);
@@ -204,10 +199,20 @@ export class Targets {
     }
   }
 
+  /** Takes out what tracers that have died have planted in a process. */
+  async #clean(target: ProcessTarget): Promise<void> {
+    if (findJournalMappings(target.pid).length === 0) return;
+    for (const taken of (await takeOutDead(target)).taken) {
+      const line = describeTakenOut(target.pid, taken);
+      if (line !== undefined) this.#tracer.lockWait?.say(line);
+    }
+  }
+
   /** Starts a command; it stands before its first instruction until `release`. */
   async start(argv: readonly string[]): Promise<ProcessTarget> {
     const target = await this.#tracer.start(argv);
     try {
+      await target.lock();
       await this.#join(target, true);
     } catch (error) {
       // It has not run a single instruction.
@@ -223,7 +228,7 @@ export class Targets {
     this.#checkSeccomp(pid);
     const witness = this.#input.verify === true ? await Witness.of(target) : undefined;
     const images = ProcessImages.open(pid, { cache: this.#elfCache });
-    const resolved = this.#resolve(images, mayWait);
+    const resolved = this.#resolve(images, mayWait, await readHeldPlaces(target));
     const attachment = await Attachment.create({
       target,
       images,
@@ -244,17 +249,30 @@ export class Targets {
       this.#maps = { maps, unmap: () => mapping.unmap(), fd };
     }
     const followsLoads = resolved.pending.length > 0 || (mayWait && this.#input.followsLoads === true);
-    this.#members.push({ target, attachment, ...resolved, followsLoads, raised: new Set(), witness });
+    this.#members.push({
+      target,
+      attachment,
+      ...resolved,
+      followsLoads,
+      raised: new Set(),
+      isLocked: true,
+      witness,
+    });
   }
 
   /** Finds all places of the script in a process; throws when one that must be there is not. */
-  #resolve(images: ProcessImages, mayWait: boolean): { resolved: ResolvedProbes; pending: AttachRequest[] } {
+  #resolve(
+    images: ProcessImages,
+    mayWait: boolean,
+    others: OtherTracers,
+  ): { resolved: ResolvedProbes; pending: AttachRequest[] } {
     const { pid } = images;
     const resolved = resolveProbes(images, this.#input.requests, {
       mechanism: this.#input.mechanism,
       names: this.names,
       codes: this.#codes,
       armed: [],
+      others,
       returns: this.#input.returns,
       returnObstacle: findReturnObstacle(pid),
       overriders: this.#overriders,
@@ -296,6 +314,7 @@ export class Targets {
         skipped: resolved.skipped,
         gate: attachment.gate,
       });
+      await unlock(member);
     }
     this.#codes.release();
     return armed;
@@ -310,7 +329,7 @@ export class Targets {
       try {
         await unlessEnded(member.target.pid, async () => {
           await attachment.findTidLate();
-          await this.#armLoaded(member);
+          await member.target.locked(() => this.#armLoaded(member));
         });
       } finally {
         attachment.acknowledgeLoads(announced);
@@ -327,6 +346,7 @@ export class Targets {
       names: this.names,
       codes: this.#codes,
       armed: attachment.probes.points.map((point) => point.at),
+      others: await readHeldPlaces(attachment.target, attachment.journalMemory),
       only: new Set(added),
       returns: this.#input.returns,
       returnObstacle: findReturnObstacle(attachment.target.pid),
@@ -367,15 +387,18 @@ export class Targets {
   async leave(): Promise<LeftTarget[]> {
     const left: LeftTarget[] = [];
     const failures: unknown[] = [];
-    for (const { target, attachment, raised, witness } of this.#members.toReversed()) {
+    for (const member of this.#members.toReversed()) {
+      const { target, attachment, raised, witness } = member;
       const mechanisms = countMechanisms(attachment);
       const prove: ProveTarget | undefined =
         witness && ((place, report) => witness.prove(place, [report], (at) => this.describe(at)));
       this.#notePlaces(attachment);
+      let own: RestoreReport | undefined;
       try {
-        const isGone = target.hasEnded || findJournalMappings(target.pid).length === 0;
+        const isGone = target.hasEnded || !attachment.isPresent;
         if (!isGone) await changeSemaphores(target, raised, -1);
         const report = isGone ? undefined : await attachment.restore(prove !== undefined);
+        own = report;
         left.push({ pid: target.pid, report, mechanisms, proof: report && (await prove?.(target, report)) });
       } catch (error) {
         const isWorld = (error as { code?: unknown }).code !== undefined;
@@ -385,6 +408,10 @@ export class Targets {
         else failures.push(error);
       }
       left.push(...(await leaveHeirs(this.#tracer, attachment, raised, prove)));
+      await unlessEnded(target.pid, async () => {
+        if (own !== undefined) await attachment.markRemoved(own);
+        await unlock(member);
+      });
     }
     if (failures.length > 0) throw failures[0];
     return left;
@@ -443,6 +470,13 @@ export class Targets {
       jump === undefined ? undefined : `a jump is refused there: ${refusalText(jump.refusal)}`,
     );
   }
+}
+
+/** Lets other tracers at the process again. */
+async function unlock(member: Member): Promise<void> {
+  if (!member.isLocked) return;
+  member.isLocked = false;
+  await member.target.unlock();
 }
 
 async function raise({ target, raised }: Member, semaphores: readonly bigint[]): Promise<void> {

@@ -62,6 +62,10 @@ export interface ReturnTable {
   readonly entryBytes: number;
   readonly slotOffset: number;
   readonly returnAddressOffset: number;
+  /** Where the code lies that return addresses of this table were replaced by: 128 bytes for each, 16 for each depth. */
+  readonly stubs?: readonly AddrRange[];
+  /** It belongs to somebody who stays: only others are taken out from between its return addresses. */
+  readonly stays?: boolean;
 }
 
 /**

@@ -236,6 +236,27 @@ export class ImageCode {
     return { kind: "region", region: regionOf([boundary.insn], 0, fn.code.fallsThrough(index)), fn };
   }
 
+  /**
+   * The region of exactly `lenBytes` that somebody has displaced at the site before, by these rules; undefined where the bytes
+   * are no such region.
+   */
+  regionOfLength(site: bigint, lenBytes: number): RegionResult | undefined {
+    const one = this.trapRegion(site);
+    if (one.kind === "refused") return one;
+    const { fn } = one;
+    const insns: Insn[] = [];
+    let sum = 0;
+    for (let i = fn.code.indexAt(Number(site - fn.start)); i < fn.code.count && sum < lenBytes; i++) {
+      const insn = fn.code.insn(i);
+      insns.push(insn);
+      sum += insn.lenBytes;
+      const fallsThrough = fn.code.fallsThrough(i);
+      if (sum <= lenBytes && (sum === lenBytes || !fallsThrough))
+        return { kind: "region", region: regionOf(insns, lenBytes - sum, fallsThrough), fn };
+    }
+    return undefined;
+  }
+
   /** Without a function nothing tells where instructions begin: the site is taken at its word. */
   #loneInsn(site: bigint): RegionResult {
     const range = this.image.text.find(

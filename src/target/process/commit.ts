@@ -70,7 +70,7 @@ function applyStopped(
   const hemmed = findHemmed(transaction.sites, saved.flat());
   moveThreads(freeze, transaction, hemmed);
   const { outcomes, writtenNs } = writeSites(memory, transaction.sites, hemmed);
-  const returnsRestored = restoreReturns(memory, transaction.returnTables, transaction.vacate);
+  const returnsRestored = restoreReturns(memory, transaction.returnTables);
   const occupants = findOccupants(freeze, saved, transaction.vacate, mappings, memory);
   if (transaction.vacate.length > 0)
     occupants.push(...findHolders(freeze, saved, transaction.sites, outcomes));
@@ -238,35 +238,66 @@ function findHolders(
   );
 }
 
-/** Puts back every return address that still points to a trampoline: only then the entry is not a leftover. */
-function restoreReturns(
-  memory: MemoryFile,
-  tables: readonly ReturnTable[],
-  code: readonly AddrRange[],
-): number {
+/**
+ * Takes out of the chains of replaced return addresses what belongs to tables that do not stay. A slot on the stack holds a stub of
+ * one table, whose entry holds what was there before: the stub of another table perhaps, and in the end the application's own
+ * return address. A slot that holds no stub is no longer replaced; its entry is a leftover.
+ */
+function restoreReturns(memory: MemoryFile, tables: readonly ReturnTable[]): number {
+  const opened = tables.map((table) => openTable(memory, table));
+  const slots = new Set<bigint>();
+  for (const { table, entries } of opened)
+    if (table.stays !== true) for (const key of entries.keys()) slots.add(key & ~DEPTH_MASK);
   let restored = 0;
-  for (const table of tables) {
-    const bytes = memory.read(table.at, table.entries * table.entryBytes);
-    const view = new DataView(bytes.buffer);
-    // Chained entries of one slot: the one of depth 0 holds the application's own return address.
-    const slots = new Map<bigint, bigint>();
-    for (let index = 0; index < table.entries; index++) {
-      const slot = view.getBigUint64(index * table.entryBytes + table.slotOffset, true);
-      // Of several entries with one key the first is the valid one.
-      if (slot === 0n || (slot & 7n) !== 0n || slots.has(slot)) continue;
-      slots.set(slot, view.getBigUint64(index * table.entryBytes + table.returnAddressOffset, true));
+  for (const slot of slots) {
+    const word = new Uint8Array(8);
+    if (memory.readInto(slot, word) < 8) continue;
+    let place = slot;
+    let value = wordOf(word);
+    let isChanged = false;
+    for (let steps = 0; steps <= MOST_DEPTHS * tables.length; steps++) {
+      const owner = opened.find(({ stubs }) => stubs.some(({ start, end }) => value >= start && value < end));
+      const entry = owner?.entries.get(slot | ((value >> 4n) & DEPTH_MASK));
+      if (owner === undefined || entry === undefined) break;
+      if (owner.table.stays === true) place = entry.at;
+      else {
+        memory.write(place, new Uint8Array(BigUint64Array.of(entry.value).buffer));
+        isChanged = true;
+      }
+      ({ value } = entry);
     }
-    for (const [slot, returnAddress] of slots) {
-      const word = new Uint8Array(8);
-      if (memory.readInto(slot, word) < 8) continue;
-      const now = new DataView(word.buffer).getBigUint64(0, true);
-      if (!code.some((range) => now >= range.start && now < range.end)) continue;
-      new DataView(word.buffer).setBigUint64(0, returnAddress, true);
-      memory.write(slot, word);
-      restored++;
-    }
+    if (isChanged) restored++;
   }
   return restored;
+}
+
+/** The low bits of an entry's key, and the bits from 4 on of a stub's address. */
+const DEPTH_MASK = 7n;
+const MOST_DEPTHS = 8;
+
+const wordOf = (bytes: Uint8Array): bigint =>
+  new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true);
+
+interface OpenTable {
+  readonly table: ReturnTable;
+  readonly stubs: readonly AddrRange[];
+  /** By key: where the return address stands, and which it is. */
+  readonly entries: ReadonlyMap<bigint, { readonly at: bigint; readonly value: bigint }>;
+}
+
+function openTable(memory: MemoryFile, table: ReturnTable): OpenTable {
+  const bytes = memory.read(table.at, table.entries * table.entryBytes);
+  const view = new DataView(bytes.buffer);
+  const entries = new Map<bigint, { at: bigint; value: bigint }>();
+  for (let index = 0; index < table.entries; index++) {
+    const offset = index * table.entryBytes;
+    const key = view.getBigUint64(offset + table.slotOffset, true);
+    // Of several entries with one key the first is the valid one.
+    if (key === 0n || entries.has(key)) continue;
+    const addressOffset = offset + table.returnAddressOffset;
+    entries.set(key, { at: table.at + BigInt(addressOffset), value: view.getBigUint64(addressOffset, true) });
+  }
+  return { table, stubs: table.stubs ?? [], entries };
 }
 
 /** How far above the stack pointer a call out of our code (into the vDSO) can have left its return address. */

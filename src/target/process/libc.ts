@@ -76,6 +76,24 @@ export function setRealTime(on: boolean): boolean {
 }
 
 export const usleep = lib.func("int usleep(unsigned int usec)") as (usec: number) => number;
+
+const flockRaw = lib.func("int flock(int fd, int operation)") as (fd: number, operation: number) => number;
+const LOCK_EX = 2;
+const LOCK_NB = 4;
+const LOCK_UN = 8;
+const EWOULDBLOCK = 11;
+
+/** Takes the lock of an open file for this process alone, unless another process has it. */
+export function tryLockFile(fd: number): boolean {
+  if (flockRaw(fd, LOCK_EX | LOCK_NB) === 0) return true;
+  if (errno() !== EWOULDBLOCK) throw new SystemError("flock", errno());
+  return false;
+}
+
+export function unlockFile(fd: number): void {
+  flockRaw(fd, LOCK_UN);
+}
+
 export const killRaw = lib.func("int kill(int pid, int sig)") as (pid: number, sig: number) => number;
 
 const mmapRaw = lib.func("void *mmap(void *addr, size_t len, int prot, int flags, int fd, long off)") as (

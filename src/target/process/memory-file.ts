@@ -2,7 +2,8 @@
  * The target's memory through /proc/PID/mem. Writing works on pages that the target itself may not write: the
  * kernel then copies the page for this process alone (mm/gup.c, FOLL_FORCE), so no file and no other process changes.
  */
-import { closeSync, openSync, readSync, writeSync } from "node:fs";
+import { closeSync, fstatSync, openSync, readFileSync, readSync, writeSync } from "node:fs";
+import { tryLockFile, unlockFile } from "./libc.ts";
 import { processFolder } from "./proc-fs.ts";
 
 /** Memory could not be read or written. `code` is the errno's name. */
@@ -59,6 +60,26 @@ export class MemoryFile {
     } catch (cause) {
       throw new MemoryError(`write ${bytes.length} bytes`, at + BigInt(done), cause);
     }
+  }
+
+  /** Makes this process the only one that has the lock of the target. The kernel takes it back when the process dies. */
+  tryLock(): boolean {
+    return tryLockFile(this.#fd);
+  }
+
+  unlock(): void {
+    unlockFile(this.#fd);
+  }
+
+  /** The process that has the lock, if the kernel tells. */
+  findLockHolder(): number | undefined {
+    const { ino } = fstatSync(this.#fd, { bigint: true });
+    // 1: FLOCK  ADVISORY  WRITE 4242 00:16:123456 0 EOF (proc_locks(5))
+    for (const line of readFileSync("/proc/locks", "latin1").split("\n")) {
+      const [, kind, , , pid, file] = line.trim().split(/\s+/);
+      if (kind === "FLOCK" && file?.split(":")[2] === `${ino}`) return Number(pid);
+    }
+    return undefined;
   }
 
   close(): void {

@@ -4,7 +4,7 @@
  */
 import { closeSync, ftruncateSync, openSync, readFileSync } from "node:fs";
 import { type Addr, addr, type CommitReport, type RemoteCall, type Transaction } from "../target.ts";
-import { checkAttachable } from "./attach-check.ts";
+import { AttachError, checkAttachable } from "./attach-check.ts";
 import { type BorrowedThread, borrowThread, STUB_BYTES } from "./borrowed-thread.ts";
 import { commit } from "./commit.ts";
 import { Freeze, type FreezeTarget, type StoppedThread } from "./freeze.ts";
@@ -66,11 +66,30 @@ export class TargetCallError extends Error {
   }
 }
 
+/** Another tracer is at work on the process. `holder` is its pid, if that is known. */
+export class TargetBusyError extends Error {
+  readonly code = "target-busy";
+  readonly holder: number | undefined;
+  constructor(pid: number, holder: number | undefined) {
+    super(
+      `attach to process ${pid}: ${holder === undefined ? "another tracer" : `process ${holder}`} is changing it`,
+    );
+    this.name = "TargetBusyError";
+    this.holder = holder;
+  }
+}
+
+/**
+ * Several tracers may have one process open. Whatever stops it, or borrows one of its threads, is done under the lock of the
+ * process, so that they never do so at the same time; an operation throws `TargetBusyError` when another tracer has it.
+ */
 export class TracedProcess {
   readonly pid: number;
   readonly #memory: MemoryFile;
   /** Set while a command waits, stopped, to be released. */
   #held: Freeze | undefined;
+  /** How many times the lock is held. */
+  #locks = 0;
 
   private constructor(pid: number, memory: MemoryFile, held: Freeze | undefined) {
     this.pid = pid;
@@ -80,8 +99,30 @@ export class TracedProcess {
 
   /** Opens a running process; throws `AttachError` when it cannot be attached to. */
   static open(pid: number): TracedProcess {
-    checkAttachable(pid);
+    try {
+      checkAttachable(pid);
+    } catch (error) {
+      if (!(error instanceof AttachError) || error.code !== "already-traced") throw error;
+      checkAlone(pid);
+    }
     return new TracedProcess(pid, MemoryFile.open(pid), undefined);
+  }
+
+  /** Takes the lock, once more if this tracer has it. Says whether it has been taken. */
+  tryLock(): boolean {
+    if (this.#locks === 0 && !this.#memory.tryLock()) return false;
+    this.#locks++;
+    return true;
+  }
+
+  /** The same, but throws where the lock is not to be had. */
+  lock(): void {
+    if (!this.tryLock()) throw new TargetBusyError(this.pid, this.#memory.findLockHolder());
+  }
+
+  /** Gives back one taking of the lock. */
+  unlock(): void {
+    if (--this.#locks === 0) this.#memory.unlock();
   }
 
   /** Takes over a command that stands stopped. */
@@ -290,6 +331,15 @@ export class TracedProcess {
   }
 
   commit(transaction: Transaction): CommitReport {
+    this.lock();
+    try {
+      return this.#commit(transaction);
+    } finally {
+      this.unlock();
+    }
+  }
+
+  #commit(transaction: Transaction): CommitReport {
     const blocked = transaction.usesTraps ? findTrapObstacle(this.pid) : undefined;
     if (blocked !== undefined) return { kind: "refused", reason: blocked };
     const place = {
@@ -347,12 +397,17 @@ export class TracedProcess {
 
   #stopped<Result>(use: (freeze: Freeze) => Result, oneThread = false): Result {
     if (this.#held !== undefined) return use(this.#held);
-    const target = this.#freezeTarget;
-    const freeze = oneThread ? Freeze.stopOne(target) : Freeze.stop(target, new Set());
+    this.lock();
     try {
-      return use(freeze);
+      const target = this.#freezeTarget;
+      const freeze = oneThread ? Freeze.stopOne(target) : Freeze.stop(target, new Set());
+      try {
+        return use(freeze);
+      } finally {
+        freeze.resume();
+      }
     } finally {
-      freeze.resume();
+      this.unlock();
     }
   }
 
@@ -374,6 +429,17 @@ export class TracedProcess {
       this.#memory.write(at, new Uint8Array(STUB_BYTES));
     }
     return at;
+  }
+}
+
+/** Who traces the process: another tracer like this one, for a moment, or a debugger? Throws what the answer is. */
+function checkAlone(pid: number): void {
+  const memory = MemoryFile.open(pid);
+  try {
+    if (!memory.tryLock()) throw new TargetBusyError(pid, memory.findLockHolder());
+    checkAttachable(pid);
+  } finally {
+    memory.close();
   }
 }
 

@@ -30,8 +30,20 @@ interface Pending {
 
 type RequestBody = Request extends infer One ? (One extends Request ? Omit<One, "id"> : never) : never;
 
+/** What to do while another tracer is at work on a process. */
+export interface LockWait {
+  /** Once aborted, nobody waits any longer than for a moment. */
+  readonly stop: AbortSignal;
+  say(line: string): void;
+}
+
+const SAY_AFTER_MS = 1000;
+/** How long is waited for another tracer once the session is to end: what is left then stands in the journal. */
+const LAST_WAIT_MS = 5000;
+
 /** The worker thread. One serves any number of processes. */
 export class Tracer {
+  lockWait: LockWait | undefined;
   readonly #worker: Worker;
   readonly #pending = new Map<number, Pending>();
   /** Is told of every transaction in any process. */
@@ -57,7 +69,7 @@ export class Tracer {
 
   /** Attaches to a running process; rejects with code `no-such-process`, `zombie`, `not-permitted`, … */
   async open(pid: number): Promise<ProcessTarget> {
-    await this.request({ kind: "open", pid });
+    await this.patiently(pid, () => this.request({ kind: "open", pid }), 0);
     return new ProcessTarget(this, pid, false);
   }
 
@@ -65,6 +77,39 @@ export class Tracer {
   async start(argv: readonly string[]): Promise<ProcessTarget> {
     const pid = (await this.request({ kind: "start", argv, env: { ...process.env } })) as number;
     return new ProcessTarget(this, pid, true);
+  }
+
+  /**
+   * Repeats what another tracer stands in the way of, until it is done. Once the session is to end it gives up after
+   * `lastWaitMs`, and rejects with code `target-busy`.
+   */
+  async patiently<Result>(
+    pid: number,
+    attempt: () => Promise<Result>,
+    lastWaitMs = LAST_WAIT_MS,
+  ): Promise<Result> {
+    const { lockWait } = this;
+    const startMs = performance.now();
+    let hasSaid = false;
+    let leftMs = lastWaitMs;
+    for (let waitMs = 1; ; waitMs = Math.min(waitMs * 2, 16)) {
+      try {
+        return await attempt();
+      } catch (error) {
+        if (!(error instanceof TracerError) || error.code !== "target-busy") throw error;
+        if (lockWait?.stop.aborted === true) {
+          if (leftMs <= 0) throw error;
+          leftMs -= waitMs;
+        }
+        if (!hasSaid && performance.now() - startMs > SAY_AFTER_MS) {
+          const { holder } = error.fields;
+          const who = typeof holder === "number" ? `process ${holder}` : "another tracer";
+          lockWait?.say(`process ${pid}: waiting for ${who}, which is changing it`);
+          hasSaid = true;
+        }
+      }
+      await new Promise((resolve) => setTimeout(resolve, waitMs));
+    }
   }
 
   request(body: RequestBody): Promise<unknown> {
@@ -131,6 +176,28 @@ export class ProcessTarget {
     return { at, mapping: mapShared(fd, lenBytes), fd };
   }
 
+  /**
+   * Keeps other tracers away from the process until `unlock`. May be called while this one holds the lock; each call needs its
+   * `unlock`. `lastWaitMs` as in `Tracer.patiently`.
+   */
+  async lock(lastWaitMs?: number): Promise<void> {
+    const { pid } = this;
+    const take = () => this.#tracer.request({ kind: "process", pid, method: "lock", args: [] });
+    await this.#tracer.patiently(pid, take, lastWaitMs);
+  }
+
+  readonly unlock = this.#forward("unlock");
+
+  /** Does something while other tracers are kept away. */
+  async locked<Result>(use: () => Promise<Result>): Promise<Result> {
+    await this.lock();
+    try {
+      return await use();
+    } finally {
+      await this.unlock();
+    }
+  }
+
   get hasEnded(): boolean {
     return pidFdEnded(this.#pidFd);
   }
@@ -147,8 +214,8 @@ export class ProcessTarget {
 
   #forward<Name extends ProcessMethod>(method: Name): Promised<TracedProcess[Name]> {
     return ((...args: readonly unknown[]) =>
-      this.#tracer.request({ kind: "process", pid: this.pid, method, args })) as Promised<
-      TracedProcess[Name]
-    >;
+      this.#tracer.patiently(this.pid, () =>
+        this.#tracer.request({ kind: "process", pid: this.pid, method, args }),
+      )) as Promised<TracedProcess[Name]>;
   }
 }
