@@ -8,6 +8,7 @@
  *             16   dropped: hits of which at least one event found no room
  *             24   recursed: the program was not run, because it was running already
  *             32   missed: returns that were not probed
+ *             40   unwound: calls that an exception, a forced unwinding or longjmp has left, so that they did not return
  *
  * Every hit adds to exactly one of passed, filtered and recursed, in one locked instruction, because threads move
  * between processors and are interrupted by signals whose handlers are probed too. So nothing is lost, and
@@ -27,6 +28,8 @@ export const ACCOUNT_FILTERED = 8;
 export const ACCOUNT_DROPPED = 16;
 export const ACCOUNT_RECURSED = 24;
 export const ACCOUNT_MISSED = 32;
+/** Behind the missed ones: who counts these has the address of those. */
+export const ACCOUNT_UNWOUND = 40;
 
 /** What became of a probe's hits: `hits = run + filtered + recursed + dropped`. */
 export interface HitCounts {
@@ -38,6 +41,8 @@ export interface HitCounts {
   readonly dropped: bigint;
   /** Returns that could not be probed; no hits. */
   readonly missed: bigint;
+  /** Calls whose return address was replaced and that were left without returning; no hits. */
+  readonly unwound: bigint;
 }
 
 /**
@@ -63,5 +68,6 @@ export function readAccount(memory: SharedMemory, offset: number): HitCounts {
     recursed,
     dropped,
     missed: sum(ACCOUNT_MISSED),
+    unwound: sum(ACCOUNT_UNWOUND),
   };
 }

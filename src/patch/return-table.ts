@@ -20,12 +20,14 @@
  * bucket that is free or has its key, the entry that is valid for a key is always the first with that key.
  * A signal handler's own probed calls use other slots.
  *
- * A full bucket or a chain deeper than 8 is counted in the point's `nmissed`; the function then returns unprobed.
+ * A full bucket or a chain deeper than 8 is counted in the point's `nmissed`; the function then returns unprobed. What is
+ * taken over is counted in the word behind it, as unwound.
  *
  * The table must be private memory of the process: a forked child returns through its copy.
  *
- * Not handled: code that copies stacks to other addresses or runs several stacks at the same addresses in turn, and
- * unwinders (exceptions, backtraces), which find a trampoline where they expect a function.
+ * Unwinders (exceptions, backtraces) find a trampoline where they expect a function: unwind-table.ts has what they need.
+ *
+ * Not handled: code that copies stacks to other addresses or runs several stacks at the same addresses in turn.
  */
 import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
 import { R10, R11, RAX, RCX, RDX, type RegSet, regSet } from "../x86/registers.ts";
@@ -38,6 +40,9 @@ const ENTRIES_PER_BUCKET = BUCKET_BYTES / RETURN_ENTRY_BYTES;
 
 /** Deepest chain of tail calls that can be told apart. */
 export const MAX_RETURN_DEPTH = 7;
+
+/** The counter of returns that a point has missed is followed by that of calls that were unwound instead of returning. */
+export const UNWOUND_BEHIND_MISSED = 8;
 
 /** Stubs of one point: eight of 16 bytes. */
 export const STUBS_BYTES = 128;
@@ -70,7 +75,7 @@ export const FIND_CLOBBERS: RegSet = regSet(RDX, R10, R11);
 export const CLAIM_STACK_BYTES = 8;
 
 /** 2^64 divided by the golden ratio, odd: spreads equal distances (Knuth, volume 3, 6.4). */
-const HASH_FACTOR = 0x9e37_79b9_7f4a_7c15n;
+export const HASH_FACTOR = 0x9e37_79b9_7f4a_7c15n;
 
 /** The routines of one table. */
 export interface ReturnRuntime extends WrittenCode {
@@ -107,7 +112,7 @@ export function emitReturnRuntime(at: bigint, table: ReturnTableSpec): ReturnRun
 }
 
 /** rdx = the bucket of the key in r10. */
-function emitBucket(writer: CodeWriter, table: ReturnTableSpec): void {
+export function emitBucket(writer: CodeWriter, table: ReturnTableSpec): void {
   const { asm } = writer;
   const buckets = table.entries / ENTRIES_PER_BUCKET;
   asm.mov(RDX, R10);
@@ -129,6 +134,7 @@ function emitClaimRoutine(writer: CodeWriter, table: ReturnTableSpec): void {
   const mine = asm.label("mine");
   const take = asm.label("take");
   const missed = asm.label("missed");
+  const leftover = asm.label("leftover");
   const { start, end } = table.trampolines;
 
   writer.note("is there a trampoline in the slot already?");
@@ -153,7 +159,7 @@ function emitClaimRoutine(writer: CodeWriter, table: ReturnTableSpec): void {
   asm.bind(look);
   asm.mov(RAX, { base: RDX });
   asm.cmp(RAX, R10);
-  asm.jcc("e", mine);
+  asm.jcc("e", leftover);
   asm.test(RAX, RAX);
   asm.jcc("e", take);
   asm.addImm(RDX, RETURN_ENTRY_BYTES);
@@ -165,6 +171,13 @@ function emitClaimRoutine(writer: CodeWriter, table: ReturnTableSpec): void {
   asm.mov(RAX, { base: R11, disp: -8 });
   asm.lock().inc({ base: RAX });
   asm.ret();
+  asm.bind(leftover);
+  writer.note("whoever had it will not return: by longjmp, or its thread has ended");
+  asm.mov(RAX, R11);
+  asm.andImm(RAX, -STUBS_BYTES);
+  asm.mov(RAX, { base: RAX, disp: -8 });
+  asm.lock().inc({ base: RAX, disp: UNWOUND_BEHIND_MISSED });
+  asm.jmp(mine);
   asm.bind(take);
   writer.note("free: take it, unless another thread was faster");
   asm.lock().cmpxchg({ base: RDX }, R10);

@@ -16,7 +16,7 @@
  *      32  tracer start time u64     136  length of the whole shared memory
  *      40  target pid u32               144  scratch for system calls (104 bytes)
  *     record (64 bytes each)
- *       0  kind u8: 1 site, 2 code, 3 other memory, 4 kept, 5 hook
+ *       0  kind u8: 1 site, 2 code, 3 other memory, 4 kept, 5 hook, 6 unwind
  *       1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
  *       4  site: offset of the displaced copy in the detour u32; hook: offset of the link in the detour
  *       8  address u64               16  old bytes (16)   32  new bytes (16)   48  detour u64, or length of the code
@@ -44,6 +44,7 @@ const KIND_CODE = 2;
 const KIND_MEMORY = 3;
 const KIND_KEPT = 4;
 const KIND_HOOK = 5;
+const KIND_UNWIND = 6;
 
 const FLAGS = 20;
 const FLAG_LEFT = 1;
@@ -153,6 +154,16 @@ export interface JournalTrapAction {
   readonly previousAt: bigint;
 }
 
+/**
+ * Unwind information for replaced return addresses, and the site by which unwinders get it: an unwinder at work may have
+ * pointers to it on its stack.
+ */
+export interface JournalUnwind {
+  readonly at: bigint;
+  readonly lenBytes: number;
+  readonly site: bigint;
+}
+
 export interface JournalContents {
   readonly header: JournalHeader;
   /** Whether its session has ended in order and left the rest to those who hook into its detours. */
@@ -163,6 +174,7 @@ export interface JournalContents {
   readonly trapAction: JournalTrapAction | undefined;
   readonly sites: readonly JournalSite[];
   readonly kept: readonly JournalKept[];
+  readonly unwind: readonly JournalUnwind[];
   readonly hooks: readonly JournalHook[];
   readonly memory: readonly JournalMemory[];
 }
@@ -226,6 +238,16 @@ export class Journal {
       this.#view.setBigUint64(base + 8, at, true);
       this.#view.setBigUint64(base + 48, BigInt(lenBytes), true);
       this.#bytes[base] = kind === "code" ? KIND_CODE : KIND_MEMORY;
+    });
+  }
+
+  /** Appends a record for unwind information, before the site leads there; returns its number. */
+  addUnwind({ at, lenBytes, site }: JournalUnwind): number {
+    return this.#append((base) => {
+      this.#view.setBigUint64(base + 8, at, true);
+      this.#view.setBigUint64(base + 48, BigInt(lenBytes), true);
+      this.#view.setBigUint64(base + 56, site, true);
+      this.#bytes[base] = KIND_UNWIND;
     });
   }
 
@@ -317,12 +339,18 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
 
   const sites: JournalSite[] = [];
   const kept: JournalKept[] = [];
+  const unwind: JournalUnwind[] = [];
   const hooks: JournalHook[] = [];
   const memory: JournalMemory[] = [];
   for (let record = 0; record < used; record++) {
     const base = HEADER_BYTES + record * RECORD_BYTES;
     const at = view.getBigUint64(base + 8, true);
     const state = states[bytes[base + 3]!] ?? "planned";
+    if (bytes[base] === KIND_UNWIND) {
+      const lenBytes = Number(view.getBigUint64(base + 48, true));
+      unwind.push({ at, lenBytes, site: view.getBigUint64(base + 56, true) });
+      continue;
+    }
     if (bytes[base] === KIND_CODE || bytes[base] === KIND_MEMORY) {
       const kind = bytes[base] === KIND_CODE ? "code" : "memory";
       memory.push({ kind, at, lenBytes: Number(view.getBigUint64(base + 48, true)), state });
@@ -386,6 +414,7 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
           },
     sites,
     kept,
+    unwind,
     hooks,
     memory,
   };

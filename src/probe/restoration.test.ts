@@ -34,6 +34,7 @@ const journal: JournalContents = {
   trapAction: { previous: new Uint8Array(32).fill(3), handler: 0x9900n, previousAt: 0x9a00n },
   isLeft: false,
   kept: [],
+  unwind: [],
   hooks: [],
   sites: [site, { ...site, at: 0x2000n }, { ...site, at: 0x3000n }],
   memory: [

@@ -67,6 +67,7 @@ export function planRestoration(input: RestorationInput): Restoration {
   const code = journal.memory
     .filter((memory) => memory.kind === "code" && memory.state !== "removed")
     .map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) }));
+  const unwindSites = new Set(journal.unwind.map(({ site }) => site));
   let restored = 0;
   const unchained = unchainings(input);
   const husks: JournalSite[] = [];
@@ -102,7 +103,8 @@ export function planRestoration(input: RestorationInput): Restoration {
       // A handler may return to the jump that stands there: then it has to stay.
       fallback: isBeside ? undefined : site.oldBytes,
       moves: isBeside ? moves.takeInto(site) : [],
-      isSide: isBeside,
+      ...(isBeside ? { isSide: true } : {}),
+      ...(unwindSites.has(site.at) ? { fallback: undefined, awaitsUnwinders: true } : {}),
       hasNoStart: site.mechanism === "padding",
     });
   }
@@ -120,6 +122,7 @@ export function planRestoration(input: RestorationInput): Restoration {
       vacate: isHusk ? [] : [...code, ...usersOf(input)],
       usesTraps: false,
       finalCalls: isHusk ? [] : finalCalls(input, code),
+      unwindInfo: journal.unwind.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) })),
       why: "restore",
     },
     restored,

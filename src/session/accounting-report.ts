@@ -41,7 +41,8 @@ function hasLoss({ recursed, dropped, missed }: ReportedCounts): boolean {
 export function describeCounts(counts: ReportedCounts): string {
   const parts = words.filter((word) => word === "run" || counts[word] !== 0n);
   const missed = counts.missed === 0n ? "" : `; ${counts.missed} returns missed`;
-  return `${counts.hits} hits: ${parts.map((word) => `${counts[word]} ${word}`).join(", ")}${missed}`;
+  const unwound = counts.unwound === 0n ? "" : `; ${counts.unwound} unwound`;
+  return `${counts.hits} hits: ${parts.map((word) => `${counts[word]} ${word}`).join(", ")}${missed}${unwound}`;
 }
 
 function describePlaces({ mechanisms }: ProbeCounts): string {
@@ -58,12 +59,15 @@ function addCounts(a: ProbeCounts, b: ProbeCounts): ProbeCounts {
     recursed: a.recursed + b.recursed,
     dropped: a.dropped + b.dropped,
     missed: a.missed + b.missed,
+    unwound: a.unwound + b.unwound,
     mechanisms: {},
   };
 }
 
 /** The counts are integers of 64 bits, which JSON.stringify does not write. */
 function printJson({ probe, mechanisms, ...counts }: ProbeCounts): string {
-  const numbers = (["hits", ...words, "missed"] as const).map((word) => `"${word}": ${counts[word]}`);
+  const numbers = (["hits", ...words, "missed", "unwound"] as const).map(
+    (word) => `"${word}": ${counts[word]}`,
+  );
   return `{"probe": ${JSON.stringify(probe)}, ${numbers.join(", ")}, "mechanisms": ${JSON.stringify(mechanisms)}}`;
 }

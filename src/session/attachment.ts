@@ -28,6 +28,7 @@ import {
   TrapTable,
 } from "../patch/index.ts";
 import { LOAD_GATE_BYTES, loadGateWords } from "../patch/load-gate.ts";
+import { emitUnwindHook } from "../patch/unwind-table.ts";
 import { findArenaPlace } from "../probe/arena.ts";
 import { JOURNAL_SCRATCH, Journal, journalBytes } from "../probe/journal.ts";
 import { type ArmReport, ProbeSet } from "../probe/probe-set.ts";
@@ -48,7 +49,7 @@ import { type BuiltPoint, type PlannedPoint, PointBuilder, type RefusedPoint } f
 import { createStackMemory } from "./private-stack-memory.ts";
 import type { ProbeAccounts } from "./probe-accounts.ts";
 import { processorSource } from "./processor.ts";
-import { ProgramCompiler } from "./program-compiler.ts";
+import { ProgramCompiler, type Runnable } from "./program-compiler.ts";
 import {
   findChained,
   findHeirs,
@@ -279,6 +280,25 @@ export class Attachment {
     for (const { code } of trapped) this.#approaches.delete(code.at);
     await this.#addTraps(trapped);
     await this.#trapHemmedPoints();
+  }
+
+  /** Whether there is anything that an unwinder has to be helped through. */
+  get replacesReturns(): boolean {
+    return this.#builder.returnRuntime !== undefined;
+  }
+
+  /** What is to stand at the entry of an image's `_Unwind_Find_FDE`. It is emitted when there is a table of returns. */
+  unwindHook(site: bigint, cfaOffset: number | undefined): Runnable {
+    return {
+      kind: "unwind-hook",
+      site,
+      hook: (at) => {
+        const hook = emitUnwindHook({ at, table: this.#builder.returnRuntime!.table, cfaOffset });
+        const { start, end } = hook.frames;
+        this.#journal.addUnwind({ at: start, lenBytes: Number(end - start), site });
+        return hook;
+      },
+    };
   }
 
   /** Gives names to what was built, and makes those that are new known to perf. */

@@ -82,7 +82,8 @@ export class ProbeAccounts {
     const counts = memory.account(account);
     const sets = [...this.#missed.values()].filter(({ of }) => of.includes(account));
     const missed = sets.reduce((sum, set) => sum + memory.account(set.account).missed, counts.missed);
-    return { ...counts, missed };
+    const unwound = sets.reduce((sum, set) => sum + memory.account(set.account).unwound, counts.unwound);
+    return { ...counts, missed, unwound };
   }
 
   /** All probes, in the order in which they were opened. */

@@ -7,6 +7,7 @@ import type { Bundle, Proof } from "../bpf/index.ts";
 import { JitUnit, type LinkEnv } from "../bpf/jit/index.ts";
 import type { GateProgram } from "../gate/index.ts";
 import { emitLoadGate, LOAD_GATE_STACK_BYTES, loadGateClobbers } from "../patch/load-gate.ts";
+import { type UnwindHook, unwindHookClobbers, unwindHookReads } from "../patch/unwind-table.ts";
 import { Assembler } from "../x86/assembler.ts";
 import type { CodeSpace } from "./code-space.ts";
 
@@ -18,11 +19,13 @@ const ROUTINES_SPACE_BYTES = 24 << 10;
 export type Runnable =
   | { readonly kind: "program"; readonly index: number; readonly account?: number | undefined }
   /** Waits at the dynamic loader; `words` is the address of the words shared with the tracer. */
-  | { readonly kind: "load-gate"; readonly words: bigint };
+  | { readonly kind: "load-gate"; readonly words: bigint }
+  /** Answers the unwinder of one image, by its site, for replaced return addresses. */
+  | { readonly kind: "unwind-hook"; readonly site: bigint; readonly hook: (at: bigint) => UnwindHook };
 
 /** A program at its place. */
 export interface PlacedProgram extends Omit<GateProgram, "cookie"> {
-  readonly kind: "program" | "load_gate";
+  readonly kind: "program" | "load_gate" | "unwind_hook";
   /** Its own code, without the routines that it calls. */
   readonly bytes: Uint8Array;
   /** All that was written for it, with the routines. */
@@ -86,7 +89,12 @@ export class ProgramCompiler {
     }
     let program = programs.get(key);
     if (program === undefined) {
-      program = run.kind === "program" ? this.#compile(space, run, write) : emitGate(space, run.words, write);
+      program =
+        run.kind === "program"
+          ? this.#compile(space, run, write)
+          : run.kind === "load-gate"
+            ? emitGate(space, run.words, write)
+            : emitHook(space, run.hook, write);
       programs.set(key, program);
     }
     return program;
@@ -136,7 +144,31 @@ export class ProgramCompiler {
 }
 
 function keyOf(run: Runnable): string {
-  return run.kind === "program" ? `program ${run.index} for ${run.account}` : run.kind;
+  switch (run.kind) {
+    case "program":
+      return `program ${run.index} for ${run.account}`;
+    case "load-gate":
+      return run.kind;
+    case "unwind-hook":
+      return `${run.kind} ${run.site}`;
+    default:
+      return run satisfies never;
+  }
+}
+
+function emitHook(space: CodeSpace, hook: (at: bigint) => UnwindHook, write: WriteCode): PlacedProgram {
+  const { at, bytes, entry } = hook(space.next);
+  write(space, at, bytes);
+  return {
+    kind: "unwind_hook",
+    name: "unwind hook",
+    unit: { at, bytes },
+    bytes,
+    entry,
+    clobbers: unwindHookClobbers,
+    ctxReads: unwindHookReads,
+    stackBytes: 0,
+  };
 }
 
 function emitGate(space: CodeSpace, words: bigint, write: WriteCode): PlacedProgram {

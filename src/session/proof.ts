@@ -200,7 +200,9 @@ function findReasons(
     reasons.push(
       how === "running"
         ? `our code cannot be freed yet: thread ${tid} is in it, at ${describe(ip)}`
-        : `our code cannot be freed yet: a signal handler of thread ${tid} will return to it, at ${describe(ip)}`,
+        : how === "unwinding"
+          ? `our code cannot be freed yet: thread ${tid} may be unwinding through it, at ${describe(ip)}`
+          : `our code cannot be freed yet: a signal handler of thread ${tid} will return to it, at ${describe(ip)}`,
     );
   for (const { start, end } of facts.memory.left)
     reasons.push(`memory of ours is still mapped: 0x${start.toString(16)}-0x${end.toString(16)}`);

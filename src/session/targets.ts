@@ -39,6 +39,7 @@ import { findSyscallHelper } from "./seccomp.ts";
 import { changeSemaphores } from "./semaphores.ts";
 import { SessionError } from "./session-error.ts";
 import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./shared-maps.ts";
+import { unwindPoints } from "./unwind-points.ts";
 
 export type { LeftTarget };
 
@@ -297,6 +298,7 @@ export class Targets {
       const points = [...resolved.points];
       const gate = followsLoads ? loadGatePoint(attachment, this.#codes) : undefined;
       if (gate !== undefined) points.push(gate);
+      points.push(...unwindPoints(attachment, this.#codes, points, attachment.images.list));
       const { refused, report } = await orEnded("arm probes", target.pid, () => attachment.arm(points));
       const [first] = refused;
       if (first !== undefined)
@@ -352,7 +354,8 @@ export class Targets {
       returnObstacle: findReturnObstacle(attachment.target.pid),
       overriders: this.#overriders,
     });
-    if (points.length > 0) await attachment.arm(points);
+    const hooks = unwindPoints(attachment, this.#codes, points, added);
+    if (points.length + hooks.length > 0) await attachment.arm([...points, ...hooks]);
     await raise(member, semaphores);
   }
 

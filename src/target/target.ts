@@ -44,6 +44,8 @@ export interface SitePoke {
    * this one gets its fallback.
    */
   readonly requires?: readonly number[];
+  /** It is left as it is while an unwinder may be on its way through replaced return addresses. */
+  readonly awaitsUnwinders?: boolean;
   /** It is text beside a site, changed for the site's sake. */
   readonly isSide?: boolean;
   /** Nothing could stand at the first byte before it was changed: who does stands inside. */
@@ -101,6 +103,8 @@ export interface Transaction {
   readonly usesTraps: boolean;
   /** Made by a thread of the target in the same stop, only if nobody uses the code in `vacate`. */
   readonly finalCalls: readonly RemoteCall[];
+  /** Unwind information of ours, in code of `vacate`: an unwinder that is at work may have pointers to it. */
+  readonly unwindInfo?: readonly AddrRange[];
   /** Memory whose addresses are looked for in all threads and stacks, after everything is written; absent: no look. */
   readonly inspect?: readonly AddrRange[];
   /** Why text is changed, for a log of the writes. */
@@ -137,8 +141,8 @@ export type SiteOutcome = "written" | "fallback" | "left";
 export interface Occupant {
   readonly tid: number;
   readonly ip: bigint;
-  /** `running` there, or interrupted there by a signal whose handler is not done. */
-  readonly how: "running" | "interrupted";
+  /** `running` there, `unwinding` through return addresses of ours, or interrupted there by a signal whose handler is not done. */
+  readonly how: "running" | "interrupted" | "unwinding";
 }
 
 export type CommitReport =

@@ -67,11 +67,16 @@ function applyStopped(
     scanned ? findSavedPositions(memory, mappings, regs.get("rsp")) : [],
   );
 
+  // First, so that on stacks only unwinders have addresses of trampolines.
+  const returnsRestored = restoreReturns(memory, transaction.returnTables);
+  const unwinders = findUnwinders(freeze, saved, transaction, mappings, memory);
   const hemmed = findHemmed(transaction.sites, saved.flat());
+  if (unwinders.length > 0)
+    for (const site of transaction.sites) if (site.awaitsUnwinders === true) hemmed.add(site);
   moveThreads(freeze, transaction, hemmed);
   const { outcomes, writtenNs } = writeSites(memory, transaction.sites, hemmed);
-  const returnsRestored = restoreReturns(memory, transaction.returnTables);
   const occupants = findOccupants(freeze, saved, transaction.vacate, mappings, memory);
+  occupants.push(...unwinders);
   if (transaction.vacate.length > 0)
     occupants.push(...findHolders(freeze, saved, transaction.sites, outcomes));
   if (transaction.finalCalls.length > 0) occupants.push(...findVforkers(freeze));
@@ -98,6 +103,36 @@ function applyStopped(
       ? {}
       : { retired: findRetired(freeze, saved, transaction.retire, mappings, memory) }),
   };
+}
+
+const STUB_ALIGN = 15n;
+
+/**
+ * Who may be unwinding through replaced return addresses: threads whose stack or registers have the address of a stub
+ * (`push imm8; jmp`, at a multiple of 16), or of our unwind information. It may be left over from an unwinding that is done.
+ */
+function findUnwinders(
+  freeze: Freeze,
+  saved: readonly (readonly SavedPosition[])[],
+  { unwindInfo = [], vacate }: Transaction,
+  mappings: readonly MapEntry[],
+  memory: MemoryFile,
+): Occupant[] {
+  if (unwindInfo.length === 0) return [];
+  const isIn = (ranges: readonly AddrRange[], at: bigint) =>
+    ranges.some(({ start, end }) => at >= start && at < end);
+  const isStub = (at: bigint) => {
+    if ((at & STUB_ALIGN) !== 0n) return false;
+    const bytes = new Uint8Array(3);
+    return memory.readInto(at, bytes) === 3 && bytes[0] === 0x6a && bytes[1]! < 8 && bytes[2] === 0xe9;
+  };
+  return freeze.threads.flatMap(({ tid, regs }, index) => {
+    const starts = [regs.get("rsp"), ...saved[index]!.map(({ sp }) => sp)];
+    const { found } = findStackWords(memory, mappings, starts, vacate);
+    const words = [...found.map(({ value }) => value), ...regs.words];
+    const isUnwinding = words.some((at) => isIn(unwindInfo, at) || (isIn(vacate, at) && isStub(at)));
+    return isUnwinding ? [{ tid, ip: regs.get("rip"), how: "unwinding" as const }] : [];
+  });
 }
 
 /** Another process with the same memory has signal actions of its own, unless it was made with those that it has. */
