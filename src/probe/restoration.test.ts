@@ -68,7 +68,6 @@ test("only what holds our bytes is put back, and what somebody else wrote is rep
       write: site.oldBytes,
       fallback: site.oldBytes,
       moves: [],
-      isSide: false,
       hasNoStart: false,
     },
   ]);
