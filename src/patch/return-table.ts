@@ -52,7 +52,7 @@ export interface ReturnTableSpec {
   readonly at: bigint;
   /** A power of two, at least 8: how many functions may be entered and not yet left, at most. */
   readonly entries: number;
-  /** Every stub of every point lies in this range, and nothing else does. */
+  /** Every stub of every point lies in this range, of all sessions that share a process; nothing else is returned to there. */
   readonly trampolines: { readonly start: bigint; readonly end: bigint };
 }
 

@@ -4,6 +4,7 @@
 import { LANDING_BYTES } from "../patch/landing-places.ts";
 import { findArenaPlace, reaches } from "../probe/arena.ts";
 import type { Journal } from "../probe/journal.ts";
+import { findWindowPlace } from "../probe/return-window.ts";
 import type { AddrRange } from "../target/target.ts";
 
 const ALIGN = 64n;
@@ -122,6 +123,16 @@ export class CodeSpaces {
     const [space] = await this.#provide([request], []);
     this.spaces.splice(this.spaces.indexOf(space!), 1);
     return space!;
+  }
+
+  /** A space for what functions return to: in the window that all sessions share for that, wherever the image is. */
+  async provideForReturns(name: string, lenBytes: number): Promise<CodeSpace> {
+    const range = findWindowPlace(this.#mappings(), lenBytes);
+    if (range === undefined) throw new NoCodeSpaceError(name, lenBytes);
+    const length = Number(range.end - range.start);
+    this.#journal.addMemory("code", range.start, length);
+    await this.#target.createCode([{ at: range.start, lenBytes: length }]);
+    return new CodeSpace(range);
   }
 
   async #provide(requests: readonly SpaceRequest[], existing: readonly CodeSpace[]): Promise<CodeSpace[]> {

@@ -29,6 +29,7 @@ import {
 } from "../patch/return-table.ts";
 import { evictedBy, landingsOf, patchRoute, type RoutePatch } from "../patch/route.ts";
 import type { PointCode } from "../probe/probe-set.ts";
+import { RETURN_WINDOW } from "../probe/return-window.ts";
 import type { AddrRange, ReturnTable } from "../target/target.ts";
 import { encodeJump } from "../x86/punning.ts";
 import type { ImageCode } from "../x86/regions.ts";
@@ -159,8 +160,9 @@ export class PointBuilder {
 
   /** How walks of the stack find what was in replaced return addresses; undefined as long as nothing replaces them. */
   get returnLookup(): ReturnLookup | undefined {
-    const runtime = this.#returnSpace?.runtime;
-    return runtime === undefined ? undefined : { stubs: runtime.table.trampolines, routine: runtime.peek };
+    if (this.#returnSpace === undefined) return undefined;
+    const { space, runtime } = this.#returnSpace;
+    return { stubs: space.range, routine: runtime.peek };
   }
 
   /** Emits and writes the code of all points. Those that no mechanism can take are returned as refused. */
@@ -406,15 +408,11 @@ export class PointBuilder {
     const needed = this.#compiler.spaceBytes(runs) + points.length * TRAMPOLINE_SPACE_BYTES;
     if (this.#returnSpace !== undefined && this.#returnSpace.space.freeBytes >= needed) return;
     if (this.#returnSpace !== undefined) throw new Error("no room is left for more return probes");
-    const space = await this.#spaces.provideOwn({
-      name: near.name,
-      image: near.range,
-      lenBytes: Math.max(needed * 4, RETURN_SPACE_BYTES),
-    });
+    const space = await this.#spaces.provideForReturns(near.name, Math.max(needed * 4, RETURN_SPACE_BYTES));
     const runtime = emitReturnRuntime(space.next, {
       at: this.#memory.tableAt,
       entries: this.#memory.entries,
-      trampolines: space.range,
+      trampolines: RETURN_WINDOW,
     });
     write(space, runtime.at, runtime.bytes);
     this.#returnSpace = { space, runtime };
