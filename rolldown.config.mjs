@@ -10,6 +10,7 @@ import { defineConfig } from "rolldown";
 export default defineConfig({
   input: {
     "cli/main": "./.build/cli/main.js",
+    index: "./.build/index.js",
     "session/index": "./.build/session/index.js",
     "chunks/tracer-worker": "./.build/target/process/tracer-worker.js",
   },

@@ -35,6 +35,7 @@ import type { PrivateStacks } from "../gate/private-stacks.ts";
 import { emitOriginalSp, emitTopWord } from "../gate/stack-switch.ts";
 import type { Label } from "../x86/assembler.ts";
 import { everythingLive, type Liveness } from "../x86/liveness.ts";
+import { encodeJump } from "../x86/punning.ts";
 import {
   PT_REGS_IP,
   PT_REGS_SP,
@@ -106,6 +107,14 @@ export const linkOffset = (displacedOffset: number): number => displacedOffset -
 /** `0f 1f 44 00 00` at the entry of every detour, which may become `e9 rel32`. */
 export const SLOT: Uint8Array = Uint8Array.of(0x0f, 0x1f, 0x44, 0x00, 0x00);
 export const SLOT_BYTES = SLOT.length;
+
+/** What the slot of a detour holds when it leads to another one: `e9 rel32`. */
+export function emitSlotJump(slot: bigint, to: bigint): Uint8Array {
+  const bytes = encodeJump(slot, to);
+  if (bytes === undefined)
+    throw new Error(`lead 0x${slot.toString(16)} to 0x${to.toString(16)}: it is out of reach`);
+  return bytes;
+}
 
 export type DetourResult = Detour | { readonly kind: "refused"; readonly refusal: Refusal };
 

@@ -8,10 +8,16 @@
  *      written before the site, and when it cannot be written the site is not.
  *   4. Arm now, optimise later (kprobes): a point whose region may be returned into by a signal handler gets its `int3`,
  *      and the optimizer tries the jump again in a later batch.
- *   5. A call at a function's entry may lead elsewhere, or be a NOP again, at any time: that is one write of its five bytes.
+ *   5. What runs at an armed point changes through the slot that its detour begins with: a jump over it leads to a detour with
+ *      another list of programs. That takes one write, and nobody stands inside.
+ *   6. A point is disarmed by its old bytes, and armed again by its new ones; its detours stay. A point whose region a new one
+ *      lies in is lowered to an `int3`, whose region is one instruction (kprobes: unoptimize).
+ *   7. A call at a function's entry may lead elsewhere, or be a NOP again, at any time: that is one write of its five bytes.
  *
  * Taking out is not done from here but from the journal (restoration.ts), as anybody else would do it.
  */
+
+import { SLOT } from "../patch/detour.ts";
 import type {
   CommitRefusal,
   CommitReport,
@@ -98,14 +104,20 @@ interface ProbeSide extends SideCode {
 }
 
 export interface ProbePoint extends PointCode {
-  readonly record: number;
+  record: number;
   mechanism: PointMechanism;
+  oldBytes: Uint8Array;
   jumpBytes: Uint8Array | undefined;
   detour: bigint;
+  twins: readonly Move[];
   /** Where an `int3` of a call's point leads: nothing has been pushed there yet. */
   trapEntry?: bigint;
-  /** Nothing is to run there for now: it keeps its NOPs. */
+  /** Nothing is to run there for now: it holds its old bytes. */
   isIdle: boolean;
+  /** What the slot of its detour holds, when that leads to another one. */
+  slot?: Uint8Array;
+  /** From displaced instructions to their copies in detours beside the first one. */
+  readonly otherTwins: Move[];
   readonly sides: readonly ProbeSide[];
 }
 
@@ -216,7 +228,7 @@ export class ProbeSet {
           linkOffset,
         });
       }
-      return { ...code, sides, record, mechanism: "none", isIdle: false };
+      return { ...code, sides, record, mechanism: "none", isIdle: false, otherTwins: [] };
     });
     const wanted = points.map((point) => ({ point, poke: pokeToArm(point) }));
     const redirected = redirections.filter(({ point, to }) => point.mechanism !== "int3" || to === undefined);
@@ -250,6 +262,7 @@ export class ProbeSet {
   /** Writes into the journal what a point's call is about to become. */
   #announce(point: ProbePoint, to: Redirection["to"]): void {
     if (to === undefined) return;
+    this.#journal.setState(point.record, "planned");
     if (point.mechanism === "int3")
       this.#journal.changeSite(point.record, "int3", trapBytes(point.oldBytes), point.trapEntry);
     else this.#journal.changeSite(point.record, "call", to.callBytes, to.detour);
@@ -291,10 +304,135 @@ export class ProbeSet {
   /** From copies of instructions in detours to their originals: where threads go on when the text is put back. */
   get homeMoves(): Move[] {
     return this.points.flatMap((point) =>
-      (point.isCall === true ? point.sides : [point, ...point.sides]).flatMap(({ twins }) =>
-        twins.map(({ from, to }) => ({ from: to, to: from })),
+      (point.isCall === true ? point.sides : [point, ...point.sides, { twins: point.otherTwins }]).flatMap(
+        ({ twins }) => twins.map(({ from, to }) => ({ from: to, to: from })),
       ),
     );
+  }
+
+  /** Lets other detours run at armed points: `slot` is the jump to `code.detour`, as the slot of the first one has to hold it. */
+  async lead(
+    changes: readonly { readonly point: ProbePoint; readonly slot: Uint8Array; readonly code: PointCode }[],
+  ): Promise<void> {
+    // A thread that is in a new detour goes home from there, too.
+    for (const { point, code } of changes) point.otherTwins.push(...code.twins);
+    await this.#commit(
+      changes.map(({ point, slot }) => ({
+        at: point.detour,
+        expect: point.slot ?? SLOT,
+        write: slot,
+        fallback: undefined,
+        moves: [],
+        hasNoInside: true,
+      })),
+      [],
+      "change probes",
+    );
+    for (const { point, slot } of changes) point.slot = slot;
+  }
+
+  /** Puts the old bytes back at points that are armed; what is beside them stays, and so do their detours. */
+  async disarm(points: readonly ProbePoint[]): Promise<void> {
+    const armed = points.filter(({ mechanism }) => mechanism !== "none");
+    if (armed.length > 0)
+      await this.#commit(
+        armed.flatMap((point) => [
+          ...slotUnchanged(point),
+          {
+            at: point.at,
+            expect: bytesNow(point),
+            write: point.oldBytes,
+            fallback: undefined,
+            moves: [],
+            hasNoInside: true,
+          },
+        ]),
+        armed,
+        "disarm probes",
+      );
+    for (const point of points) {
+      point.isIdle = true;
+      point.mechanism = "none";
+      this.#journal.setState(point.record, "removed");
+    }
+  }
+
+  /** Arms points again that were disarmed. */
+  async rearm(points: readonly ProbePoint[]): Promise<void> {
+    for (const point of points) {
+      this.#journal.setState(point.record, "planned");
+      point.isIdle = false;
+    }
+    try {
+      await this.#poke(
+        points.map((point) => ({ point, poke: pokeToArm(point) })),
+        "arm probes",
+      );
+    } catch (error) {
+      for (const point of points) point.isIdle = true;
+      throw error;
+    }
+  }
+
+  /**
+   * Makes a point's jump an `int3`, whose region is only its first instruction: `code` is the point with that region, and the
+   * trap handler knows it already. What is behind belongs to nobody then.
+   */
+  async lower(point: ProbePoint, code: PointCode): Promise<void> {
+    const newBytes = trapBytes(code.oldBytes);
+    const { at, oldBytes, detour, copyOffset = 0 } = code;
+    const site = { at, oldBytes, newBytes, mechanism: "int3" as const, detour, leadsTo: 0n, copyOffset };
+    const record = this.#journal.addSite(site);
+    if (point.mechanism !== "none")
+      await this.#commit(
+        [
+          ...slotUnchanged(point),
+          {
+            at: point.at,
+            expect: bytesNow(point),
+            write: trapBytes(point.oldBytes),
+            fallback: undefined,
+            moves: [],
+            hasNoInside: true,
+          },
+        ],
+        [point],
+        "lower a probe",
+        true,
+      );
+    this.#journal.setState(point.record, "removed");
+    point.otherTwins.push(...point.twins);
+    const wasIdle = point.isIdle;
+    Object.assign(point, {
+      record,
+      oldBytes: code.oldBytes,
+      jumpBytes: undefined,
+      detour: code.detour,
+      twins: code.twins,
+      slot: undefined,
+      mechanism: wasIdle ? "none" : "int3",
+    });
+    this.#journal.setState(record, wasIdle ? "removed" : "armed");
+  }
+
+  /** A transaction that is made as a whole. */
+  async #commit(
+    sites: readonly SitePoke[],
+    trapped: readonly ProbePoint[],
+    operation: string,
+    usesTraps = false,
+  ): Promise<void> {
+    const report = await this.#target.commit({
+      sites,
+      moves: [],
+      trapSites: this.#trapSites(trapped),
+      returnTables: [],
+      vacate: [],
+      usesTraps,
+      finalCalls: [],
+      why: operation === "disarm probes" ? "disarm" : "arm",
+    });
+    if (report.kind === "refused") throw new ArmError(operation, report.reason);
   }
 
   /** Where an `int3` of ours stands. */
@@ -359,6 +497,17 @@ function upperMechanism(code: PointCode): "call" | "jump" | "punned" | "int3" {
 /** Where a point's call leads, or is to lead as soon as it can be written. */
 const goalOf = ({ jumpBytes, detour, isIdle }: ProbePoint): Redirection["to"] =>
   isIdle || jumpBytes === undefined ? undefined : { callBytes: jumpBytes, detour };
+
+/** What stands at an armed point, over the length of its region. */
+function bytesNow({ mechanism, oldBytes, jumpBytes }: ProbePoint): Uint8Array {
+  return mechanism === "int3" ? trapBytes(oldBytes) : mechanism === "none" ? oldBytes : jumpBytes!;
+}
+
+/** Another session may have led the slot to a detour of its own: then the point is not ours alone, and the change is refused. */
+function slotUnchanged({ detour, slot = SLOT, isCall }: ProbePoint): SitePoke[] {
+  if (isCall === true) return [];
+  return [{ at: detour, expect: slot, write: slot, fallback: undefined, moves: [], hasNoInside: true }];
+}
 
 function isLower({ mechanism, hook }: ProbePoint): boolean {
   return hook === undefined && (mechanism === "none" || mechanism === "int3");

@@ -92,6 +92,8 @@ export function planRestoration(input: RestorationInput): Restoration {
     const state = siteState(site, found[index]!, code);
     // A trap may have been taken just before the byte was changed from `int3` to something else.
     if (journal.trapAction !== undefined) trapSites.push(site.at);
+    // It has been put back, and what is there now is nobody's or has a record of its own.
+    if (site.state === "removed") continue;
     if (state === "foreign" && !isOthers(site, found[index]!, input.others)) foreign.push(site);
     if (state !== "jump" && state !== "int3") continue;
     const isBeside = isBesideSite(site.mechanism);

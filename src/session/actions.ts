@@ -19,8 +19,6 @@ import {
 } from "../lang/index.ts";
 import {
   byteString,
-  createJsonOutput,
-  createTextOutput,
   encodeText,
   formatPrintf,
   formatTime,
@@ -30,13 +28,11 @@ import {
   type Output,
   type OutputValue,
 } from "../output/index.ts";
-import type { SessionIo, TraceOptions } from "./options.ts";
 import type { ProbeNames } from "./probe-resolution.ts";
 import type { SharedMaps } from "./shared-maps.ts";
 
 export interface ActionsInput {
-  readonly options: TraceOptions;
-  readonly io: SessionIo;
+  readonly output: Output;
   readonly script: Script;
   readonly maps: SharedMaps;
   readonly names: ProbeNames;
@@ -58,8 +54,7 @@ export class Actions {
 
   constructor(input: ActionsInput) {
     this.#input = input;
-    const sink = (text: string) => input.io.out.write(text);
-    this.output = input.options.format === "json" ? createJsonOutput(sink) : createTextOutput(sink);
+    this.output = input.output;
   }
 
   /** Whether a program has called `exit()`. */
@@ -88,7 +83,7 @@ export class Actions {
   /** Shows all maps that hold something, as at the end of a run. */
   printMaps(): void {
     this.output.endOfEvents();
-    for (const map of this.#input.script.maps) this.output.map(this.#view(map));
+    for (const map of this.#input.script.maps) this.output.map(this.view(map));
   }
 
   #perform(record: Uint8Array): void {
@@ -107,7 +102,7 @@ export class Actions {
         output.value(this.#fields(record, [event.field])[0]!);
         break;
       case "print-map":
-        output.map(this.#view(this.#map(event.map)), { top: event.top, div: event.div });
+        output.map(this.view(this.#map(event.map)), { top: event.top, div: event.div });
         break;
       case "print-element": {
         const keys = this.#fields(record, event.keys);
@@ -184,7 +179,7 @@ export class Actions {
   }
 
   /** A map as it is at this moment. */
-  #view(map: ScriptMap): MapView {
+  view(map: ScriptMap): MapView {
     const { name } = map;
     const valueKind = viewKind(map);
     const opened = this.#input.maps.maps[map.map];

@@ -43,6 +43,7 @@ import { CODE_NAME_PREFIX, CodeNames, siteName } from "./code-names.ts";
 import { CodeSpaces, NoCodeSpaceError } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
 import type { ChosenGate } from "./gate-level.ts";
+import { LivePoints } from "./live-points.ts";
 import { isStaying, markLeft, markRemoved, takeOutDead } from "./other-sessions.ts";
 import { PerfMap, type PerfMapResult } from "./perf-map.ts";
 import { type BuiltPoint, type PlannedPoint, PointBuilder, type RefusedPoint } from "./point-builder.ts";
@@ -58,7 +59,7 @@ import {
   readOtherJournals,
   restoreProcess,
 } from "./restore-process.ts";
-import type { SharedMapsLayout } from "./shared-maps.ts";
+import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./shared-maps.ts";
 
 const PAGE = 4096;
 const TID_OFFSETS = [0x2d0, 0x30]; // glibc's and musl's struct pthread on x86-64
@@ -98,6 +99,8 @@ export class Attachment {
   readonly builtPoints: BuiltPoint[] = [];
   /** Consumers at function entries that come and go. */
   readonly functionOps: FunctionOps;
+  /** Probes that come and go anywhere. */
+  readonly livePoints: LivePoints;
   readonly names = new CodeNames();
   /** How far perf knows the names; undefined: it does not, or there are none yet. */
   perfMapResult: PerfMapResult | undefined;
@@ -109,6 +112,10 @@ export class Attachment {
   readonly #journalMapping: Mapping;
   readonly #gateWords: Uint32Array;
   readonly #builder: PointBuilder;
+  readonly #compiler: ProgramCompiler;
+  readonly #env: LinkEnv;
+  readonly #accountAt: (account: number) => bigint;
+  readonly #laterMaps: Mapping[] = [];
   readonly #spaces: CodeSpaces;
   /** The memory of the maps, if this target's is the one that the others share. */
   readonly ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
@@ -151,13 +158,15 @@ export class Attachment {
     const { bundle, proofs, accounts } = input;
     const accountsAt = parts.mapsAt + BigInt(input.mapsLayout.accounts.offset);
     const accountAt = (account: number) => accountsAt + BigInt(account * ACCOUNT_BYTES);
-    const compiler = new ProgramCompiler({
+    this.#env = parts.env;
+    this.#accountAt = accountAt;
+    this.#compiler = new ProgramCompiler({
       bundle,
       proofs,
       env: parts.env,
       accounts: { at: accountAt, map: accounts.map },
     });
-    this.#builder = new PointBuilder(input.target, this.#spaces, compiler, {
+    this.#builder = new PointBuilder(input.target, this.#spaces, this.#compiler, {
       tableAt: parts.privateAt + BigInt(PAGE),
       entries: parts.returnEntries,
       missedAt: (probes) => accountAt(accounts.forMissed(probes)) + BigInt(ACCOUNT_MISSED),
@@ -165,6 +174,16 @@ export class Attachment {
         parts.stacksAt === undefined
           ? undefined
           : { base: parts.stacksAt, recursedAt: (account) => accountAt(account) + BigInt(ACCOUNT_RECURSED) },
+    });
+    this.livePoints = new LivePoints({
+      probes: this.probes,
+      builder: this.#builder,
+      arm: (points) => this.arm(points),
+      builtPoints: () => this.builtPoints,
+      setBuilt: (built) => this.#setBuilt(built),
+      addTraps: (built) => this.#addTraps(built),
+      settle: (trapped) => this.#settle(trapped),
+      trapObstacle: () => findTrapObstacle(this.target.pid),
     });
     this.functionOps = new FunctionOps({
       images: this.images,
@@ -263,6 +282,28 @@ export class Attachment {
     await this.#trapHemmedPoints();
     this.#nameCode(built);
     return { refused, report };
+  }
+
+  /** Gives the target memory for the maps of one more bundle, whose programs can be armed from then on. */
+  async addBundle(
+    bundle: Bundle,
+    proofs: readonly Proof[],
+    accountMap: number | undefined,
+  ): Promise<{ readonly number: number; readonly maps: SharedMaps }> {
+    const layout = layoutSharedMaps(bundle.maps, 0, 0);
+    const { at, mapping, fd } = await this.target.createShared(MAPS_MEMORY_NAME, layout.totalBytes);
+    closeSync(fd);
+    this.#laterMaps.push(mapping);
+    this.#journal.addMemory("memory", at, layout.totalBytes);
+    const env: LinkEnv = {
+      ...this.#env,
+      mapAddr: (index) => at + BigInt(layout.offsets[index]!),
+      tidOffset:
+        this.#env.tidOffset ?? (usesTid(proofs) ? await this.target.findTidOffset(TID_OFFSETS) : undefined),
+    };
+    const accounts = { at: this.#accountAt, map: accountMap };
+    const number = this.#compiler.add({ bundle, proofs, env, accounts });
+    return { number, maps: new SharedMaps(bundle.maps, layout, mapping.buffer) };
   }
 
   #setBuilt(built: readonly BuiltPoint[]): void {
@@ -410,6 +451,7 @@ export class Attachment {
     this.#perfMap?.[Symbol.dispose]();
     this.images[Symbol.dispose]();
     this.#journalMapping.unmap();
+    for (const mapping of this.#laterMaps) mapping.unmap();
     await this.target.close();
   }
 

@@ -23,6 +23,7 @@ export type AccountMemory = Pick<SharedMaps, "account" | "accountBytes">;
 
 interface Account {
   readonly probe: string;
+  readonly bundle: number;
   readonly programIndex: number;
   readonly mechanisms: Map<string, number>;
 }
@@ -45,8 +46,8 @@ export class ProbeAccounts {
   /** The request with an account of its own. */
   open(request: AttachRequest): AttachRequest {
     const account = this.#next++;
-    const { attachPoint, programIndex } = request;
-    this.#accounts.set(account, { probe: attachPoint.name, programIndex, mechanisms: new Map() });
+    const { attachPoint, programIndex, bundle = 0 } = request;
+    this.#accounts.set(account, { probe: attachPoint.name, bundle, programIndex, mechanisms: new Map() });
     return { ...request, account };
   }
 
@@ -95,10 +96,10 @@ export class ProbeAccounts {
     }));
   }
 
-  /** The accounts of all attach points of these programs, as memory. */
-  bytesOf(programs: readonly number[], memory: AccountMemory): Uint8Array[] {
-    return [...this.#accounts].flatMap(([account, { programIndex }]) =>
-      programs.includes(programIndex) ? [memory.accountBytes(account)] : [],
+  /** The accounts of all attach points of these programs of a bundle, as memory. */
+  bytesOf(programs: readonly number[], memory: AccountMemory, of = 0): Uint8Array[] {
+    return [...this.#accounts].flatMap(([account, { bundle, programIndex }]) =>
+      bundle === of && programs.includes(programIndex) ? [memory.accountBytes(account)] : [],
     );
   }
 

@@ -32,6 +32,8 @@ import { isGoProgram, type ReturnRole, ReturnWays } from "./return-ways.ts";
 export interface AttachRequest {
   readonly attachPoint: UserAttachPoint;
   readonly programIndex: number;
+  /** Which of the session's bundles the program is in; the first unless told. */
+  readonly bundle?: number | undefined;
   /** Number of the probe's account in the session; undefined: its hits are not accounted for. */
   readonly account?: number | undefined;
   /** Undefined: a number for the probe's name. */
@@ -181,7 +183,12 @@ export function resolveProbes(
       sites.set(location.addr, site);
       site.requests.push(request);
       site.probes.push({
-        run: { kind: "program", index: request.programIndex, account: request.account },
+        run: {
+          kind: "program",
+          bundle: request.bundle,
+          index: request.programIndex,
+          account: request.account,
+        },
         when: attachPoint.kind === "uretprobe" ? "return" : "entry",
         cookie,
       });

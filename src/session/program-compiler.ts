@@ -17,7 +17,13 @@ const ROUTINES_SPACE_BYTES = 24 << 10;
 
 /** A program of the bundle, compiled for the account of a probe (a number of the session), or code of the engine itself. */
 export type Runnable =
-  | { readonly kind: "program"; readonly index: number; readonly account?: number | undefined }
+  | {
+      readonly kind: "program";
+      /** The bundle that was added as this one; the first unless told. */
+      readonly bundle?: number | undefined;
+      readonly index: number;
+      readonly account?: number | undefined;
+    }
   /** Waits at the dynamic loader; `words` is the address of the words shared with the tracer. */
   | { readonly kind: "load-gate"; readonly words: bigint }
   /** Answers the unwinder of one image, by its site, for replaced return addresses. */
@@ -52,20 +58,25 @@ export interface ProgramAccounts {
 }
 
 export class ProgramCompiler {
-  readonly #input: CompilerInput;
+  readonly #inputs: CompilerInput[];
   readonly #compiled = new Map<CodeSpace, Map<string, PlacedProgram>>();
 
   constructor(input: CompilerInput) {
-    this.#input = input;
+    this.#inputs = [input];
+  }
+
+  /** Takes another bundle; returns its number. */
+  add(input: CompilerInput): number {
+    return this.#inputs.push(input) - 1;
   }
 
   /** Most bytes that these programs together take in one space. */
   spaceBytes(runs: Iterable<Runnable>): number {
-    const { bundle, proofs } = this.#input;
-    const all = bundle.programs.reduce((sum, { insns }) => sum + insns.length * INSN_SPACE_BYTES, 0);
     const sizes = new Map<string, number>();
     for (const run of runs) {
       if (run.kind !== "program") continue;
+      const { bundle, proofs } = this.#inputs[run.bundle ?? 0]!;
+      const all = bundle.programs.reduce((sum, { insns }) => sum + insns.length * INSN_SPACE_BYTES, 0);
       const { insns } = bundle.programs[run.index]!;
       // A program that makes tail calls has all others beside it.
       const own = proofs[run.index]?.helpers.has(HELPER_TAIL_CALL) ? all : insns.length * INSN_SPACE_BYTES;
@@ -107,11 +118,12 @@ export class ProgramCompiler {
 
   #compile(
     space: CodeSpace,
-    { index, account }: Extract<Runnable, { kind: "program" }>,
+    { bundle: number = 0, index, account }: Extract<Runnable, { kind: "program" }>,
     write: WriteCode,
   ): PlacedProgram {
-    const { bundle, proofs } = this.#input;
-    const env = this.#envFor(account);
+    const input = this.#inputs[number]!;
+    const { bundle, proofs } = input;
+    const env = envFor(input, account);
     const spec = bundle.programs[index]!;
     const asm = new Assembler(space.next);
     const unit = new JitUnit(asm, bundle, env, proofs);
@@ -130,23 +142,22 @@ export class ProgramCompiler {
       stackBytes: compiled.stackBytes,
     };
   }
+}
 
-  #envFor(account: number | undefined): LinkEnv {
-    const { env, accounts } = this.#input;
-    if (account === undefined || accounts === undefined) return env;
-    const at = accounts.at(account);
-    return {
-      ...env,
-      mapAddr: (index) => (index === accounts.map ? at : env.mapAddr(index)),
-      account: { at, isKeptByProgram: accounts.map !== undefined },
-    };
-  }
+function envFor({ env, accounts }: CompilerInput, account: number | undefined): LinkEnv {
+  if (account === undefined || accounts === undefined) return env;
+  const at = accounts.at(account);
+  return {
+    ...env,
+    mapAddr: (index) => (index === accounts.map ? at : env.mapAddr(index)),
+    account: { at, isKeptByProgram: accounts.map !== undefined },
+  };
 }
 
 function keyOf(run: Runnable): string {
   switch (run.kind) {
     case "program":
-      return `program ${run.index} for ${run.account}`;
+      return `program ${run.bundle ?? 0} ${run.index} for ${run.account}`;
     case "load-gate":
       return run.kind;
     case "unwind-hook":

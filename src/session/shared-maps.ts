@@ -25,7 +25,11 @@ export interface SharedMapsLayout {
 }
 
 /** `accounts`: how many are needed from the beginning. */
-export function layoutSharedMaps(specs: readonly MapSpec[], accounts = 0): SharedMapsLayout {
+export function layoutSharedMaps(
+  specs: readonly MapSpec[],
+  accounts = 0,
+  laterAccounts = LATER_ACCOUNTS,
+): SharedMapsLayout {
   let at = 0;
   const offsets = specs.map((spec) => {
     const offset = at;
@@ -34,8 +38,8 @@ export function layoutSharedMaps(specs: readonly MapSpec[], accounts = 0): Share
   });
   const PAGE = 4096;
   const offset = Math.ceil(at / ACCOUNT_BYTES) * ACCOUNT_BYTES;
-  const capacity = accounts + LATER_ACCOUNTS;
-  const totalBytes = Math.ceil((offset + capacity * ACCOUNT_BYTES) / PAGE) * PAGE;
+  const capacity = accounts + laterAccounts;
+  const totalBytes = Math.max(PAGE, Math.ceil((offset + capacity * ACCOUNT_BYTES) / PAGE) * PAGE);
   return { offsets, accounts: { offset, capacity }, totalBytes };
 }
 

@@ -3,6 +3,7 @@
  * armed, intervals while they are, END and the maps when they are out again.
  */
 import type { AttachPoint, Script, UserAttachPoint } from "../lang/index.ts";
+import { createJsonOutput, createTextOutput } from "../output/index.ts";
 import { Tracer } from "../target/process/tracer.ts";
 import { Actions } from "./actions.ts";
 import { compileProgram } from "./compile.ts";
@@ -82,12 +83,15 @@ class ScriptFront implements RunFront {
 
   constructor(input: FrontInput) {
     this.#input = input;
-    const { targets, ...rest } = input;
+    const { targets, options, io, script } = input;
+    const sink = (text: string) => io.out.write(text);
+    const output = options.format === "json" ? createJsonOutput(sink) : createTextOutput(sink);
     const { maps, names } = targets;
     this.#local = new LocalPrograms(input.script, maps, names);
     const countsOf = (programs: readonly number[]) => targets.accounts.bytesOf(programs, maps);
     this.#actions = new Actions({
-      ...rest,
+      script,
+      output,
       maps,
       names,
       countsOf,
