@@ -23,6 +23,8 @@ import {
   DT_GNU_HASH,
   DT_HASH,
   DT_NEEDED,
+  DT_RPATH,
+  DT_RUNPATH,
   DT_SONAME,
   DT_STRSZ,
   DT_STRTAB,
@@ -338,6 +340,14 @@ export class ElfFile implements ImageReader {
       .filter(([tag]) => tag === DT_NEEDED)
       .map(([, value]) => this.#dynamicString(value))
       .filter((name) => name !== undefined);
+  }
+
+  /** Folders in which the loader looks first for what this image loads (DT_RPATH, DT_RUNPATH), as they stand in the file. */
+  get searchFolders(): readonly string[] {
+    return this.dynamic
+      .filter(([tag]) => tag === DT_RPATH || tag === DT_RUNPATH)
+      .flatMap(([, value]) => (this.#dynamicString(value) ?? "").split(":"))
+      .filter((folder) => folder !== "");
   }
 
   /** The loader that a program asks for; undefined for static programs and most libraries. */

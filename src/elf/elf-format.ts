@@ -32,6 +32,7 @@ export const DT_STRSZ = 10;
 export const DT_INIT = 12;
 export const DT_FINI = 13;
 export const DT_SONAME = 14;
+export const DT_RPATH = 15;
 export const DT_JMPREL = 23;
 export const DT_RUNPATH = 29;
 export const DT_RELRSZ = 35;

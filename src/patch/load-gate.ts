@@ -7,7 +7,7 @@
  *
  *     0 announced u32    4 acknowledged u32    8 heartbeat u32 (the tracer counts it up)    12 abandoned u32
  *
- * Invariant: the thread is not held for ever. It waits in slices; when the heartbeat stands still for twenty slices, the
+ * Invariant: the thread is not held for ever. It waits in slices; when the heartbeat stands still for fifty slices, the
  * tracer is taken for dead, and nobody waits again.
  */
 import type { Assembler, Label } from "../x86/assembler.ts";
@@ -20,7 +20,7 @@ export const LOAD_GATE_BYTES = 16;
 export const loadGateClobbers: RegSet = regSet(RAX, RCX, RDX, RSI, RDI, R8, R9, R10, R11);
 
 const SLICE_NS = 100_000_000n;
-const DEAD_AFTER_SLICES = 20;
+const DEAD_AFTER_SLICES = 50;
 const SYS_FUTEX = 202;
 const FUTEX_WAIT = 0;
 /** A shared word, by its offset. */

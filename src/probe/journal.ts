@@ -16,7 +16,7 @@
  *      32  tracer start time u64     136  length of the whole shared memory
  *      40  target pid u32               144  scratch for system calls (104 bytes)
  *     record (64 bytes each)
- *       0  kind u8: 1 site, 2 code, 3 other memory, 4 kept, 5 hook, 6 unwind
+ *       0  kind u8: 1 site, 2 code, 3 other memory, 4 kept, 5 hook, 6 unwind, 7 image
  *       1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
  *       4  site: offset of the displaced copy in the detour u32; hook: offset of the link in the detour
  *       8  address u64               16  old bytes (16)   32  new bytes (16)   48  detour u64, or length of the code
@@ -26,13 +26,16 @@
  * detour of the same site: it was a NOP and leads to the detour of this journal's session. `left` means that the session has
  * ended, and that what its journal still says is there for others who hook into its detours.
  *
+ * An `image` is the range at which a file lies that sites behind the record belong to: bytes 16 to 31 hold its device as maps
+ * names it, 48 the length of the range, 56 its inode. When something else lies there, the sites are gone with their image.
+ *
  * The memory belongs to the target: whoever reads it treats it as possibly damaged, and gets an error rather than nonsense.
  */
 import type { ReturnTable } from "../target/target.ts";
 
 const MAGIC = 0x454e_494c_5041_5254n; // "TRAPLINE", little-endian
 const VERSION = 2;
-const HEADER_BYTES = 256;
+export const JOURNAL_HEADER_BYTES = 256;
 const RECORD_BYTES = 64;
 /** Offset of memory in the header that the target's system calls may write their answers to. */
 export const JOURNAL_SCRATCH = 144;
@@ -45,6 +48,7 @@ const KIND_MEMORY = 3;
 const KIND_KEPT = 4;
 const KIND_HOOK = 5;
 const KIND_UNWIND = 6;
+const KIND_IMAGE = 7;
 
 const FLAGS = 20;
 const FLAG_LEFT = 1;
@@ -60,7 +64,7 @@ export const leftMark: JournalWrite = { offset: FLAGS, bytes: Uint8Array.of(FLAG
 
 /** Says that what a record stands for is undone. */
 export const removedMark = (record: number): JournalWrite => ({
-  offset: HEADER_BYTES + record * RECORD_BYTES + 3,
+  offset: JOURNAL_HEADER_BYTES + record * RECORD_BYTES + 3,
   bytes: Uint8Array.of(states.indexOf("removed")),
 });
 
@@ -92,7 +96,10 @@ export interface JournalHeader {
 }
 
 /** What a session says about a site that it is about to change. */
-export type NewJournalSite = Omit<JournalSite, "kind" | "record" | "state" | "leadsTo" | "copyOffset"> & {
+export type NewJournalSite = Omit<
+  JournalSite,
+  "kind" | "record" | "state" | "leadsTo" | "copyOffset" | "image"
+> & {
   readonly leadsTo?: bigint;
   readonly copyOffset?: number;
 };
@@ -111,6 +118,17 @@ export interface JournalSite {
   readonly leadsTo: bigint;
   /** Where the copy of the displaced instructions begins, from the detour's entry on; 0: not known. */
   readonly copyOffset: number;
+  /** The image that it was a place of, if the journal says. */
+  readonly image?: JournalImage | undefined;
+}
+
+/** A file and where it was mapped. */
+export interface JournalImage {
+  readonly start: bigint;
+  readonly end: bigint;
+  /** Device and inode as maps names them. */
+  readonly dev: string;
+  readonly inode: bigint;
 }
 
 /** Text that must stay as it is, since a punned jump ends in it. */
@@ -188,7 +206,7 @@ export class JournalError extends Error {
   }
 }
 
-export const journalBytes = (capacity: number): number => HEADER_BYTES + capacity * RECORD_BYTES;
+export const journalBytes = (capacity: number): number => JOURNAL_HEADER_BYTES + capacity * RECORD_BYTES;
 
 /** Writes the journal of one target. The memory must be zeroed. */
 export class Journal {
@@ -291,6 +309,19 @@ export class Journal {
     });
   }
 
+  /** Appends a record for an image that the next sites are places of. */
+  addImage({ start, end, dev, inode }: JournalImage): number {
+    return this.#append((base) => {
+      const name = new TextEncoder().encode(dev).subarray(0, MAX_PATCH_BYTES);
+      this.#bytes[base + 1] = name.length;
+      this.#view.setBigUint64(base + 8, start, true);
+      this.#bytes.set(name, base + 16);
+      this.#view.setBigUint64(base + 48, end - start, true);
+      this.#view.setBigUint64(base + 56, inode, true);
+      this.#bytes[base] = KIND_IMAGE;
+    });
+  }
+
   /** Says, before it is done, that a site is to get other bytes than its record says, and maybe lead elsewhere. */
   changeSite(record: number, mechanism: JournalMechanism, newBytes: Uint8Array, detour?: bigint): void {
     const base = this.#base(record);
@@ -307,7 +338,7 @@ export class Journal {
   }
 
   #base(record: number): number {
-    return HEADER_BYTES + record * RECORD_BYTES;
+    return JOURNAL_HEADER_BYTES + record * RECORD_BYTES;
   }
 
   #setNewBytes(base: number, mechanism: JournalMechanism, newBytes: Uint8Array): void {
@@ -324,10 +355,16 @@ export class Journal {
   }
 }
 
+/** The part of the memory that a journal with this header uses. */
+export function usedBytes(header: Uint8Array): number {
+  const view = new DataView(header.buffer, header.byteOffset, header.byteLength);
+  return journalBytes(view.getUint32(16, true));
+}
+
 /** Reads a journal; throws `JournalError` when the memory does not hold one. */
 export function parseJournal(bytes: Uint8Array): JournalContents {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  if (bytes.length < HEADER_BYTES || view.getBigUint64(0, true) !== MAGIC)
+  if (bytes.length < JOURNAL_HEADER_BYTES || view.getBigUint64(0, true) !== MAGIC)
     throw new JournalError(
       "the memory does not begin with its mark; the tracer died before it changed anything, or the target has overwritten it",
     );
@@ -342,8 +379,9 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
   const unwind: JournalUnwind[] = [];
   const hooks: JournalHook[] = [];
   const memory: JournalMemory[] = [];
+  const images: JournalImage[] = [];
   for (let record = 0; record < used; record++) {
-    const base = HEADER_BYTES + record * RECORD_BYTES;
+    const base = JOURNAL_HEADER_BYTES + record * RECORD_BYTES;
     const at = view.getBigUint64(base + 8, true);
     const state = states[bytes[base + 3]!] ?? "planned";
     if (bytes[base] === KIND_UNWIND) {
@@ -364,7 +402,9 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
     const spare = view.getUint32(base + 4, true);
     const detour = view.getBigUint64(base + 48, true);
     const other = view.getBigUint64(base + 56, true);
-    if (bytes[base] === KIND_SITE) {
+    if (bytes[base] === KIND_IMAGE)
+      images.push({ start: at, end: at + detour, dev: new TextDecoder().decode(oldBytes), inode: other });
+    else if (bytes[base] === KIND_SITE) {
       const mechanism = mechanisms[bytes[base + 2]!] ?? "none";
       sites.push({
         kind: "site",
@@ -377,6 +417,7 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
         detour,
         leadsTo: other,
         copyOffset: spare,
+        image: images.findLast(({ start, end }) => at >= start && at < end),
       });
     } else if (bytes[base] === KIND_KEPT) kept.push({ kind: "kept", at, state, bytes: oldBytes });
     else if (bytes[base] === KIND_HOOK)

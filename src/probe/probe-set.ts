@@ -281,6 +281,45 @@ export class ProbeSet {
     );
   }
 
+  /**
+   * Forgets points whose image has been unloaded: there is no text any more to be put back. They can be armed again when the
+   * same image lies in the same place again.
+   */
+  forget(points: readonly ProbePoint[]): void {
+    const gone = new Set(points);
+    const kept = this.points.filter((point) => !gone.has(point));
+    this.points.splice(0, this.points.length, ...kept);
+    for (const point of points)
+      for (const { record } of [point, ...point.sides]) this.#journal.setState(record, "removed");
+  }
+
+  /** Arms forgotten points again, all or none of them: their code is still in place. Throws as `arm`. */
+  async armAgain(points: readonly ProbePoint[]): Promise<void> {
+    const wanted = points.filter(({ isIdle }) => !isIdle);
+    for (const point of wanted) {
+      point.mechanism = "none";
+      this.#journal.changeSite(
+        point.record,
+        upperMechanism(point),
+        point.jumpBytes ?? trapBytes(point.oldBytes),
+        point.detour,
+      );
+      for (const side of point.sides) side.isWritten = false;
+      for (const { record } of [point, ...point.sides]) this.#journal.setState(record, "planned");
+    }
+    try {
+      await this.#poke(
+        wanted.map((point) => ({ point, poke: pokeToArm(point) })),
+        "arm probes",
+      );
+    } catch (error) {
+      for (const point of wanted)
+        for (const { record } of [point, ...point.sides]) this.#journal.setState(record, "removed");
+      throw error;
+    }
+    this.points.push(...points);
+  }
+
   /** Points that could take a jump and have not got it yet. */
   get unoptimized(): readonly ProbePoint[] {
     return this.points.filter((point) => isLower(point) && point.jumpBytes !== undefined && !point.isIdle);

@@ -31,10 +31,11 @@ import { LOAD_GATE_BYTES, loadGateWords } from "../patch/load-gate.ts";
 import { emitUnwindHook } from "../patch/unwind-table.ts";
 import { findArenaPlace } from "../probe/arena.ts";
 import { JOURNAL_SCRATCH, Journal, journalBytes } from "../probe/journal.ts";
-import { type ArmReport, ProbeSet } from "../probe/probe-set.ts";
+import { ArmError, type ArmReport, ProbeSet } from "../probe/probe-set.ts";
 import { askTrapAction, setTrapAction } from "../probe/restoration.ts";
 import type { ProcessImages } from "../target/process/images.ts";
 import { futexWakeAll, type Mapping } from "../target/process/libc.ts";
+import type { MappedImage } from "../target/process/mapped-image.ts";
 import { readAuxv, readMaps, readStat, readStatus } from "../target/process/proc-fs.ts";
 import { findTrapObstacle, JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
@@ -46,7 +47,13 @@ import type { ChosenGate } from "./gate-level.ts";
 import { LivePoints } from "./live-points.ts";
 import { isStaying, markLeft, markRemoved, takeOutDead } from "./other-sessions.ts";
 import { PerfMap, type PerfMapResult } from "./perf-map.ts";
-import { type BuiltPoint, type PlannedPoint, PointBuilder, type RefusedPoint } from "./point-builder.ts";
+import {
+  type BuiltPoint,
+  journalRecords,
+  type PlannedPoint,
+  PointBuilder,
+  type RefusedPoint,
+} from "./point-builder.ts";
 import { createStackMemory } from "./private-stack-memory.ts";
 import type { ProbeAccounts } from "./probe-accounts.ts";
 import { processorSource } from "./processor.ts";
@@ -60,8 +67,11 @@ import {
   restoreProcess,
 } from "./restore-process.ts";
 import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./shared-maps.ts";
+import { UnloadedImages } from "./unloaded-images.ts";
 
 const PAGE = 4096;
+/** Records of the journal for memory. */
+const SPARE_RECORDS = 64;
 const TID_OFFSETS = [0x2d0, 0x30]; // glibc's and musl's struct pthread on x86-64
 
 export interface AttachmentInput {
@@ -125,6 +135,9 @@ export class Attachment {
   #lacksTid: boolean;
   /** Where the trap handler sends threads from points with calls. */
   readonly #approaches = new Map<bigint, bigint>();
+  readonly #unloaded = new UnloadedImages();
+  /** Images that the journal names. */
+  readonly #noted = new WeakSet<MappedImage>();
   #trapTable: { readonly table: TrapTable; readonly at: bigint } | undefined;
 
   private constructor(
@@ -198,7 +211,7 @@ export class Attachment {
   /** Puts the session's memory into a target. Nothing of its code is changed. */
   static async create(input: AttachmentInput): Promise<Attachment> {
     const { target } = input;
-    const capacity = input.capacity + 64;
+    const capacity = input.capacity + SPARE_RECORDS;
     const gateOffset = (journalBytes(capacity) + 63) & ~63;
     const journalLen = pages(gateOffset + LOAD_GATE_BYTES);
     const shared = await target.createShared(JOURNAL_MEMORY_NAME, journalLen);
@@ -263,11 +276,16 @@ export class Attachment {
     });
   }
 
-  /** Emits, writes and arms points: all or none. Points that no mechanism can take are returned. */
+  /**
+   * Emits, writes and arms points: all or none. Points that no mechanism can take are returned; unless all of them are
+   * optional, nothing is armed.
+   */
   async arm(
     points: readonly PlannedPoint[],
   ): Promise<{ readonly refused: readonly RefusedPoint[]; readonly report: ArmReport }> {
     const { built, refused } = await this.#builder.build(points);
+    if (refused.some(({ planned }) => planned.isOptional !== true))
+      return { refused, report: { stoppedNs: 0n, threads: 0 } };
     const table = this.#builder.returnTable;
     if (table !== undefined) this.#journal.setReturnTable(table);
     const { returnLookup } = this.#builder;
@@ -275,6 +293,7 @@ export class Attachment {
       for (const { at, bytes } of returnLookupWrites(this.#pidCacheAt, returnLookup))
         await this.target.write(at, bytes);
     }
+    this.#noteImages(built);
     await this.#addTraps(built.filter((point) => point.plan.mechanism === "int3"));
     const report = await this.probes.arm(built.map((point) => point.code));
     this.builtPoints.push(...built);
@@ -352,6 +371,65 @@ export class Attachment {
     const fresh = this.names.takeFresh();
     if (this.#perfMap === undefined || fresh.length === 0) return;
     this.perfMapResult = this.#perfMap.append(fresh);
+  }
+
+  /**
+   * Takes note of what the target has unloaded: nothing of ours is left there. What it has loaded again in the same place is
+   * armed as before. `fresh` are the other images that are new.
+   */
+  async followImages(): Promise<{
+    readonly removed: readonly MappedImage[];
+    readonly fresh: readonly MappedImage[];
+  }> {
+    const { added, removed } = this.images.refresh();
+    for (const image of removed) {
+      const isInside = (at: bigint) => at >= image.start && at < image.end;
+      const points = this.probes.points.filter(({ at }) => isInside(at));
+      const built = this.builtPoints.filter(({ code }) => isInside(code.at));
+      this.probes.forget(points);
+      this.functionOps.forget(points);
+      this.livePoints.forget(points);
+      const left = this.builtPoints.filter(({ code }) => !isInside(code.at));
+      this.builtPoints.splice(0, this.builtPoints.length, ...left);
+      this.#unloaded.keep(image, { points, built });
+      const known = this.#trapTable;
+      for (const { at } of known === undefined ? [] : points) {
+        if (known?.table.get(at) === undefined) continue;
+        const { offset, bytes } = known.table.clear(at);
+        await this.target.write(known.at + BigInt(offset), bytes);
+      }
+    }
+    const fresh: MappedImage[] = [];
+    for (const image of added) if (!(await this.#armUnloaded(image))) fresh.push(image);
+    return { removed, fresh };
+  }
+
+  /** Whether the image had points when it was unloaded, and has them again. */
+  async #armUnloaded(image: MappedImage): Promise<boolean> {
+    const unloaded = this.#unloaded.take(image);
+    if (unloaded === undefined) return false;
+    this.builtPoints.push(...unloaded.built);
+    await this.#addTraps(unloaded.built.filter(({ code }) => code.jumpBytes === undefined));
+    try {
+      await this.probes.armAgain(unloaded.points);
+      this.functionOps.recall(unloaded.points);
+      this.livePoints.recall(unloaded.points);
+    } catch (error) {
+      if (!(error instanceof ArmError) || error.refusal.kind !== "text-differs") throw error;
+      // The file has other contents now.
+      const gone = new Set(unloaded.built);
+      const left = this.builtPoints.filter((point) => !gone.has(point));
+      this.builtPoints.splice(0, this.builtPoints.length, ...left);
+      return false;
+    }
+    await this.#trapHemmedPoints();
+    return true;
+  }
+
+  /** Whether the journal has room for points that are found late. */
+  hasRoomFor(points: readonly PlannedPoint[]): boolean {
+    const images = new Set(points.map(({ image }) => image.range.start)).size;
+    return journalRecords(points) + images + SPARE_RECORDS <= this.#journal.remaining;
   }
 
   /** One batch of the optimizer; false when nothing is left to be done. */
@@ -466,6 +544,16 @@ export class Attachment {
       this.builtPoints.filter((built) => hemmed.some((point) => point.at === built.code.at)),
     );
     await this.probes.armTraps(hemmed);
+  }
+
+  /** Says in the journal which files the sites belong to: when something else lies there, they are gone. */
+  #noteImages(points: readonly BuiltPoint[]): void {
+    for (const start of new Set(points.map(({ planned }) => planned.image.range.start))) {
+      const image = this.images.list.find((each) => each.start === start);
+      if (image === undefined || this.#noted.has(image)) continue;
+      this.#noted.add(image);
+      this.#journal.addImage(image);
+    }
   }
 
   /** Makes the trap handler know the points, before any of them holds an `int3`. */

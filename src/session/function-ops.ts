@@ -76,12 +76,35 @@ export class FunctionOps {
   readonly #port: FunctionOpsPort;
   /** By the address of the function. */
   readonly #sites = new Map<bigint, Site>();
+  /** Sites of images that are unloaded; they keep their trampolines. */
+  readonly #unloaded = new Map<bigint, Site>();
   /** What runs for each registered ops: the same consumer can be registered twice. */
   readonly #ops = new Map<FunctionOp, AttachedProbe>();
   #last: Promise<unknown> = Promise.resolve();
 
   constructor(port: FunctionOpsPort) {
     this.#port = port;
+  }
+
+  /** Points whose image has been unloaded. */
+  forget(points: readonly ProbePoint[]): void {
+    for (const { at, site } of this.#found(points, this.#sites)) {
+      this.#sites.delete(at);
+      this.#unloaded.set(at, site);
+    }
+  }
+
+  /** Points that were forgotten, whose image is there again. */
+  recall(points: readonly ProbePoint[]): void {
+    for (const { at, site } of this.#found(points, this.#unloaded)) {
+      this.#unloaded.delete(at);
+      this.#sites.set(at, site);
+    }
+  }
+
+  #found(points: readonly ProbePoint[], sites: ReadonlyMap<bigint, Site>) {
+    const wanted = new Set(points);
+    return [...sites].flatMap(([at, site]) => (wanted.has(site.point) ? [{ at, site }] : []));
   }
 
   /** Points with calls that were armed otherwise: what runs there runs before what is registered here. */

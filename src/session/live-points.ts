@@ -44,11 +44,23 @@ interface LivePoint {
 export class LivePoints {
   readonly #port: LivePointsPort;
   readonly #points = new Map<bigint, LivePoint>();
+  /** Points of images that are unloaded. */
+  readonly #unloaded = new Map<bigint, LivePoint>();
   readonly #numbers = new Map<AttachedProbe, number>();
   #last: Promise<unknown> = Promise.resolve();
 
   constructor(port: LivePointsPort) {
     this.#port = port;
+  }
+
+  /** Points whose image has been unloaded. */
+  forget(points: readonly ProbePoint[]): void {
+    move(points, this.#points, this.#unloaded);
+  }
+
+  /** Points that were forgotten, whose image is there again. */
+  recall(points: readonly ProbePoint[]): void {
+    move(points, this.#unloaded, this.#points);
   }
 
   /** Adds probes at their points; points that are armed already get longer lists. Throws when one cannot be armed. */
@@ -260,4 +272,13 @@ export class LivePoints {
 
 function same(a: Uint8Array, b: Uint8Array): boolean {
   return a.length === b.length && a.every((byte, index) => byte === b[index]);
+}
+
+function move(points: readonly ProbePoint[], from: Map<bigint, LivePoint>, to: Map<bigint, LivePoint>): void {
+  const wanted = new Set(points);
+  for (const [at, live] of from) {
+    if (!wanted.has(live.point)) continue;
+    from.delete(at);
+    to.set(at, live);
+  }
 }

@@ -6,11 +6,17 @@
  */
 import { isBesideSite, type JournalContents, leftMark, parseJournal, removedMark } from "../probe/journal.ts";
 import { type HeldPlaces, heldPlaces, membersBySite, placesOf } from "../probe/site-chains.ts";
-import { readStat } from "../target/process/proc-fs.ts";
+import { readMaps, readStat } from "../target/process/proc-fs.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange } from "../target/target.ts";
 import { freeLeftMemory } from "./left-memory.ts";
-import { findJournalMappings, type RestoreReport, restoreProcess } from "./restore-process.ts";
+import {
+  findJournalMappings,
+  type RestoreReport,
+  readJournalBytes,
+  restoreProcess,
+  withoutUnmapped,
+} from "./restore-process.ts";
 
 /** One session, by its journal. */
 export interface OtherSession {
@@ -38,10 +44,10 @@ export async function readOtherSessions(
   const sessions: OtherSession[] = [];
   for (const memory of findJournalMappings(target.pid)) {
     if (memory.start === own?.start) continue;
-    const bytes = await target.read(memory.start, Number(memory.end - memory.start));
+    const bytes = await readJournalBytes(target, memory);
     // A tracer that died before it wrote the header has changed nothing.
     if (bytes.subarray(0, 8).every((byte) => byte === 0)) continue;
-    const journal = parseJournal(bytes);
+    const journal = withoutUnmapped(parseJournal(bytes), readMaps(target.pid));
     const { tracerPid, tracerStart } = journal.header;
     sessions.push({ memory, journal, isAlive: !journal.isLeft && isSameProcess(tracerPid, tracerStart) });
   }

@@ -58,6 +58,8 @@ export interface PlannedPoint {
   readonly probes: readonly AttachedProbe[];
   /** What it has to do with the returns of a function. */
   readonly returns?: ReturnRole | undefined;
+  /** Nobody has named it but by a wildcard: the others are armed without it if it must be. */
+  readonly isOptional?: boolean;
 }
 
 /** A punned point's own record, one for text that it keeps, one for text beside it, and two for each of two landings, which may lie on two pages. */

@@ -119,6 +119,12 @@ export class CodeCache {
     return code;
   }
 
+  /** An image is mapped no more. */
+  forget(image: MappedImage): void {
+    this.#codes.get(image)?.release();
+    this.#codes.delete(image);
+  }
+
   /** Forgets what was decoded. */
   release(): void {
     for (const code of this.#codes.values()) code.release();
@@ -261,8 +267,11 @@ function planAll(
   const points: PlannedPoint[] = [];
   let probes = 0;
   const byImage = new Map<MappedImage, Site[]>();
-  for (const site of sites)
-    byImage.set(site.location.image, [...(byImage.get(site.location.image) ?? []), site]);
+  for (const site of sites) {
+    const others = byImage.get(site.location.image);
+    if (others === undefined) byImage.set(site.location.image, [site]);
+    else others.push(site);
+  }
   for (const [image, imageSites] of byImage) {
     const code = options.codes.of(image);
     const planned = planImage(images, code, image, imageSites, options);
@@ -279,9 +288,18 @@ function planAll(
     }
     const range = { start: image.start, end: image.end };
     for (const { plan, parts, returns } of planned.places.values()) {
-      const attached = parts.filter(({ site }) => !failed.has(site)).map(({ probe }) => probe);
+      const attached = parts.filter(({ site }) => !failed.has(site));
       if (attached.length === 0 || plan?.kind !== "planned") continue;
-      points.push({ plan, code, image: { name: image.name, range }, probes: attached, returns });
+      points.push({
+        plan,
+        code,
+        image: { name: image.name, range },
+        probes: attached.map(({ probe }) => probe),
+        returns,
+        isOptional: attached.every(({ site }) =>
+          site.requests.every(({ attachPoint }) => isWildcard(attachPoint)),
+        ),
+      });
     }
   }
   return { points, probes };

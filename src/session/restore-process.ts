@@ -7,10 +7,19 @@
  */
 import { readdirSync } from "node:fs";
 import { SIGNAL_ACTION_BYTES } from "../patch/index.ts";
-import { JOURNAL_SCRATCH, type JournalContents, JournalError, parseJournal } from "../probe/journal.ts";
+import {
+  JOURNAL_HEADER_BYTES,
+  JOURNAL_SCRATCH,
+  type JournalContents,
+  JournalError,
+  type JournalSite,
+  parseJournal,
+  usedBytes,
+} from "../probe/journal.ts";
+import { ArmError } from "../probe/probe-set.ts";
 import { askTrapAction, planRestoration, type TrapChain } from "../probe/restoration.ts";
 import { membersBySite, placesOf, type ReadText } from "../probe/site-chains.ts";
-import { type MapEntry, readMaps } from "../target/process/proc-fs.ts";
+import { findMapping, type MapEntry, readMaps } from "../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange, Inspection, Move, Occupant } from "../target/target.ts";
@@ -71,9 +80,11 @@ async function restoreLocked(
   for (let stops = 1; ; stops++) {
     const journal = withoutUnmapped(await readJournal(target, journalMemory), readMaps(target.pid));
     firstJournal ??= journal;
-    const found = await target.readMany(
-      journal.sites.map(({ at, oldBytes }) => ({ at, lenBytes: oldBytes.length })),
-    );
+    const places = journal.sites.map(({ at, oldBytes }) => ({ at, lenBytes: oldBytes.length }));
+    const foundNow = await target.findMany(places);
+    // An image can be unloaded at any moment.
+    if (!foundNow.every((bytes) => bytes !== undefined) && stops <= RETRY_AFTER_MS.length) continue;
+    const found = foundNow.map((bytes) => bytes ?? new Uint8Array(0));
     const others = await readOtherJournals(target, journalMemory);
     const trap = await readTrapChain(target, journal, journalMemory, others);
     const read = await readShared(target, journal, others, found);
@@ -84,7 +95,7 @@ async function restoreLocked(
     );
     if (report.kind === "refused") {
       if (report.reason.kind === "text-differs" && stops <= RETRY_AFTER_MS.length) continue;
-      throw new Error(`restore process ${target.pid}: ${report.reason.kind}`);
+      throw new ArmError(`restore process ${target.pid}`, report.reason);
     }
     sites += plan.restored;
     returnsRestored += report.returnsRestored;
@@ -132,15 +143,24 @@ function ourMemory(journal: JournalContents, journalMemory: AddrRange): AddrRang
   return [...ranges.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) })), journalMemory];
 }
 
-async function readJournal(target: ProcessTarget, memory: AddrRange): Promise<JournalContents> {
-  return parseJournal(await target.read(memory.start, Number(memory.end - memory.start)));
+async function readJournal(target: JournalPort, memory: AddrRange): Promise<JournalContents> {
+  return parseJournal(await readJournalBytes(target, memory));
+}
+
+type JournalPort = Pick<ProcessTarget, "read">;
+
+/** The part of a journal's memory that is in use. */
+export async function readJournalBytes(target: JournalPort, memory: AddrRange): Promise<Uint8Array> {
+  const header = await target.read(memory.start, JOURNAL_HEADER_BYTES);
+  const lenBytes = Math.min(usedBytes(header), Number(memory.end - memory.start));
+  return await target.read(memory.start, Math.max(lenBytes, JOURNAL_HEADER_BYTES));
 }
 
 /**
  * The journal without memory that is not mapped (any more): a record precedes the mapping, and the target may have put
- * something of its own where ours never came to be.
+ * something of its own where ours never came to be. Sites whose image was unloaded are gone with it, whatever lies there now.
  */
-function withoutUnmapped(journal: JournalContents, maps: readonly MapEntry[]): JournalContents {
+export function withoutUnmapped(journal: JournalContents, maps: readonly MapEntry[]): JournalContents {
   // The kernel splits and joins mappings as it likes: one of ours can be several entries, or part of a larger one.
   const isMapped = (at: bigint, lenBytes: number, perms: string | undefined, path: string) => {
     const end = at + BigInt(lenBytes);
@@ -158,6 +178,7 @@ function withoutUnmapped(journal: JournalContents, maps: readonly MapEntry[]): J
   const { privateMemory } = journal;
   return {
     ...journal,
+    sites: journal.sites.filter((site) => isThere(site, maps)),
     memory: journal.memory.filter(({ kind, at, lenBytes }) =>
       kind === "code"
         ? isMapped(at, lenBytes, "r-xp", "")
@@ -170,13 +191,20 @@ function withoutUnmapped(journal: JournalContents, maps: readonly MapEntry[]): J
   };
 }
 
+function isThere({ at, state, image }: JournalSite, maps: readonly MapEntry[]): boolean {
+  if (state === "removed") return false;
+  const map = findMapping(maps, at);
+  if (map === undefined) return false;
+  return image === undefined || (map.dev === image.dev && map.inode === image.inode);
+}
+
 /** The journals of other sessions in the process. One that is damaged is no journal. */
 export async function readOtherJournals(target: ProcessTarget, own?: AddrRange): Promise<JournalContents[]> {
   const journals: JournalContents[] = [];
   for (const memory of findJournalMappings(target.pid)) {
     if (memory.start === own?.start) continue;
     try {
-      journals.push(await readJournal(target, memory));
+      journals.push(withoutUnmapped(await readJournal(target, memory), readMaps(target.pid)));
     } catch (error) {
       if (!(error instanceof JournalError)) throw error;
     }

@@ -87,8 +87,11 @@ export async function runPrograms(
 ): Promise<number> {
   const { mechanism, returns, verify, perfMap, gate, maxActive = DEFAULT_MAX_ACTIVE } = options;
   using pokeLog = options.pokeLog === undefined ? undefined : new PokeLog(options.pokeLog);
+  const notify = (text: string) => {
+    if (!options.quiet) io.err.write(`note: ${text}\n`);
+  };
   const targets = new Targets(
-    { ...programs, mechanism, returns, verify, perfMap, gate, pokeLog, maxActive },
+    { ...programs, mechanism, returns, verify, perfMap, gate, pokeLog, maxActive, notify },
     tracer,
   );
   using interrupts = new Interrupts(io);
@@ -135,6 +138,8 @@ class Run {
       left = await targets.leave();
     }
     this.#report.left(left);
+    for (const { name, image } of targets.unresolved)
+      io.err.write(`note: ${name}: no image ${image} was loaded\n`);
     front.finish();
     reportAccounting(targets.counts, this.#input.options, io);
     reportMissedReturns(targets.accounts.missedReturns(targets.maps), io);

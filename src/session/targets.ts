@@ -4,9 +4,10 @@
  */
 import { closeSync } from "node:fs";
 import type { Bundle, Proof } from "../bpf/index.ts";
+import { isGlob } from "../elf/index.ts";
 import type { UserAttachPoint } from "../lang/index.ts";
 import { type OtherTracers, refusalText } from "../patch/index.ts";
-import { describeCommitRefusal } from "../probe/probe-set.ts";
+import { ArmError, describeCommitRefusal } from "../probe/probe-set.ts";
 import { isEnding } from "../target/process/address-space.ts";
 import { ElfCache } from "../target/process/elf-cache.ts";
 import { ProcessImages } from "../target/process/images.ts";
@@ -19,7 +20,8 @@ import { type LeftTarget, leaveHeirs } from "./heirs.ts";
 import { loadGatePoint } from "./load-gate-point.ts";
 import type { GateChoice, MechanismChoice, ReturnChoice } from "./options.ts";
 import { describeTakenOut, readHeldPlaces, takeOutDead } from "./other-sessions.ts";
-import { journalRecords, type PlannedPoint } from "./point-builder.ts";
+import { type Arrival, findUnloadable, sortProblems } from "./pending-images.ts";
+import { journalRecords, type PlannedPoint, type RefusedPoint } from "./point-builder.ts";
 import type { PokeLog } from "./poke-log.ts";
 import { ProbeAccounts, type ProbeCounts } from "./probe-accounts.ts";
 import {
@@ -30,6 +32,7 @@ import {
   ProbeNames,
   type ProbeProblem,
   type ResolvedProbes,
+  type ResolveOptions,
   resolveProbes,
 } from "./probe-resolution.ts";
 import { type ProveTarget, Witness } from "./proof.ts";
@@ -61,6 +64,8 @@ export interface TargetsInput {
   readonly gate?: GateChoice | undefined;
   /** Whether addresses of images that a command loads later are to be known, though nothing is probed there. */
   readonly followsLoads?: boolean;
+  /** Takes lines that the user is to see. */
+  readonly notify?: (text: string) => void;
 }
 
 /** What arming did in one target, for verbose output. */
@@ -76,17 +81,24 @@ export interface ArmedTarget {
 /** Calls of one function whose returns may be awaited at the same time, where nobody says how many. */
 export const DEFAULT_MAX_ACTIVE = 4096;
 
-/** Room in the journal for points of images that are loaded later. */
-const LATER_POINTS = 2048;
+/** Room in the journal for points of images that are loaded later; memory that is not used is never touched. */
+const LATER_POINTS = 1 << 16;
+
+/** How often a target is looked at that cannot say when it has loaded something. */
+const LOOK_EVERY_MS = 100;
 
 interface Member {
   readonly target: ProcessTarget;
   readonly resolved: ResolvedProbes;
   readonly attachment: Attachment;
   /** Attach points whose images were not mapped when the process was attached to. */
-  readonly pending: AttachRequest[];
-  /** Whether it says when it has loaded something. */
+  readonly pending: readonly AttachRequest[];
+  /** Of those, the ones whose images have come since. */
+  readonly met: Set<AttachRequest>;
+  /** Whether what it loads and unloads matters. */
   readonly followsLoads: boolean;
+  /** When to look at what it has loaded, if it cannot say. */
+  nextLookMs: number | undefined;
   /** Counters of static probes that have been raised. */
   readonly raised: Set<bigint>;
   /** Whether other tracers are kept away since it was attached to. */
@@ -192,7 +204,7 @@ export class Targets {
       // Until its probes are armed, so that nobody else plants any meanwhile.
       await target.lock(0);
       await this.#clean(target);
-      await this.#join(target, false);
+      await this.#join(target, "running");
     } catch (error) {
       const hasEnded = isEnding(pid);
       await target.close();
@@ -214,7 +226,7 @@ export class Targets {
     const target = await this.#tracer.start(argv);
     try {
       await target.lock();
-      await this.#join(target, true);
+      await this.#join(target, "starting");
     } catch (error) {
       // It has not run a single instruction.
       process.kill(target.pid, "SIGKILL");
@@ -224,12 +236,12 @@ export class Targets {
     return target;
   }
 
-  async #join(target: ProcessTarget, mayWait: boolean): Promise<void> {
+  async #join(target: ProcessTarget, arrival: Arrival): Promise<void> {
     const { pid } = target;
     this.#checkSeccomp(pid);
     const witness = this.#input.verify === true ? await Witness.of(target) : undefined;
     const images = ProcessImages.open(pid, { cache: this.#elfCache });
-    const resolved = this.#resolve(images, mayWait, await readHeldPlaces(target));
+    const resolved = this.#resolve(images, arrival, await readHeldPlaces(target));
     const attachment = await Attachment.create({
       target,
       images,
@@ -249,12 +261,20 @@ export class Targets {
       const maps = new SharedMaps(bundle.maps, this.#mapsLayout, mapping.buffer);
       this.#maps = { maps, unmap: () => mapping.unmap(), fd };
     }
-    const followsLoads = resolved.pending.length > 0 || (mayWait && this.#input.followsLoads === true);
+    const { requests, followsLoads: followsAll } = this.#input;
+    const unloadable = findUnloadable(images);
+    const followsLoads =
+      resolved.pending.length > 0 ||
+      requests.some(({ attachPoint }) => isGlob(attachPoint.image)) ||
+      resolved.resolved.points.some(({ plan }) => unloadable.has(images.findImageAt(plan.at)!)) ||
+      (arrival !== "running" && followsAll === true);
     this.#members.push({
       target,
       attachment,
       ...resolved,
+      met: new Set(),
       followsLoads,
+      nextLookMs: undefined,
       raised: new Set(),
       isLocked: true,
       witness,
@@ -264,30 +284,36 @@ export class Targets {
   /** Finds all places of the script in a process; throws when one that must be there is not. */
   #resolve(
     images: ProcessImages,
-    mayWait: boolean,
+    arrival: Arrival,
     others: OtherTracers,
-  ): { resolved: ResolvedProbes; pending: AttachRequest[] } {
+  ): { resolved: ResolvedProbes; pending: readonly AttachRequest[] } {
     const { pid } = images;
-    const resolved = resolveProbes(images, this.#input.requests, {
+    const { requests } = this.#input;
+    const resolved = resolveProbes(images, requests, this.#resolveOptions(pid, [], others));
+    const { fatal, pending, notices } = sortProblems(
+      images,
+      this.#elfCache,
+      requests,
+      resolved.problems,
+      arrival,
+    );
+    if (fatal.length > 0) throw problemError(fatal);
+    for (const notice of notices) this.#input.notify?.(`process ${pid}: ${notice}`);
+    this.#checkTraps(pid, resolved.points);
+    return { resolved, pending };
+  }
+
+  #resolveOptions(pid: number, armed: readonly bigint[], others: OtherTracers): ResolveOptions {
+    return {
       mechanism: this.#input.mechanism,
       names: this.names,
       codes: this.#codes,
-      armed: [],
+      armed,
       others,
       returns: this.#input.returns,
       returnObstacle: findReturnObstacle(pid),
       overriders: this.#overriders,
-    });
-    const fatal = resolved.problems.filter((problem) => !(mayWait && problem.isMissingImage));
-    if (fatal.length > 0) throw problemError(fatal);
-    const missing = new Set(resolved.problems.map((problem) => problem.probe));
-    const pending = mayWait
-      ? this.#input.requests.filter(
-          ({ attachPoint }) => missing.has(attachPoint.name) || isWildcard(attachPoint),
-        )
-      : [];
-    this.#checkTraps(pid, resolved.points);
-    return { resolved, pending };
+    };
   }
 
   /** Arms everything that was planned, one transaction for each target. */
@@ -296,11 +322,14 @@ export class Targets {
     for (const member of this.#members) {
       const { target, attachment, resolved, followsLoads } = member;
       const points = [...resolved.points];
-      const gate = followsLoads ? loadGatePoint(attachment, this.#codes) : undefined;
+      const gate = followsLoads
+        ? loadGatePoint(attachment, this.#codes, await readHeldPlaces(target, attachment.journalMemory))
+        : undefined;
       if (gate !== undefined) points.push(gate);
+      else if (followsLoads) member.nextLookMs = performance.now() + LOOK_EVERY_MS;
       points.push(...unwindPoints(attachment, this.#codes, points, attachment.images.list));
       const { refused, report } = await orEnded("arm probes", target.pid, () => attachment.arm(points));
-      const [first] = refused;
+      const first = refused.find(({ planned }) => planned.isOptional !== true);
       if (first !== undefined)
         throw new SessionError("cannot-probe", {
           operation: "probe",
@@ -313,7 +342,7 @@ export class Targets {
         points: resolved.points.length,
         threads: report.threads,
         stoppedNs: report.stoppedNs,
-        skipped: resolved.skipped,
+        skipped: [...resolved.skipped, ...refused.map((each) => skippedPoint(attachment, each))],
         gate: attachment.gate,
       });
       await unlock(member);
@@ -326,7 +355,10 @@ export class Targets {
   async followLoads(): Promise<void> {
     for (const member of this.#members) {
       const { attachment } = member;
-      if (!attachment.pollLoadGate()) continue;
+      const isAnnounced = attachment.pollLoadGate();
+      const isDue = member.nextLookMs !== undefined && performance.now() >= member.nextLookMs;
+      if (isDue) member.nextLookMs = performance.now() + LOOK_EVERY_MS;
+      if (!isAnnounced && !isDue) continue;
       const announced = attachment.announcedLoads;
       try {
         await unlessEnded(member.target.pid, async () => {
@@ -340,22 +372,53 @@ export class Targets {
   }
 
   async #armLoaded(member: Member): Promise<void> {
-    const { attachment, pending } = member;
-    const { added } = attachment.images.refresh();
-    if (added.length === 0) return;
-    const { points, semaphores } = resolveProbes(attachment.images, pending, {
-      mechanism: this.#input.mechanism,
-      names: this.names,
-      codes: this.#codes,
-      armed: attachment.probes.points.map((point) => point.at),
-      others: await readHeldPlaces(attachment.target, attachment.journalMemory),
-      only: new Set(added),
-      returns: this.#input.returns,
-      returnObstacle: findReturnObstacle(attachment.target.pid),
-      overriders: this.#overriders,
-    });
-    const hooks = unwindPoints(attachment, this.#codes, points, added);
-    if (points.length + hooks.length > 0) await attachment.arm([...points, ...hooks]);
+    const { attachment } = member;
+    const { removed, fresh } = await attachment.followImages();
+    for (const at of member.raised)
+      if (removed.some(({ start, end }) => at >= start && at < end)) member.raised.delete(at);
+    for (const image of removed) this.#codes.forget(image);
+    if (fresh.length === 0) return;
+    const { images, probes } = attachment;
+    const only = new Set(fresh);
+    const requests = this.#input.requests.filter(({ attachPoint }) =>
+      images.find(attachPoint.image).some((image) => only.has(image)),
+    );
+    for (const request of requests) member.met.add(request);
+    const { pid } = member.target;
+    const armed = probes.points.map((point) => point.at);
+    const others = await readHeldPlaces(attachment.target, attachment.journalMemory);
+    const found = resolveProbes(images, requests, { ...this.#resolveOptions(pid, armed, others), only });
+    const notify = (text: string) => this.#input.notify?.(`process ${pid}: ${text}`);
+    for (const { probe, reason, isMissingImage } of found.problems)
+      if (!isMissingImage) notify(`${probe}: ${reason}`);
+    try {
+      const hooks = unwindPoints(attachment, this.#codes, found.points, fresh);
+      await this.#armLate(member, { ...found, points: [...found.points, ...hooks] }, notify);
+    } catch (error) {
+      // The process goes on as it is: what it has loaded meanwhile is no reason to end a session.
+      if (!(error instanceof ArmError) || error.refusal.kind === "target-gone") throw error;
+      notify(error.message);
+    }
+    this.#codes.release();
+  }
+
+  async #armLate(
+    member: Member,
+    { points, semaphores }: ResolvedProbes,
+    notify: (text: string) => void,
+  ): Promise<void> {
+    const { attachment } = member;
+    if (points.length > 0 && !attachment.hasRoomFor(points)) {
+      notify(`no room is left in the journal for ${points.length} more sites`);
+      return;
+    }
+    if (points.length > 0) {
+      const { refused } = await attachment.arm(points);
+      for (const each of refused) {
+        const { probe, reason } = skippedPoint(attachment, each);
+        notify(`${probe}: ${reason}`);
+      }
+    }
     await raise(member, semaphores);
   }
 
@@ -372,12 +435,9 @@ export class Targets {
 
   /** Attach points that no image was found for. */
   get unresolved(): readonly UserAttachPoint[] {
-    return this.#members.flatMap(({ attachment, pending }) =>
+    return this.#members.flatMap(({ pending, met }) =>
       pending
-        .filter(
-          ({ attachPoint }) =>
-            !isWildcard(attachPoint) && attachment.images.find(attachPoint.image).length === 0,
-        )
+        .filter((request) => !met.has(request) && !isWildcard(request.attachPoint))
         .map(({ attachPoint }) => attachPoint),
     );
   }
@@ -512,6 +572,16 @@ function endedMeanwhile(operation: string, pid: number): SessionError {
     object: `process ${pid}`,
     reason: "it has ended meanwhile",
   });
+}
+
+function skippedPoint({ images }: Attachment, { planned, refusal }: RefusedPoint): ProbeProblem {
+  const print = (at: bigint) => images.symbolize(at).text;
+  return {
+    probe: print(planned.plan.at),
+    reason: refusalText(refusal, print),
+    hint: undefined,
+    isMissingImage: false,
+  };
 }
 
 function countMechanisms(attachment: Attachment): Map<string, number> {

@@ -119,7 +119,8 @@ describe("other programs", () => {
     };
     await pass();
     const args = [buildBpfFixture("static-probes"), "-f", "json", "-p", `${child.pid}`];
-    const run = async () => (await runObject(args, pass)).lines.findLast(({ type }) => type === "globals")!.data;
+    const run = async () =>
+      (await runObject(args, pass)).lines.findLast(({ type }) => type === "globals")!.data;
     const expected = {
       hits: calls,
       counts: 5 * calls,

@@ -36,6 +36,8 @@ export interface ImageSearchOptions {
   /** Where `/` of the searched system is; the tracer's own without it. */
   readonly root?: TargetRoot;
   readonly env?: { readonly PATH?: string | undefined; readonly LD_LIBRARY_PATH?: string | undefined };
+  /** Folders to look in before the configured ones: those that a program itself names. */
+  readonly folders?: readonly string[];
 }
 
 /**
@@ -56,6 +58,7 @@ export function findImageFiles(name: string, options: ImageSearchOptions = {}): 
       : [
           ...splitPath(env.PATH),
           ...splitPath(env.LD_LIBRARY_PATH),
+          ...(options.folders ?? []),
           ...configuredFolders(root),
           ...STANDARD_FOLDERS,
         ];

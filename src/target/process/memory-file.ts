@@ -55,8 +55,12 @@ export class MemoryFile {
   write(at: bigint, bytes: Uint8Array): void {
     let done = 0;
     try {
-      while (done < bytes.length)
-        done += writeSync(this.#fd, bytes, done, bytes.length - done, Number(at) + done);
+      while (done < bytes.length) {
+        const put = writeSync(this.#fd, bytes, done, bytes.length - done, Number(at) + done);
+        // A process that has ended takes nothing, and that is no error for the kernel.
+        if (put === 0) throw Object.assign(new Error("nothing was written"), { code: "ESRCH" });
+        done += put;
+      }
     } catch (cause) {
       throw new MemoryError(`write ${bytes.length} bytes`, at + BigInt(done), cause);
     }

@@ -101,6 +101,22 @@ export function parseMaps(text: string): MapEntry[] {
   return entries;
 }
 
+/** The mapping that holds an address, among mappings in address order. */
+export function findMapping<Mapping extends Pick<MapEntry, "start" | "end">>(
+  mappings: readonly Mapping[],
+  at: bigint,
+): Mapping | undefined {
+  let low = 0;
+  let high = mappings.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (mappings[middle]!.end <= at) low = middle + 1;
+    else high = middle;
+  }
+  const mapping = mappings[low];
+  return mapping !== undefined && mapping.start <= at ? mapping : undefined;
+}
+
 /** Signal sets of a thread: bit n - 1 stands for signal n. */
 export interface SignalSets {
   /** SigBlk: blocked by this thread. */

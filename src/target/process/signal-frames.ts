@@ -13,6 +13,7 @@
  */
 import type { AddrRange } from "../target.ts";
 import type { MemoryFile } from "./memory-file.ts";
+import { findMapping } from "./proc-fs.ts";
 
 /** As bytes, to be searched by compiled code: all threads stand while their stacks are looked through. */
 const SELECTORS = Buffer.from([0x33, 0, 0, 0, 0, 0, 0x2b, 0]);
@@ -80,18 +81,6 @@ function findOwnStack(memory: ReadableMemory, { path, end }: StackMapping): bigi
   if (memory.readInto(end - LEFT_SP_FROM_END, word) < 8) return undefined;
   const own = new DataView(word.buffer).getBigUint64(0, true);
   return own === 0n ? undefined : own;
-}
-
-function findMapping(mappings: readonly StackMapping[], at: bigint): StackMapping | undefined {
-  let low = 0;
-  let high = mappings.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if (mappings[middle]!.end <= at) low = middle + 1;
-    else high = middle;
-  }
-  const mapping = mappings[low];
-  return mapping !== undefined && mapping.start <= at ? mapping : undefined;
 }
 
 function* scan(memory: ReadableMemory, sp: bigint, mapping: AddrRange): Generator<SavedPosition> {

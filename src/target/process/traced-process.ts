@@ -139,6 +139,16 @@ export class TracedProcess {
     return places.map(({ at, lenBytes }) => this.#memory.read(at, lenBytes));
   }
 
+  /** The same where some places may be mapped no more: those are undefined. */
+  findMany(
+    places: readonly { readonly at: bigint; readonly lenBytes: number }[],
+  ): (Uint8Array | undefined)[] {
+    return places.map(({ at, lenBytes }) => {
+      const bytes = new Uint8Array(lenBytes);
+      return this.#memory.readInto(at, bytes) === lenBytes ? bytes : undefined;
+    });
+  }
+
   /** Writes memory that nothing in the target uses yet: without stopping it. */
   write(at: bigint, bytes: Uint8Array): void {
     this.#memory.write(at, bytes);

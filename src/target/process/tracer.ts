@@ -146,6 +146,7 @@ export class ProcessTarget {
 
   readonly read = this.#forward("read");
   readonly readMany = this.#forward("readMany");
+  readonly findMany = this.#forward("findMany");
   readonly mapDescriptor = this.#forward("mapDescriptor");
   readonly write = this.#forward("write");
   readonly createPrivate = this.#forward("createPrivate");
