@@ -236,7 +236,7 @@ function finalCalls(input: RestorationInput, code: readonly AddrRange[]): Remote
     calls.push(setTrapAction(input.trap.previous));
   for (const range of code) calls.push(unmap(range));
   for (const memory of journal.memory)
-    if (memory.kind === "memory")
+    if (memory.kind === "memory" && memory.state !== "removed")
       calls.push(unmap({ start: memory.at, end: memory.at + BigInt(memory.lenBytes) }));
   const { privateMemory } = journal;
   if (privateMemory !== undefined)

@@ -41,7 +41,7 @@ import { findTrapObstacle, JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../targ
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange } from "../target/target.ts";
 import { CODE_NAME_PREFIX, CodeNames, siteName } from "./code-names.ts";
-import { CodeSpaces, NoCodeSpaceError } from "./code-space.ts";
+import { CodeSpaces, MOST_TRIES, NoCodeSpaceError } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
 import type { ChosenGate } from "./gate-level.ts";
 import { LivePoints } from "./live-points.ts";
@@ -249,11 +249,7 @@ export class Attachment {
 
     const returnEntries = returnTableEntries(input.maxActive);
     const privateLen = PAGE + pages(returnTableBytes(returnEntries));
-    const place = findArenaPlace(readMaps(target.pid), journalMemory, privateLen);
-    if (place === undefined) throw new NoCodeSpaceError("the journal", privateLen);
-    const privateAt = place.start;
-    journal.setPrivateMemory(privateAt, privateLen);
-    await target.createPrivate(privateAt, privateLen);
+    const privateAt = await providePrivate(target, journal, journalMemory, privateLen);
     await target.write(privateAt, pidCacheBytes(target.pid));
 
     const env: LinkEnv = {
@@ -637,6 +633,24 @@ export class Attachment {
 }
 
 const pages = (lenBytes: number): number => Math.ceil(lenBytes / PAGE) * PAGE;
+
+/** Maps private memory near the journal. The process may be quicker to map something there: then it is elsewhere. */
+export async function providePrivate(
+  target: Pick<ProcessTarget, "pid" | "createPrivate">,
+  journal: Pick<Journal, "setPrivateMemory">,
+  journalMemory: AddrRange,
+  lenBytes: number,
+): Promise<bigint> {
+  for (let tries = 1; tries <= MOST_TRIES; tries++) {
+    const place = findArenaPlace(readMaps(target.pid), journalMemory, lenBytes);
+    if (place === undefined) break;
+    journal.setPrivateMemory(place.start, lenBytes);
+    if (await target.createPrivate(place.start, lenBytes)) return place.start;
+    // What lies there is not ours: nobody may unmap it.
+    journal.setPrivateMemory(0n, 0);
+  }
+  throw new NoCodeSpaceError("the journal", lenBytes);
+}
 
 async function provideMaps(
   input: AttachmentInput,

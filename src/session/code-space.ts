@@ -10,6 +10,8 @@ import type { AddrRange } from "../target/target.ts";
 const ALIGN = 64n;
 const GRAIN_BYTES = 64 << 10;
 const PAGE = 4096n;
+/** Places that are tried where a process maps memory all the time. */
+export const MOST_TRIES = 16;
 
 /** A range of code memory that is filled from the front. */
 export class CodeSpace {
@@ -43,7 +45,6 @@ const pagesOf = (at: bigint): readonly bigint[] => [at & -PAGE, (at + BigInt(LAN
 
 /** The part of a target that maps code memory. */
 export interface CodeMemoryPort {
-  createCode(ranges: readonly { readonly at: bigint; readonly lenBytes: number }[]): Promise<void>;
   /** Says which ranges could be mapped. */
   createCodeWhereFree(
     ranges: readonly { readonly at: bigint; readonly lenBytes: number }[],
@@ -127,15 +128,43 @@ export class CodeSpaces {
 
   /** A space for what functions return to: in the window that all sessions share for that, wherever the image is. */
   async provideForReturns(name: string, lenBytes: number): Promise<CodeSpace> {
-    const range = findWindowPlace(this.#mappings(), lenBytes);
-    if (range === undefined) throw new NoCodeSpaceError(name, lenBytes);
-    const length = Number(range.end - range.start);
-    this.#journal.addMemory("code", range.start, length);
-    await this.#target.createCode([{ at: range.start, lenBytes: length }]);
-    return new CodeSpace(range);
+    for (let tries = 1; tries <= MOST_TRIES; tries++) {
+      const range = findWindowPlace(this.#mappings(), lenBytes);
+      if (range === undefined) break;
+      const [isMapped] = await this.#mapIfFree([range]);
+      if (isMapped) return new CodeSpace(range);
+    }
+    throw new NoCodeSpaceError(name, lenBytes);
   }
 
+  /** The process may map something itself where there was room for ours: then another place is looked for. */
   async #provide(requests: readonly SpaceRequest[], existing: readonly CodeSpace[]): Promise<CodeSpace[]> {
+    for (let tries = 1; ; tries++) {
+      const { chosen, fresh } = this.#choose(requests, existing);
+      if (fresh.length === 0) return chosen;
+      const mapped = await this.#mapIfFree(fresh.map(({ range }) => range));
+      this.spaces.push(...fresh.filter((_, index) => mapped[index]));
+      if (mapped.every(Boolean)) return chosen;
+      if (tries === MOST_TRIES) throw new NoCodeSpaceError(requests[0]!.name, requests[0]!.lenBytes);
+    }
+  }
+
+  /** Maps code memory where nothing is yet. What is not ours must not be unmapped by whoever reads the journal. */
+  async #mapIfFree(wanted: readonly AddrRange[]): Promise<boolean[]> {
+    const ranges = wanted.map(({ start, end }) => ({ at: start, lenBytes: Number(end - start) }));
+    const records = ranges.map(({ at, lenBytes }) => this.#journal.addMemory("code", at, lenBytes));
+    const mapped = await this.#target.createCodeWhereFree(ranges);
+    mapped.forEach((isMapped, index) => {
+      if (!isMapped) this.#journal.setState(records[index]!, "removed");
+    });
+    return mapped;
+  }
+
+  /** A space for each request, among those that exist or in free memory. */
+  #choose(
+    requests: readonly SpaceRequest[],
+    existing: readonly CodeSpace[],
+  ): { readonly chosen: CodeSpace[]; readonly fresh: CodeSpace[] } {
     const mappings = [...this.#mappings()];
     const fresh: CodeSpace[] = [];
     const promised = new Map<CodeSpace, number>();
@@ -156,15 +185,6 @@ export class CodeSpaces {
       promised.set(space, (promised.get(space) ?? 0) + request.lenBytes);
       return space;
     });
-    if (fresh.length > 0) {
-      const ranges = fresh.map(({ range }) => ({
-        at: range.start,
-        lenBytes: Number(range.end - range.start),
-      }));
-      for (const { at, lenBytes } of ranges) this.#journal.addMemory("code", at, lenBytes);
-      await this.#target.createCode(ranges);
-      this.spaces.push(...fresh);
-    }
-    return chosen;
+    return { chosen, fresh };
   }
 }

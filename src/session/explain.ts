@@ -85,7 +85,6 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
   });
   const nowhere = {
     write: async () => {},
-    createCode: async () => {},
     createCodeWhereFree: async (ranges: readonly unknown[]) => ranges.map(() => true),
   };
   const spaces = new CodeSpaces(nowhere, journal, () => readMaps(options.pid));

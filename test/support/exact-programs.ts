@@ -103,7 +103,11 @@ async function untilReading(pid: number): Promise<void> {
 }
 
 /** Sends the work; returns what the program prints, and how it ends. */
-export async function finishExact(child: UnmanagedChild, { input }: ExactProgram, timeoutMs: number): Promise<string[]> {
+export async function finishExact(
+  child: UnmanagedChild,
+  { input }: ExactProgram,
+  timeoutMs: number,
+): Promise<string[]> {
   child.send(input);
   const lines: string[] = [];
   for (;;) {
@@ -115,7 +119,12 @@ export async function finishExact(child: UnmanagedChild, { input }: ExactProgram
 
 export async function referenceOf(program: ExactProgram): Promise<ExactReference> {
   const { argv, input } = program;
-  const facts = [argv, input, statSync(realpathSync(argv[0]!)).mtimeMs, statSync("/lib/x86_64-linux-gnu/libc.so.6").mtimeMs];
+  const facts = [
+    argv,
+    input,
+    statSync(realpathSync(argv[0]!)).mtimeMs,
+    statSync("/lib/x86_64-linux-gnu/libc.so.6").mtimeMs,
+  ];
   const digest = createHash("sha256").update(JSON.stringify(facts)).digest("hex").slice(0, 16);
   const folder = join(tmpdir(), `trapline-counts-${process.getuid?.() ?? 0}`);
   mkdirSync(folder, { recursive: true });

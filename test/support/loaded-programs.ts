@@ -111,7 +111,14 @@ export const loadedPrograms: readonly LoadedChoice[] = [
   },
   {
     name: "C++, threads",
-    images: [buildFixture("storm", { compiler: "g++" }), libc, "/usr/lib/x86_64-linux-gnu/libstdc++.so.6.0.30"],
+    images: [
+      buildFixture("storm", { compiler: "g++" }),
+      libc,
+      "/usr/lib/x86_64-linux-gnu/libstdc++.so.6.0.30",
+    ],
     start: () => repeating([buildFixture("storm", { compiler: "g++" })]),
   },
-].map((choice) => ({ ...choice, images: choice.images.filter(existsSync).map((path) => realpathSync(path)) }));
+].map((choice) => ({
+  ...choice,
+  images: choice.images.filter(existsSync).map((path) => realpathSync(path)),
+}));

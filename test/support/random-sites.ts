@@ -2,13 +2,17 @@
  * Instructions to be probed, drawn at random from what a process executes: far from each other, or side by side in one
  * function, with its returns. What cannot be probed by the mechanism is left out as the engine's own planning says.
  */
+import { codeImageOf } from "../../src/elf/index.ts";
 import { LandingPlaces } from "../../src/patch/landing-places.ts";
 import { planSites } from "../../src/patch/plan.ts";
+import { blacklistOf } from "../../src/session/image-blacklist.ts";
 import { landingPlacesOf } from "../../src/session/landing-memory.ts";
 import type { MechanismChoice } from "../../src/session/options.ts";
 import { ProcessImages } from "../../src/target/process/images.ts";
 import type { MappedImage } from "../../src/target/process/mapped-image.ts";
+import { findTrapObstacle } from "../../src/target/process/traced-process.ts";
 import { ImageCode } from "../../src/x86/regions.ts";
+import { openElf } from "./elf-images.ts";
 import type { ExactCount } from "./exact-programs.ts";
 import type { SeededRandom } from "./seeded-random.ts";
 import { runTracing, type TracingResult } from "./tracing.ts";
@@ -61,9 +65,8 @@ export function drawExactSites(
   for (const each of counts) {
     if (untouched.test(each.path) || each.count > (mechanism === "int3" ? 3000 : 1_000_000)) continue;
     usable.push(each);
-    let ofPath = known.get(each.path);
-    if (ofPath === undefined) known.set(each.path, (ofPath = new Map()));
-    ofPath.set(each.fileAddr, each.count);
+    const ofPath = known.get(each.path) ?? new Map<bigint, number>();
+    known.set(each.path, ofPath.set(each.fileAddr, each.count));
   }
   const chosen = new Map<string, Set<bigint>>();
   const take = (path: string, addr: bigint) => {
@@ -84,7 +87,27 @@ export function drawExactSites(
       if (at >= fn.start && at < fn.end) take(path, addr);
     }
   }
-  return keepPlannable(images, chosen, mechanism, `${isDense ? "dense" : "far"} ${size}`, (path, addr) => known.get(path)?.get(addr) ?? 0);
+  return keepPlannable(
+    images,
+    chosen,
+    mechanism,
+    `${isDense ? "dense" : "far"} ${size}`,
+    (path, addr) => known.get(path)?.get(addr) ?? 0,
+  );
+}
+
+/** Images whose code was analysed before; programs that always lie at the same place are analysed once. */
+const analysed = new Map<string, ImageCode>();
+
+function codeOf(image: MappedImage): ImageCode {
+  const key = `${image.path} ${image.bias}`;
+  let code = analysed.get(key);
+  if (code === undefined) {
+    // Of a file that stays open.
+    code = new ImageCode(codeImageOf(openElf(image.path), image.bias, image.path));
+    analysed.set(key, code);
+  }
+  return code;
 }
 
 function runTime(image: MappedImage, fileAddr: bigint): bigint {
@@ -101,14 +124,17 @@ function keepPlannable(
 ): DrawnSites {
   const probes: string[] = [];
   const counts: number[] = [];
-  let traps = 0;
+  let traps = findTrapObstacle(images.pid) === undefined ? 0 : Number.POSITIVE_INFINITY;
   for (const [path, addrs] of chosen) {
     const [image] = images.find(path);
     if (image === undefined) continue;
     let sites = [...addrs].map((addr) => runTime(image, addr));
     for (;;) {
-      const places = mechanism === "auto" || mechanism === "punned" ? landingPlacesOf(images.pid) : new LandingPlaces([], 0);
-      const plans = planSites(new ImageCode(image.code), sites, { mechanism, places });
+      const places =
+        mechanism === "auto" || mechanism === "punned"
+          ? landingPlacesOf(images.pid)
+          : new LandingPlaces([], 0);
+      const plans = planSites(codeOf(image), sites, { mechanism, places, blacklist: blacklistOf(image) });
       const fits = plans.filter((plan) => {
         if (plan.kind === "refused") return false;
         if (plan.mechanism !== "int3") return true;
@@ -127,7 +153,6 @@ function keepPlannable(
       sites = fits.map((plan) => plan.at);
     }
   }
-  if (probes.length === 0) throw new Error(`nothing to be probed by ${mechanism}`);
   return { probes, counts, style };
 }
 
@@ -157,8 +182,8 @@ export async function findBusyFunctions(
     }
     const drawn = new Set<bigint>();
     while (drawn.size < Math.min(900, starts.length / 2)) drawn.add(random.pick(starts));
-    const code = new ImageCode(image.code);
-    for (const plan of planSites(code, [...drawn], { mechanism: "jump" }))
+    const options = { mechanism: "jump" as const, blacklist: blacklistOf(image) };
+    for (const plan of planSites(codeOf(image), [...drawn], options))
       if (plan.kind === "planned") probes.push(`uprobe:${path}:0x${(plan.at - image.bias).toString(16)}`);
   }
   const script = `${probes.join(",")} { @ = count(); } interval:ms:700 { exit(); }`;
@@ -184,7 +209,7 @@ export function drawLiveSites(
   for (let i = 0; i < (isDense ? 2 : size); i++) {
     const { path, fileAddr } = random.pick(busy);
     const [image] = images.find(path);
-    const fn = image && new ImageCode(image.code).functionAt(runTime(image, fileAddr));
+    const fn = image && codeOf(image).functionAt(runTime(image, fileAddr));
     if (image === undefined || fn === undefined || fn.code.count === 0) continue;
     const set = chosen.get(path) ?? new Set<bigint>();
     chosen.set(path, set);

@@ -238,10 +238,13 @@ export class TracedProcess {
     return BigInt(new DataView(fd.buffer).getInt32(0, true));
   }
 
-  /** Creates memory at this address that a forked child gets as a copy. Its first page is zeroes in the child. */
-  createPrivate(at: bigint, lenBytes: number): void {
-    this.#borrow((thread) => {
-      this.#must(thread, {
+  /**
+   * Creates memory at this address that a forked child gets as a copy. Its first page is zeroes in the child. False: the
+   * process has put something there itself.
+   */
+  createPrivate(at: bigint, lenBytes: number): boolean {
+    return this.#borrow((thread) => {
+      const call = {
         name: "mmap",
         number: SYS_MMAP,
         args: [
@@ -252,18 +255,23 @@ export class TracedProcess {
           NO_FD,
           0n,
         ],
-      });
+      };
+      if (!this.#mapIfFree(thread, call)) return false;
       this.#must(thread, { name: "madvise", number: SYS_MADVISE, args: [at, 4096n, MADV_WIPEONFORK] });
+      return true;
     });
   }
 
-  /** Creates the memory of private stacks at this address: a copy of its own in each forked child, `guards` out of reach. */
+  /**
+   * Creates the memory of private stacks at this address: a copy of its own in each forked child, `guards` out of reach. False
+   * where the process has put something itself.
+   */
   createStacks(
     at: bigint,
     lenBytes: number,
     guards: readonly { readonly at: bigint; readonly lenBytes: number }[],
-  ): void {
-    this.#borrow((thread) => {
+  ): boolean {
+    return this.#borrow((thread) => {
       const fd = this.#memfd(thread, STACKS_MEMORY_NAME);
       try {
         const own = openSync(`/proc/${this.pid}/fd/${fd}`, "r+");
@@ -271,7 +279,7 @@ export class TracedProcess {
         closeSync(own);
         const flags = MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
         const args = [at, BigInt(lenBytes), PROT_READ | PROT_WRITE, flags, fd, 0n];
-        this.#must(thread, { name: "mmap", number: SYS_MMAP, args });
+        if (!this.#mapIfFree(thread, { name: "mmap", number: SYS_MMAP, args })) return false;
       } finally {
         this.#must(thread, { name: "close", number: SYS_CLOSE, args: [fd] });
       }
@@ -281,17 +289,11 @@ export class TracedProcess {
           number: SYS_MPROTECT,
           args: [guard.at, BigInt(guard.lenBytes), PROT_NONE],
         });
+      return true;
     });
   }
 
-  /** Maps code memory, read and execute only, at exactly these addresses. */
-  createCode(ranges: readonly CodeRange[]): void {
-    this.#borrow((thread) => {
-      for (const range of ranges) this.#must(thread, mapCode(range));
-    });
-  }
-
-  /** The same where each address may be in use by now; says which ranges were mapped. */
+  /** Maps code memory, read and execute only, at exactly these addresses, and says which were free. */
   createCodeWhereFree(ranges: readonly CodeRange[]): boolean[] {
     return this.#borrow((thread) =>
       ranges.map((range) => errnoOfResult(thread.call(mapCode(range))) === undefined),
@@ -384,6 +386,14 @@ export class TracedProcess {
     const code = errnoOfResult(result);
     if (code !== undefined) throw new TargetCallError(this.pid, call.name, code);
     return result;
+  }
+
+  /** False where something is mapped already. */
+  #mapIfFree(thread: BorrowedThread, call: RemoteCall): boolean {
+    const errno = errnoOfResult(thread.call(call));
+    if (errno === undefined) return true;
+    if (errno === "EEXIST") return false;
+    throw new TargetCallError(this.pid, call.name, errno);
   }
 
   #memfd(thread: BorrowedThread, memoryName: string): bigint {

@@ -151,7 +151,6 @@ export class ProcessTarget {
   readonly write = this.#forward("write");
   readonly createPrivate = this.#forward("createPrivate");
   readonly createStacks = this.#forward("createStacks");
-  readonly createCode = this.#forward("createCode");
   readonly createCodeWhereFree = this.#forward("createCodeWhereFree");
   readonly call = this.#forward("call");
   readonly readTrapAction = this.#forward("readTrapAction");
