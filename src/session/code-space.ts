@@ -92,22 +92,16 @@ export class CodeSpaces {
     const wanted = [...new Set(landings.flatMap(pagesOf))]
       .filter((page) => !this.#landingPages.has(page))
       .sort((a, b) => (a < b ? -1 : 1));
-    const ranges: { at: bigint; lenBytes: number }[] = [];
+    const ranges: { start: bigint; end: bigint }[] = [];
     for (const page of wanted) {
       const last = ranges.at(-1);
-      if (last !== undefined && last.at + BigInt(last.lenBytes) === page) last.lenBytes += Number(PAGE);
-      else ranges.push({ at: page, lenBytes: Number(PAGE) });
+      if (last?.end === page) last.end += PAGE;
+      else ranges.push({ start: page, end: page + PAGE });
     }
     if (ranges.length > 0) {
-      const records = ranges.map(({ at, lenBytes }) => this.#journal.addMemory("code", at, lenBytes));
-      const mapped = await this.#target.createCodeWhereFree(ranges);
-      ranges.forEach(({ at, lenBytes }, index) => {
-        const isMapped = mapped[index]!;
-        // What is not ours must not be unmapped by whoever reads the journal.
-        if (!isMapped) this.#journal.setState(records[index]!, "removed");
-        for (let page = at; page < at + BigInt(lenBytes); page += PAGE)
-          this.#landingPages.set(page, isMapped);
-      });
+      const mapped = await this.#mapIfFree(ranges);
+      for (const [index, { start, end }] of ranges.entries())
+        for (let page = start; page < end; page += PAGE) this.#landingPages.set(page, mapped[index]!);
     }
     return new Set(
       landings.filter((at) => pagesOf(at).some((page) => this.#landingPages.get(page) !== true)),

@@ -174,7 +174,7 @@ describe("explain shows the way of a short site, and why there is no shorter one
       expect([data.mechanism, data.route.tactic, data.refused.map(({ mechanism }) => mechanism)]).toEqual([
         "punned",
         tactic,
-        ["jump"],
+        ["call", "jump"],
       ]);
       expectUnchanged(running.pid, before);
     });
