@@ -27,7 +27,16 @@ import { type GateFrame, type GateProgram, planFrame } from "../gate/gate-frame.
 import { emitTopWord } from "../gate/stack-switch.ts";
 import { Assembler } from "../x86/assembler.ts";
 import type { Liveness } from "../x86/liveness.ts";
-import { PT_REGS_COOKIE, PT_REGS_IP, R10, R11, type RegSet, RSP, regSet } from "../x86/registers.ts";
+import {
+  PT_REGS_COOKIE,
+  PT_REGS_IP,
+  PT_REGS_SP,
+  R10,
+  R11,
+  type RegSet,
+  RSP,
+  regSet,
+} from "../x86/registers.ts";
 import type { Twin } from "../x86/relocate.ts";
 import type { PrivateStackHook } from "./detour.ts";
 import type { SitePlan } from "./plan.ts";
@@ -95,7 +104,8 @@ export function emitFunctionTrampoline(spec: FunctionTrampolineSpec): FunctionTr
   sides?.emit();
   const { bytes, notes } = writer.finish();
   const stackBytes = frame.stackBytes + PUSHED_BYTES;
-  const scratch = frame.scratch === undefined ? 0 : 1 << frame.scratch;
+  const usesScratch = [PT_REGS_IP, PT_REGS_SP, PT_REGS_COOKIE].some((slot) => frame.reads.has(slot));
+  const scratch = usesScratch ? 1 << frame.scratch! : 0;
   return {
     kind: "trampoline",
     at,

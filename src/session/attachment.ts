@@ -67,6 +67,7 @@ import {
   restoreProcess,
 } from "./restore-process.ts";
 import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./shared-maps.ts";
+import type { TrampolineStatistics } from "./trampoline-store.ts";
 import { UnloadedImages } from "./unloaded-images.ts";
 
 const PAGE = 4096;
@@ -319,6 +320,11 @@ export class Attachment {
     const accounts = { at: this.#accountAt, map: accountMap };
     const number = this.#compiler.add({ bundle, proofs, env, accounts });
     return { number, maps: new SharedMaps(bundle.maps, layout, mapping.buffer) };
+  }
+
+  /** How many function trampolines there are, and how much memory they take. */
+  get trampolines(): TrampolineStatistics {
+    return this.#builder.trampolines.statistics;
   }
 
   #setBuilt(built: readonly BuiltPoint[]): void {

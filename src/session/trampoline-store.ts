@@ -47,6 +47,17 @@ interface Chunk {
   readonly free: AddrRange[];
 }
 
+export interface TrampolineStatistics {
+  /** Sites lead there. */
+  readonly used: number;
+  /** Nothing leads there, and the code is still there. */
+  readonly retired: number;
+  /** Their memory was taken back, since the beginning. */
+  readonly reclaimed: number;
+  /** Memory mapped for trampolines. */
+  readonly bytes: number;
+}
+
 /** How the bytes get into the target; nothing leads there yet. */
 export type WriteBytes = (at: bigint, bytes: Uint8Array) => void;
 
@@ -72,13 +83,7 @@ export class TrampolineStore {
     this.#spaces = spaces;
   }
 
-  /** How much there is: trampolines that sites lead to, retired ones, those whose memory was taken back, bytes mapped. */
-  get statistics(): {
-    readonly used: number;
-    readonly retired: number;
-    readonly reclaimed: number;
-    readonly bytes: number;
-  } {
+  get statistics(): TrampolineStatistics {
     const all = [...this.#holders.values()];
     return {
       used: all.filter((holders) => holders > 0).length,

@@ -1,4 +1,5 @@
 /** bpf_override_return in live processes: the function does not run, and returns what the program says. */
+import { basename } from "node:path";
 import { describe, expect, it } from "vitest";
 import { buildBpfObject, PRELUDE } from "../support/bpf-objects.ts";
 import { runCommand } from "../support/built-command.ts";
@@ -10,25 +11,25 @@ const THREADS = 3;
 const CALLS = 2_000;
 
 /** Every second call returns 7; a program before and one behind count all calls, and see the arguments. */
-const skip = () =>
+const skip = (program: string) =>
   buildBpfObject(
-    "override",
+    `override-${program}`,
     `${PRELUDE}
 u64 before, behind, skipped;
 
-SEC("uprobe/counter:probed") int count_before(struct pt_regs *ctx) {
+SEC("uprobe/${program}:probed") int count_before(struct pt_regs *ctx) {
   __sync_fetch_and_add(&before, 1);
   return 0;
 }
 
-SEC("uprobe/counter:probed") int skip(struct pt_regs *ctx) {
+SEC("uprobe/${program}:probed") int skip(struct pt_regs *ctx) {
   if (PT_REGS_PARM2(ctx) % 2 == 0) return 0;
   bpf_override_return(ctx, 7);
   __sync_fetch_and_add(&skipped, 1);
   return 0;
 }
 
-SEC("uprobe/counter:probed") int count_behind(struct pt_regs *ctx) {
+SEC("uprobe/${program}:probed") int count_behind(struct pt_regs *ctx) {
   __sync_fetch_and_add(&behind, 1);
   return 0;
 }
@@ -62,26 +63,33 @@ SEC("${section}") int skip(struct pt_regs *ctx) {
   );
 
 describe("bpf_override_return", () => {
-  it.each(["jump", "int3"])("by %s: every second call is skipped, in all threads", async (mechanism) => {
-    using child = await UnmanagedChild.start([buildFixture("counter"), `${THREADS}`, `${CALLS}`]);
-    const run = async () => {
-      child.send("\n");
-      return child.line();
-    };
-    expect(await run()).toBe(original);
-    let [first, second] = ["", ""];
-    const { code, map } = await runObject(
-      [skip(), "-f", "json", "-p", `${child.pid}`, "--mechanism", mechanism],
-      async () => {
-        first = await run();
-        second = await run();
-      },
-    );
-    expect([code, first, second]).toEqual([0, overridden, overridden]);
-    const calls = 2 * THREADS * CALLS;
-    expect([map("before"), map("skipped"), map("behind")]).toEqual([calls, calls / 2, calls]);
-    expect(await run()).toBe(original);
-  });
+  it.each(["call", "jump", "int3"])(
+    "by %s: every second call is skipped, in all threads",
+    async (mechanism) => {
+      const isCall = mechanism === "call";
+      const path = isCall
+        ? buildFixture("counter", { flags: ["-fpatchable-function-entry=5"], variant: "patchable" })
+        : buildFixture("counter");
+      using child = await UnmanagedChild.start([path, `${THREADS}`, `${CALLS}`]);
+      const run = async () => {
+        child.send("\n");
+        return child.line();
+      };
+      expect(await run()).toBe(original);
+      let [first, second] = ["", ""];
+      const { code, map } = await runObject(
+        [skip(basename(path)), "-f", "json", "-p", `${child.pid}`, "--mechanism", mechanism],
+        async () => {
+          first = await run();
+          second = await run();
+        },
+      );
+      expect([code, first, second]).toEqual([0, overridden, overridden]);
+      const calls = 2 * THREADS * CALLS;
+      expect([map("before"), map("skipped"), map("behind")]).toEqual([calls, calls / 2, calls]);
+      expect(await run()).toBe(original);
+    },
+  );
 
   it.each([
     {
