@@ -15,7 +15,13 @@ const columns: readonly Column[] = [
   { title: "", align: "left" },
 ];
 
-const describeSite = { mov: "3-byte mov", push: "push %rbp", nop5: "5-byte nop", imm: "5-byte mov" } as const;
+const describeSite = {
+  mov: "3-byte mov",
+  push: "push %rbp",
+  nop5: "5-byte nop",
+  sled: "five nops",
+  imm: "5-byte mov",
+} as const;
 
 export function printHits(results: readonly HitResult[]): string {
   const sorted = [...results].sort(

@@ -39,22 +39,28 @@ export interface HitCost {
   readonly miscounted: number | undefined;
 }
 
+const call = trapline("call");
 const jump = trapline("jump");
 const int3 = trapline("int3");
 const byStack = trapline("jump", "stack");
 const everyWork: readonly Work[] = ["count", "hist", "printf", "latency", "return"];
+/** What only an entry is needed for. */
+const entryWork: readonly Work[] = ["count", "hist", "printf"];
 
 const onSite =
   (site: Site, placement: Placement = "pie") =>
   (tracer: Tracer, work: Work): HitCase => ({ tracer, site, work, placement });
 const onMov = onSite("mov");
 const onNop5 = onSite("nop5");
+const onSled = onSite("sled");
 const onPush = onSite("push");
 /** A function that gdbserver can probe too. */
 const onImm = onSite("imm", "no-pie");
 
 export const productCases: readonly HitCase[] = [
   ...everyWork.flatMap((work) => [onMov(jump, work), onNop5(jump, work), onMov(int3, work)]),
+  // The same function body by both rungs, in turns.
+  ...entryWork.flatMap((work) => [onNop5(call, work), onSled(call, work), onSled(jump, work)]),
   onMov(byStack, "return"),
   onMov(byStack, "latency"),
   onPush(jump, "count"),

@@ -5,7 +5,7 @@ import { buildFixture, type Placement } from "./fixture.ts";
 export type { Placement };
 
 /** How the probed function begins. */
-export type Site = "mov" | "push" | "nop5" | "imm";
+export type Site = "mov" | "push" | "nop5" | "sled" | "imm";
 
 /** `samples` times `calls` calls of the function and `twinCalls` of its twin, `pauseUs` microseconds apart. */
 export interface Pace {

@@ -12,7 +12,7 @@ import type { Tracer } from "./tracer.ts";
 export const traplineCommand: readonly string[] = [process.execPath, join(repository, "dist/cli/main.js")];
 
 /** `returns`: how returns are probed, where it is not left to the product. */
-export function trapline(mechanism: "jump" | "int3", returns?: "stack"): Tracer {
+export function trapline(mechanism: "call" | "jump" | "int3", returns?: "stack"): Tracer {
   const way = returns === undefined ? [] : ["--return", returns];
   return {
     name: ["trapline", mechanism, ...way.slice(1)].join(", "),
