@@ -1,4 +1,4 @@
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import type { CommitReport, SiteOutcome, Transaction } from "../target/target.ts";
 import { Journal, journalBytes, parseJournal } from "./journal.ts";
 import { ArmError, type PointCode, ProbeSet } from "./probe-set.ts";
@@ -168,5 +168,94 @@ test("the bytes that a pun ends with are expected, and not written", async () =>
   expect(target.transactions[0]!.sites[0]).toMatchObject({
     expect: Uint8Array.of(0x31, 0xc0, 7, 8, 9),
     write: Uint8Array.of(0xeb, 0x10),
+  });
+});
+
+describe("a call at a function's entry", () => {
+  const nops = Uint8Array.of(0x90, 0x90, 0x90, 0x90, 0x90);
+  const callTo = (low: number) => Uint8Array.of(0xe8, low, 0, 0, 0);
+  const called: PointCode = {
+    at: 0x1004n,
+    oldBytes: nops,
+    jumpBytes: callTo(1),
+    detour: 0x9000n,
+    twins: [1n, 2n, 3n, 4n].map((offset) => ({ from: 0x1004n + offset, to: 0x1009n })),
+    isCall: true,
+  };
+  const other = { callBytes: callTo(2), detour: 0x9100n };
+
+  test("moves threads out of the nops, and never back into them", async () => {
+    const { memory, target, set } = setUp([["written"]]);
+    await set.arm([called]);
+    expect(set.points[0]!.mechanism).toBe("call");
+    expect(target.transactions[0]!.sites[0]!.moves).toEqual(called.twins);
+    expect(set.homeMoves).toEqual([]);
+    expect(parseJournal(memory).sites[0]).toMatchObject({
+      mechanism: "call",
+      newBytes: callTo(1),
+      detour: 0x9000n,
+    });
+  });
+
+  test("is led elsewhere by one write, which the journal knows before, whatever old frames say", async () => {
+    const { memory, target, set } = setUp([["written"], ["written"]]);
+    await set.arm([called]);
+    await set.change([], [{ point: set.points[0]!, to: other }]);
+    expect(target.transactions[1]!.sites).toMatchObject([
+      { at: 0x1004n, expect: callTo(1), write: callTo(2), hasNoInside: true, moves: [] },
+    ]);
+    expect(parseJournal(memory).sites).toMatchObject([
+      { newBytes: callTo(2), detour: 0x9100n, state: "armed" },
+    ]);
+    expect(set.points[0]).toMatchObject({ jumpBytes: callTo(2), detour: 0x9100n, mechanism: "call" });
+  });
+
+  test("is nops again while nobody wants it, and no optimizer brings it back", async () => {
+    const { memory, target, set } = setUp([["written"], ["written"], ["written"]]);
+    await set.arm([called]);
+    const [point] = set.points;
+    await set.change([], [{ point: point!, to: undefined }]);
+    expect(target.transactions[1]!.sites).toMatchObject([
+      { expect: callTo(1), write: nops, hasNoInside: true },
+    ]);
+    expect(parseJournal(memory).sites[0]!.state).toBe("removed");
+    expect(point).toMatchObject({ mechanism: "none", isIdle: true });
+    expect(set.unoptimized).toEqual([]);
+    await set.change([], [{ point: point!, to: other }]);
+    expect(target.transactions[2]!.sites).toMatchObject([
+      { expect: nops, write: callTo(2), hasNoInside: false },
+    ]);
+    expect(target.transactions[2]!.sites[0]!.moves).toEqual(called.twins);
+    expect(point).toMatchObject({ mechanism: "call", isIdle: false });
+  });
+
+  test("a refused change leaves it as it was, in the journal too", async () => {
+    const { memory, set } = setUp([["written"]]);
+    await set.arm([called]);
+    const [point] = set.points;
+    await expect(set.change([], [{ point: point!, to: other }])).rejects.toBeInstanceOf(ArmError);
+    expect(point).toMatchObject({ jumpBytes: callTo(1), detour: 0x9000n, mechanism: "call" });
+    expect(parseJournal(memory).sites[0]).toMatchObject({ newBytes: callTo(1), detour: 0x9000n });
+  });
+
+  test("with an int3 for the time being it is not written, and gets the new call later", async () => {
+    const { memory, target, set } = setUp([["left"], ["written"], [], ["written"]]);
+    await set.arm([called]);
+    const [point] = set.points;
+    point!.trapEntry = 0x9500n;
+    await set.armTraps([point!]);
+    expect(parseJournal(memory).sites[0]).toMatchObject({ mechanism: "int3", detour: 0x9500n });
+    await set.change([], [{ point: point!, to: other }]);
+    expect(target.transactions[2]!.sites).toEqual([]);
+    expect(await set.optimize()).toBe(1);
+    expect(target.transactions[3]!.sites).toMatchObject([{ write: callTo(2), moves: called.twins }]);
+    expect(parseJournal(memory).sites[0]).toMatchObject({ mechanism: "call", detour: 0x9100n });
+  });
+
+  test("what is to be retired is asked in the same stop", async () => {
+    const { target, set } = setUp([["written"]]);
+    const retire = { ranges: [{ start: 1n, end: 2n }], callees: [], stackBytes: 64 };
+    await set.change([called], [], retire);
+    expect(target.transactions[0]!.retire).toBe(retire);
   });
 });

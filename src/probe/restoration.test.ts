@@ -158,3 +158,40 @@ describe("a punned site with what made way for it", () => {
     expect(transaction.moves.map(({ to }) => to)).not.toContain(padding.at);
   });
 });
+
+describe("a call at a function's entry", () => {
+  const call = (to: bigint) => {
+    const bytes = Uint8Array.of(0xe8, 0, 0, 0, 0);
+    new DataView(bytes.buffer).setInt32(1, Number(to - 0x1005n), true);
+    return bytes;
+  };
+  const called: JournalSite = {
+    ...site,
+    mechanism: "call",
+    oldBytes: Uint8Array.of(0x0f, 0x1f, 0x44, 0, 0),
+    newBytes: call(0x9000n),
+    detour: 0x9000n,
+  };
+  const code = [{ start: 0x9000n, end: 0xa000n }];
+
+  test("is ours wherever in our code it leads, and only there", () => {
+    expect(siteState(called, call(0x9100n), code)).toBe("jump");
+    expect(siteState(called, call(0xa000n), code)).toBe("foreign");
+    expect(siteState(called, called.oldBytes, code)).toBe("original");
+    expect(siteState({ ...called, mechanism: "jump" }, call(0x9100n), code)).toBe("foreign");
+  });
+
+  test("is taken out by one who does not know the trampoline, and nobody is moved out of that", () => {
+    const { transaction, foreign } = planRestoration({
+      journal: { ...journal, sites: [called], trapAction: undefined },
+      journalMemory,
+      found: [call(0x9080n)],
+      trapHandler: undefined,
+      moves: [],
+    });
+    expect(foreign).toEqual([]);
+    expect(transaction.sites).toMatchObject([{ expect: call(0x9080n), write: called.oldBytes }]);
+    // The call has pushed its return address: only its own return gets rid of that.
+    expect(transaction.moves).toEqual([]);
+  });
+});

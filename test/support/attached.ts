@@ -73,6 +73,7 @@ export class Attached {
       sharedMapsFd: undefined,
       capacity,
       maxActive: 64,
+      perfMap: false,
     });
     const { mapping, fd } = attachment.ownMaps!;
     closeSync(fd);
