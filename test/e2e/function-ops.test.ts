@@ -66,14 +66,14 @@ describe.each(builds)("functions that begin with $name", (build) => {
     const aloneA = textNow();
     expect(aloneA[0]).toBe(CALL);
 
-    const CALLS = 1_500_000;
+    const CALLS = 1_000_000;
     const done = calls(child, CALLS);
     let rounds = 0;
     let isDone = false;
     void done.then(() => {
       isDone = true;
     });
-    while (!isDone && rounds < 1000) {
+    while (!isDone && rounds < 300) {
       const b = await ops.register(attached.consumer(1), all.sites);
       expect(textNow()).not.toEqual(aloneA);
       await ops.unregister(b);
@@ -100,32 +100,36 @@ describe.each(builds)("functions that begin with $name", (build) => {
   });
 });
 
-it("a consumer that is there from the beginning stays when others come and go, and the results are right", async () => {
-  const [build] = builds;
-  const image = imageOf(build);
-  using child = await start(build);
-  using reference = await start(build);
-  const before = readProcessState(child.pid);
-  const attached = await Attached.to(
-    child.pid,
-    `uprobe:${image}:many { @seen = sum(arg0 + arg5 + sarg0 + sarg1); } uprobe:${image}:first { @f[func] = count(); }`,
-  );
-  const points = attached.plan(0);
-  expect(points.map(({ plan }) => plan.mechanism)).toEqual(["call"]);
-  await attached.attachment.arm(points);
-  const ops = attached.attachment.functionOps;
-  const { sites } = ops.find({ kind: "symbols", image, symbol: "many" }, attached.codes);
-  expect(sites.map(({ plan }) => plan.at)).toEqual(points.map(({ plan }) => plan.at));
-  const b = await ops.register(attached.consumer(1), sites);
-  expect(ops.probesAt(sites[0]!.plan.at).length).toBe(2);
-  expect(await calls(child, 5000)).toBe(await calls(reference, 5000));
-  await ops.unregister(b);
-  expect(await calls(child, 5000)).toBe(await calls(reference, 5000));
-  expect(attached.counts(0).hits).toBe(BigInt(2 * THREADS * 5000));
-  expect(attached.counts(1).hits).toBe(BigInt(THREADS * 5000));
-  await attached.restore();
-  expectNoTrace(child.pid, before);
-});
+it.each(["none", "stack"] as const)(
+  "a consumer that is there from the beginning stays when others come and go, gate %s",
+  async (gate) => {
+    const [build] = builds;
+    const image = imageOf(build);
+    using child = await start(build);
+    using reference = await start(build);
+    const before = readProcessState(child.pid);
+    const attached = await Attached.to(
+      child.pid,
+      `uprobe:${image}:many { @seen = sum(arg0 + arg5 + sarg0 + sarg1); } uprobe:${image}:first { @f[func] = count(); }`,
+      gate,
+    );
+    const points = attached.plan(0);
+    expect(points.map(({ plan }) => plan.mechanism)).toEqual(["call"]);
+    await attached.attachment.arm(points);
+    const ops = attached.attachment.functionOps;
+    const { sites } = ops.find({ kind: "symbols", image, symbol: "many" }, attached.codes);
+    expect(sites.map(({ plan }) => plan.at)).toEqual(points.map(({ plan }) => plan.at));
+    const b = await ops.register(attached.consumer(1), sites);
+    expect(ops.probesAt(sites[0]!.plan.at).length).toBe(2);
+    expect(await calls(child, 5000)).toBe(await calls(reference, 5000));
+    await ops.unregister(b);
+    expect(await calls(child, 5000)).toBe(await calls(reference, 5000));
+    expect(attached.counts(0).hits).toBe(BigInt(2 * THREADS * 5000));
+    expect(attached.counts(1).hits).toBe(BigInt(THREADS * 5000));
+    await attached.restore();
+    expectNoTrace(child.pid, before);
+  },
+);
 
 it("memory of trampolines is used again while threads run through others", async () => {
   const [build] = builds;
@@ -135,6 +139,7 @@ it("memory of trampolines is used again while threads run through others", async
   const attached = await Attached.to(
     child.pid,
     `uprobe:${image}:second { @a = count(); } uprobe:${image}:many { @b[probe] = count(); }`,
+    gate,
   );
   const ops = attached.attachment.functionOps;
   const { sites } = ops.find({ kind: "symbols", image, symbol: "second" }, attached.codes);
@@ -142,13 +147,13 @@ it("memory of trampolines is used again while threads run through others", async
   const CALLS = 1_000_000;
   const done = calls(child, CALLS);
   // Each has a cookie of its own that its program reads: so each needs a trampoline of its own.
-  for (let round = 1; round <= 500; round++) {
+  for (let round = 1; round <= 300; round++) {
     const b = await ops.register(attached.consumer(1, BigInt(round)), sites);
     await ops.unregister(b);
   }
   await done;
   const { bytes, reclaimed, retired } = attached.attachment.trampolines;
-  expect(reclaimed).toBeGreaterThan(300);
+  expect(reclaimed).toBeGreaterThan(150);
   expect(retired).toBeLessThan(200);
   expect(bytes).toBe(64 << 10);
   expect(attached.counts(0).hits).toBe(BigInt(THREADS * CALLS));

@@ -8,6 +8,7 @@ import { verifyProgram } from "../../src/bpf/verifier/index.ts";
 import { compileScript } from "../../src/lang/index.ts";
 import { Attachment } from "../../src/session/attachment.ts";
 import type { FunctionConsumer } from "../../src/session/function-ops.ts";
+import type { GateLevel } from "../../src/session/gate-level.ts";
 import type { PlannedPoint } from "../../src/session/point-builder.ts";
 import { ProbeAccounts } from "../../src/session/probe-accounts.ts";
 import { CodeCache, ProbeNames, resolveProbes } from "../../src/session/probe-resolution.ts";
@@ -51,7 +52,7 @@ export class Attached {
     this.#requests = requests;
   }
 
-  static async to(pid: number, text: string, capacity = 256): Promise<Attached> {
+  static async to(pid: number, text: string, gate: GateLevel = "none"): Promise<Attached> {
     const compiled = compileScript(text, { fileName: "test", accounts: true });
     if (compiled.kind === "errors") throw new Error(`${text}: ${JSON.stringify(compiled.diagnostics)}`);
     const { bundle, accountMap } = compiled.script;
@@ -71,9 +72,10 @@ export class Attached {
       mapsLayout,
       accounts,
       sharedMapsFd: undefined,
-      capacity,
+      capacity: 256,
       maxActive: 64,
       perfMap: false,
+      gate: { level: gate, reason: "the test says so" },
     });
     const { mapping, fd } = attachment.ownMaps!;
     closeSync(fd);
