@@ -186,8 +186,10 @@ describe("a call at a function's entry", () => {
       journal: { ...journal, sites: [called], trapAction: undefined },
       journalMemory,
       found: [call(0x9080n)],
-      trapHandler: undefined,
+      trap: undefined,
       moves: [],
+      others: [],
+      read: () => undefined,
     });
     expect(foreign).toEqual([]);
     expect(transaction.sites).toMatchObject([{ expect: call(0x9080n), write: called.oldBytes }]);

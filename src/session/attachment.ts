@@ -204,6 +204,7 @@ export class Attachment {
       probes: this.probes,
       builder: this.#builder,
       journalRemaining: () => this.#journal.remaining,
+      locked: (use) => this.target.locked(use),
       setBuilt: (built) => this.#setBuilt(built),
       settle: (trapped) => this.#settle(trapped),
     });

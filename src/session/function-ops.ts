@@ -46,6 +46,8 @@ export interface FunctionOpsPort {
   readonly builder: PointBuilder;
   /** Room for records in the journal. */
   readonly journalRemaining: () => number;
+  /** Does something while other tracers are kept away from the target. */
+  readonly locked: <Result>(use: () => Promise<Result>) => Promise<Result>;
   /** Takes note of what is built at the calls' places now. */
   readonly setBuilt: (built: readonly BuiltPoint[]) => void;
   /** Gives an `int3` to points that could not be written, and tells the trap handler where those lead that have one. */
@@ -161,7 +163,7 @@ export class FunctionOps {
 
   /** Any number of consumers at once, in one transaction; undefined: nothing of the text had to change. */
   change(change: OpsChange): Promise<ArmReport | undefined> {
-    const done = this.#last.then(() => this.#change(change));
+    const done = this.#last.then(() => this.#port.locked(() => this.#change(change)));
     this.#last = done.catch(() => {});
     return done;
   }

@@ -24,6 +24,7 @@ import type { ProcessTarget } from "../../src/target/process/tracer.ts";
 function asTarget(traced: TracedProcess): ProcessTarget {
   const own: Readonly<Record<string, unknown>> = {
     pid: traced.pid,
+    locked: async (use: () => Promise<unknown>) => await use(),
     createShared: async (name: string, lenBytes: number) => {
       const { at, fd } = traced.createShared(name, lenBytes);
       return { at, fd, mapping: mapShared(fd, lenBytes) };
