@@ -54,6 +54,8 @@ export interface ReturnTableSpec {
   readonly entries: number;
   /** Every stub of every point lies in this range, of all sessions that share a process; nothing else is returned to there. */
   readonly trampolines: { readonly start: bigint; readonly end: bigint };
+  /** The part of it that has the stubs of this table; undefined: all of it. */
+  readonly own?: { readonly start: bigint; readonly end: bigint };
 }
 
 export function returnTableBytes(entries: number): number {

@@ -92,7 +92,7 @@ export interface UnwindHookSpec {
 export function emitUnwindHook({ at, table, cfaOffset }: UnwindHookSpec): UnwindHook {
   const writer = new CodeWriter(at);
   const { asm } = writer;
-  const { start, end } = table.trampolines;
+  const { start, end } = table.own ?? table.trampolines;
   const frames = asm.label("frames");
   const done = asm.label("done");
 
@@ -155,7 +155,7 @@ export function emitUnwindHook({ at, table, cfaOffset }: UnwindHookSpec): Unwind
 /** esi = actions, r8 = context. */
 function emitPersonality(writer: CodeWriter, table: ReturnTableSpec, cfaOffset: number): void {
   const { asm } = writer;
-  const { start, end } = table.trampolines;
+  const { start, end } = table.own ?? table.trampolines;
   const look = asm.label("look");
   const hit = asm.label("hit");
   const out = asm.label("out");
@@ -205,7 +205,7 @@ const RA_COLUMN = 16;
 /** One CIE, and an FDE for each depth, at their distances. */
 export function framesBytes(table: ReturnTableSpec, personality: bigint | undefined): Uint8Array {
   const bytes = new Uint8Array(ROW_BYTES * (MAX_RETURN_DEPTH + 2));
-  const { start, end } = table.trampolines;
+  const { start, end } = table.own ?? table.trampolines;
   const augmentation = personality === undefined ? [0x00] : [0x00, ...le64(personality), 0x00];
   const cie = [
     ...le32(0),

@@ -76,7 +76,8 @@ export function planRestoration(input: RestorationInput): Restoration {
     const site = journal.sites[index]!;
     const shared = unchained.get(site);
     if (shared !== undefined && shared.kind !== "alone") {
-      sites.push(...shared.pokes);
+      const awaitsUnwinders = unwindSites.has(site.at);
+      sites.push(...shared.pokes.map((poke) => ({ ...poke, awaitsUnwinders })));
       if (journal.trapAction !== undefined) trapSites.push(site.at);
       moves.keepOutOf(site);
       if (shared.pokes.length > 0) restored++;

@@ -4,6 +4,7 @@
  *
  * Every probe brings its own maps, in memory of its own. Changes are made one after the other, each in one transaction.
  */
+
 import { type HitCounts, type Insn, type MapSpec, type Proof, verifyProgram } from "../bpf/index.ts";
 import type { OpenedMap } from "../bpf/maps/index.ts";
 import { compileScript, printDiagnostics, type Script } from "../lang/index.ts";
@@ -13,6 +14,7 @@ import { Actions } from "./actions.ts";
 import type { Attachment } from "./attachment.ts";
 import { EventQueue, type SessionEvent } from "./event-queue.ts";
 import type { MechanismChoice, ReturnChoice } from "./options.ts";
+import { readHeldPlaces } from "./other-sessions.ts";
 import type { AttachedProbe, PlannedPoint } from "./point-builder.ts";
 import { type AttachRequest, CodeCache, findOverriders, resolveProbes } from "./probe-resolution.ts";
 import { findReturnObstacle } from "./return-ways.ts";
@@ -181,19 +183,24 @@ class LiveSession implements Session {
         throw refusal(attachPoint, "only uprobe and uretprobe are in a process");
       return accounts.open({ attachPoint: point, programIndex: 0, bundle: number });
     });
-    const { points, problems } = resolveProbes(attachment.images, requests, {
-      mechanism: options.mechanism ?? "auto",
-      names,
-      codes: this.#codes,
-      armed: attachment.probes.points.map(({ at }) => at),
-      returns: options.returns,
-      returnObstacle: findReturnObstacle(pid),
-      overriders: findOverriders(compiled.proofs),
+    // No other tracer may plant anything between the plan and the change.
+    const points = await attachment.target.locked(async () => {
+      const resolved = resolveProbes(attachment.images, requests, {
+        mechanism: options.mechanism ?? "auto",
+        names,
+        codes: this.#codes,
+        armed: attachment.probes.points.map(({ at }) => at),
+        others: await readHeldPlaces(attachment.target, attachment.journalMemory),
+        returns: options.returns,
+        returnObstacle: findReturnObstacle(pid),
+        overriders: findOverriders(compiled.proofs),
+      });
+      const [problem] = resolved.problems;
+      if (problem !== undefined) throw refusal(problem.probe, problem.reason, problem.hint);
+      if (resolved.points.length === 0) throw refusal(attachPoint, "no place that it selects can be probed");
+      await attachment.livePoints.add(resolved.points);
+      return resolved.points;
     });
-    const [problem] = problems;
-    if (problem !== undefined) throw refusal(problem.probe, problem.reason, problem.hint);
-    if (points.length === 0) throw refusal(attachPoint, "no place that it selects can be probed");
-    await attachment.livePoints.add(points);
     const send = (event: SessionEvent) => {
       for (const queue of this.#queues) queue.push(event);
     };

@@ -415,6 +415,7 @@ export class PointBuilder {
       at: this.#memory.tableAt,
       entries: this.#memory.entries,
       trampolines: RETURN_WINDOW,
+      own: space.range,
     });
     write(space, runtime.at, runtime.bytes);
     this.#returnSpace = { space, runtime };

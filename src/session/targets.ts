@@ -322,12 +322,11 @@ export class Targets {
     for (const member of this.#members) {
       const { target, attachment, resolved, followsLoads } = member;
       const points = [...resolved.points];
-      const gate = followsLoads
-        ? loadGatePoint(attachment, this.#codes, await readHeldPlaces(target, attachment.journalMemory))
-        : undefined;
+      const others = await readHeldPlaces(target, attachment.journalMemory);
+      const gate = followsLoads ? loadGatePoint(attachment, this.#codes, others) : undefined;
       if (gate !== undefined) points.push(gate);
       else if (followsLoads) member.nextLookMs = performance.now() + LOOK_EVERY_MS;
-      points.push(...unwindPoints(attachment, this.#codes, points, attachment.images.list));
+      points.push(...unwindPoints(attachment, this.#codes, points, attachment.images.list, others));
       const { refused, report } = await orEnded("arm probes", target.pid, () => attachment.arm(points));
       const first = refused.find(({ planned }) => planned.isOptional !== true);
       if (first !== undefined)
@@ -392,7 +391,7 @@ export class Targets {
     for (const { probe, reason, isMissingImage } of found.problems)
       if (!isMissingImage) notify(`${probe}: ${reason}`);
     try {
-      const hooks = unwindPoints(attachment, this.#codes, found.points, fresh);
+      const hooks = unwindPoints(attachment, this.#codes, found.points, fresh, others);
       await this.#armLate(member, { ...found, points: [...found.points, ...hooks] }, notify);
     } catch (error) {
       // The process goes on as it is: what it has loaded meanwhile is no reason to end a session.

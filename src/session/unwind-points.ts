@@ -3,7 +3,7 @@
  * way through them (patch/unwind-table.ts). One for each image that has an unwinder of its own: libgcc_s, and programs that
  * are linked with it statically.
  */
-import { planSites } from "../patch/index.ts";
+import { type OtherTracers, planSites } from "../patch/index.ts";
 import { cfaOffsetOf, FIND_FDE_FUNCTION } from "../patch/unwind-table.ts";
 import type { MappedImage } from "../target/process/mapped-image.ts";
 import { textBytes } from "../x86/code-image.ts";
@@ -20,6 +20,7 @@ export function unwindPoints(
   codes: CodeCache,
   points: readonly PlannedPoint[],
   images: readonly MappedImage[],
+  others: OtherTracers,
 ): PlannedPoint[] {
   const replaces = ({ probes }: PlannedPoint) => probes.some(({ when }) => when === "return");
   if (!attachment.replacesReturns && !points.some(replaces)) return [];
@@ -27,7 +28,7 @@ export function unwindPoints(
     ...points.map(({ plan }) => plan.at),
     ...attachment.probes.points.map(({ at }) => at),
   ]);
-  return images.flatMap((image) => unwindPoint(attachment, codes, image, taken) ?? []);
+  return images.flatMap((image) => unwindPoint(attachment, codes, image, taken, others) ?? []);
 }
 
 function unwindPoint(
@@ -35,6 +36,7 @@ function unwindPoint(
   codes: CodeCache,
   image: MappedImage,
   taken: ReadonlySet<bigint>,
+  others: OtherTracers,
 ): PlannedPoint | undefined {
   const find = (symbol: string) =>
     attachment.images
@@ -43,7 +45,7 @@ function unwindPoint(
   const location = find(FIND_FDE_FUNCTION);
   if (location === undefined || taken.has(location.addr)) return undefined;
   const code = codes.of(image);
-  const [plan] = planSites(code, [location.addr], { mechanism: "jump" });
+  const [plan] = planSites(code, [location.addr], { mechanism: "jump", others });
   if (plan === undefined || plan.kind === "refused" || !plan.isEntry) return undefined;
   const getCfa = find(GET_CFA_FUNCTION);
   const body = getCfa && textBytes(code.image, getCfa.addr, getCfa.addr + GET_CFA_BYTES);

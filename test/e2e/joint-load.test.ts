@@ -94,3 +94,34 @@ describe("tail calls whose return addresses two sessions replace", () => {
     expectUnchanged(target.pid, before);
   });
 });
+
+describe("exceptions through return addresses that two sessions replace", () => {
+  const program = "uretprobe:exits:guarded { @ = count(); } uretprobe:exits:between { @between = count(); }";
+  it.each([
+    [0, 1],
+    [1, 0],
+  ] as const)("%i leaves first", async (...order) => {
+    const target = await start("exits", { compiler: "g++" });
+    target.send("e");
+    const expected = await target.line();
+    const before = readProcessState(target.pid);
+    const sessions = [
+      await arm(target, program, ["--return", "stack"]),
+      await arm(target, program, ["--return", "stack"]),
+    ];
+    for (const [rounds, index] of order.entries()) {
+      target.send("e");
+      expect(await target.line()).toBe(expected);
+      const result = await sessions[index]!.interrupt();
+      // Two of three calls return; the others are left by the exception.
+      expect([result.code, result.map("@"), result.map("@between")]).toEqual([
+        0,
+        999 * (rounds + 1),
+        666 * (rounds + 1),
+      ]);
+    }
+    expectUnchanged(target.pid, before);
+    target.send("e");
+    expect(await target.line()).toBe(expected);
+  });
+});
