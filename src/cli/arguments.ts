@@ -205,6 +205,7 @@ function parseTrace(words: Words, shared: Pick<TraceOptions, "format" | "mechani
       verify: parseSwitch(values, "verify"),
       perfMap: values.has("noPerfMap") ? false : undefined,
       pokeLog: values.get("pokeLog")?.[0],
+      symbols: values.get("symbols")?.[0],
       gate: parseGate(words),
     },
   };
@@ -238,6 +239,7 @@ function parseRun(
       verify: parseSwitch(values, "verify"),
       perfMap: values.has("noPerfMap") ? false : undefined,
       pokeLog: values.get("pokeLog")?.[0],
+      symbols: values.get("symbols")?.[0],
       gate: parseGate(words),
     },
   };

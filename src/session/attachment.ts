@@ -6,7 +6,7 @@
  *     private memory   a copy in each forked child: page 0 the pid cache, then the table of return addresses
  *     code memory      near each image
  */
-import { closeSync, fstatSync } from "node:fs";
+import { closeSync, fstatSync, writeFileSync } from "node:fs";
 import {
   ACCOUNT_BYTES,
   ACCOUNT_MISSED,
@@ -45,6 +45,7 @@ import { CodeSpaces, MOST_TRIES, NoCodeSpaceError } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
 import type { ChosenGate } from "./gate-level.ts";
 import { LivePoints } from "./live-points.ts";
+import { symbolFileOf } from "./gdb-symbols.ts";
 import { isStaying, markLeft, markRemoved, takeOutDead } from "./other-sessions.ts";
 import { PerfMap, type PerfMapResult } from "./perf-map.ts";
 import {
@@ -90,6 +91,8 @@ export interface AttachmentInput {
   readonly images: ProcessImages;
   /** Whether perf is to know the names of our code. */
   readonly perfMap: boolean;
+  /** A file for gdb, written whenever there is new code. */
+  readonly symbols?: string | undefined;
 }
 
 interface JournalParts {
@@ -116,6 +119,7 @@ export class Attachment {
   /** How far perf knows the names; undefined: it does not, or there are none yet. */
   perfMapResult: PerfMapResult | undefined;
   readonly #perfMap: PerfMap | undefined;
+  readonly #symbols: string | undefined;
   readonly #journal: Journal;
   /** Where the session's own journal is mapped. */
   readonly journalMemory: AddrRange;
@@ -155,6 +159,7 @@ export class Attachment {
     const { input } = parts;
     this.target = input.target;
     this.images = input.images;
+    this.#symbols = input.symbols;
     this.#perfMap = input.perfMap ? PerfMap.find(input.target.pid) : undefined;
     this.gate = input.gate;
     this.#journal = parts.journal;
@@ -372,7 +377,9 @@ export class Attachment {
     if (returnRuntime !== undefined)
       this.names.add({ ...returnRuntime, name: `${CODE_NAME_PREFIX}return-table` });
     const fresh = this.names.takeFresh();
-    if (this.#perfMap === undefined || fresh.length === 0) return;
+    if (fresh.length === 0) return;
+    if (this.#symbols !== undefined) writeFileSync(this.#symbols, symbolFileOf(this.names.list));
+    if (this.#perfMap === undefined) return;
     this.perfMapResult = this.#perfMap.append(fresh);
   }
 

@@ -44,6 +44,8 @@ export interface TraceOptions {
   readonly perfMap?: boolean | undefined;
   /** A file that gets a line for everything that is written to program text. */
   readonly pokeLog?: string | undefined;
+  /** A file that gets our code's symbols and frame descriptions, for gdb. */
+  readonly symbols?: string | undefined;
   /** `auto` unless told. */
   readonly gate?: GateChoice | undefined;
 }
@@ -114,6 +116,7 @@ export interface RunObjectOptions
     | "verify"
     | "perfMap"
     | "pokeLog"
+    | "symbols"
     | "gate"
   > {
   /** An object file. */

@@ -43,6 +43,7 @@ export type RunOptions = Pick<
   | "verify"
   | "perfMap"
   | "pokeLog"
+  | "symbols"
   | "gate"
 >;
 
@@ -91,7 +92,7 @@ export async function runPrograms(
     if (!options.quiet) io.err.write(`note: ${text}\n`);
   };
   const targets = new Targets(
-    { ...programs, mechanism, returns, verify, perfMap, gate, pokeLog, maxActive, notify },
+    { ...programs, mechanism, returns, verify, perfMap, gate, pokeLog, symbols: options.symbols, maxActive, notify },
     tracer,
   );
   using interrupts = new Interrupts(io);

@@ -61,6 +61,8 @@ export interface TargetsInput {
   readonly perfMap?: boolean | undefined;
   /** Learns of everything that is written to program text. */
   readonly pokeLog?: PokeLog | undefined;
+  /** A file for symbols of our code: of the target whose code came last. */
+  readonly symbols?: string | undefined;
   readonly gate?: GateChoice | undefined;
   /** Whether addresses of images that a command loads later are to be known, though nothing is probed there. */
   readonly followsLoads?: boolean;
@@ -253,6 +255,7 @@ export class Targets {
       capacity: journalRecords(resolved.resolved.points) + LATER_POINTS,
       maxActive: this.#input.maxActive,
       perfMap: this.#input.perfMap !== false,
+      symbols: this.#input.symbols,
       gate: chooseGate(this.#input.gate ?? "auto", images.program === undefined ? [] : [images.program]),
     });
     if (attachment.ownMaps !== undefined) {
