@@ -103,7 +103,8 @@ function followCode({ at, bytes, detour }: FramedCode): Map<number, State> {
     switch (insn.flow) {
       case "call":
         // A routine of the same piece of code.
-        if (target !== undefined && target !== behind) pending.push([target, { height: 0, saved: new Map() }]);
+        if (target !== undefined && target !== behind)
+          pending.push([target, { height: 0, saved: new Map() }]);
         pending.push([behind, state]);
         break;
       case "jump":
@@ -131,12 +132,12 @@ function followCode({ at, bytes, detour }: FramedCode): Map<number, State> {
 }
 
 function stateBehind(bytes: Uint8Array, { height, saved }: State): State | undefined {
-  const { sp } = heightsBehind(bytes, { sp: -height, fp: LOST });
+  const { sp } = heightsBehind(bytes, { sp: 0 - height, fp: LOST });
   if (sp >= WEAK || sp > 0) return undefined;
+  const after = 0 - sp;
   const stored = storedRegister(bytes, height);
-  if (stored === undefined || saved.has(stored.reg))
-    return { height: -sp, saved: dropBelow(saved, -sp) };
-  return { height: -sp, saved: new Map(saved).set(stored.reg, stored.below) };
+  if (stored === undefined || saved.has(stored.reg)) return { height: after, saved: dropBelow(saved, after) };
+  return { height: after, saved: new Map(saved).set(stored.reg, stored.below) };
 }
 
 /** What lies below the stack pointer is not kept. */
@@ -215,8 +216,8 @@ function frameInstructions(code: FramedCode): number[] {
     const hasCaller = row.caller !== undefined;
     out.push(0x0e, ...uleb(row.height + (hasCaller ? 0 : 8))); // DW_CFA_def_cfa_offset
     if (hasCaller) out.push(0x16, RA_COLUMN, 9, 0x03, ...le64(row.caller! + 1n)); // val_expression: DW_OP_addr
+    // The CFA is the stack pointer of the site, or 8 more where a return address was pushed.
     for (const [reg, below] of row.saved)
-      // The CFA is the stack pointer of the site, or 8 more where a return address was pushed.
       out.push(0x80 | dwarfNumber[reg]!, ...uleb((below + (hasCaller ? 0 : 8)) / 8)); // DW_CFA_offset
     for (const reg of described) if (!row.saved.has(reg)) out.push(0x08, dwarfNumber[reg]!); // DW_CFA_same_value
     described = new Set(row.saved.keys());

@@ -49,6 +49,7 @@ test("what is written is read back", () => {
     header,
     isLeft: false,
     unwind: [],
+    debug: [],
     privateMemory: { at: 0x5000n, lenBytes: 8192 },
     returnTable: { at: 0x6000n, entries: 64, entryBytes: 16, slotOffset: 0, returnAddressOffset: 8 },
     trapAction: { previous: new Uint8Array(32).fill(7), handler: 0xabcn, previousAt: 0xbcdn },

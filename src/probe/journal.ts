@@ -16,7 +16,7 @@
  *      32  tracer start time u64     136  length of the whole shared memory
  *      40  target pid u32               144  scratch for system calls (104 bytes)
  *     record (64 bytes each)
- *       0  kind u8: 1 site, 2 code, 3 other memory, 4 kept, 5 hook, 6 unwind, 7 image
+ *       0  kind u8: 1 site, 2 code, 3 other memory, 4 kept, 5 hook, 6 unwind, 7 image, 8 debug
  *       1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
  *       4  site: offset of the displaced copy in the detour u32; hook: offset of the link in the detour
  *       8  address u64               16  old bytes (16)   32  new bytes (16)   48  detour u64, or length of the code
@@ -49,6 +49,7 @@ const KIND_KEPT = 4;
 const KIND_HOOK = 5;
 const KIND_UNWIND = 6;
 const KIND_IMAGE = 7;
+const KIND_DEBUG = 8;
 
 const FLAGS = 20;
 const FLAG_LEFT = 1;
@@ -182,6 +183,13 @@ export interface JournalUnwind {
   readonly site: bigint;
 }
 
+/** Private memory with an entry (on its second page) of the debugger's list at `descriptor`. */
+export interface JournalDebug {
+  readonly at: bigint;
+  readonly lenBytes: number;
+  readonly descriptor: bigint;
+}
+
 export interface JournalContents {
   readonly header: JournalHeader;
   /** Whether its session has ended in order and left the rest to those who hook into its detours. */
@@ -193,6 +201,7 @@ export interface JournalContents {
   readonly sites: readonly JournalSite[];
   readonly kept: readonly JournalKept[];
   readonly unwind: readonly JournalUnwind[];
+  readonly debug: readonly JournalDebug[];
   readonly hooks: readonly JournalHook[];
   readonly memory: readonly JournalMemory[];
 }
@@ -256,6 +265,16 @@ export class Journal {
       this.#view.setBigUint64(base + 8, at, true);
       this.#view.setBigUint64(base + 48, BigInt(lenBytes), true);
       this.#bytes[base] = kind === "code" ? KIND_CODE : KIND_MEMORY;
+    });
+  }
+
+  /** Appends a record for symbols, before their memory is mapped; returns its number. */
+  addDebug({ at, lenBytes, descriptor }: JournalDebug): number {
+    return this.#append((base) => {
+      this.#view.setBigUint64(base + 8, at, true);
+      this.#view.setBigUint64(base + 48, BigInt(lenBytes), true);
+      this.#view.setBigUint64(base + 56, descriptor, true);
+      this.#bytes[base] = KIND_DEBUG;
     });
   }
 
@@ -377,6 +396,7 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
   const sites: JournalSite[] = [];
   const kept: JournalKept[] = [];
   const unwind: JournalUnwind[] = [];
+  const debug: JournalDebug[] = [];
   const hooks: JournalHook[] = [];
   const memory: JournalMemory[] = [];
   const images: JournalImage[] = [];
@@ -384,6 +404,11 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
     const base = JOURNAL_HEADER_BYTES + record * RECORD_BYTES;
     const at = view.getBigUint64(base + 8, true);
     const state = states[bytes[base + 3]!] ?? "planned";
+    if (bytes[base] === KIND_DEBUG) {
+      const lenBytes = Number(view.getBigUint64(base + 48, true));
+      debug.push({ at, lenBytes, descriptor: view.getBigUint64(base + 56, true) });
+      continue;
+    }
     if (bytes[base] === KIND_UNWIND) {
       const lenBytes = Number(view.getBigUint64(base + 48, true));
       unwind.push({ at, lenBytes, site: view.getBigUint64(base + 56, true) });
@@ -456,6 +481,7 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
     sites,
     kept,
     unwind,
+    debug,
     hooks,
     memory,
   };

@@ -35,6 +35,7 @@ const journal: JournalContents = {
   isLeft: false,
   kept: [],
   unwind: [],
+  debug: [],
   hooks: [],
   sites: [site, { ...site, at: 0x2000n }, { ...site, at: 0x3000n }],
   memory: [

@@ -125,7 +125,10 @@ export function planRestoration(input: RestorationInput): Restoration {
       vacate: isHusk ? [] : [...code, ...usersOf(input)],
       usesTraps: false,
       finalCalls: isHusk ? [] : finalCalls(input, code),
-      unwindInfo: journal.unwind.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) })),
+      unwindInfo: [...journal.unwind, ...journal.debug].map(({ at, lenBytes }) => ({
+        start: at,
+        end: at + BigInt(lenBytes),
+      })),
       why: "restore",
     },
     restored,
@@ -239,6 +242,7 @@ function finalCalls(input: RestorationInput, code: readonly AddrRange[]): Remote
   for (const memory of journal.memory)
     if (memory.kind === "memory" && memory.state !== "removed")
       calls.push(unmap({ start: memory.at, end: memory.at + BigInt(memory.lenBytes) }));
+  for (const { at, lenBytes } of journal.debug) calls.push(unmap({ start: at, end: at + BigInt(lenBytes) }));
   const { privateMemory } = journal;
   if (privateMemory !== undefined)
     calls.push(unmap({ start: privateMemory.at, end: privateMemory.at + BigInt(privateMemory.lenBytes) }));

@@ -40,11 +40,12 @@ import { readAuxv, readMaps, readStat, readStatus } from "../target/process/proc
 import { findTrapObstacle, JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange } from "../target/target.ts";
-import { CODE_NAME_PREFIX, CodeNames, siteName } from "./code-names.ts";
+import { CODE_NAME_PREFIX, CodeNames, type NamedCode, siteName } from "./code-names.ts";
 import { CodeSpaces, MOST_TRIES, NoCodeSpaceError } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
 import type { ChosenGate } from "./gate-level.ts";
 import { LivePoints } from "./live-points.ts";
+import { findDebugDescriptors, linkDebugEntry } from "./gdb-jit.ts";
 import { symbolFileOf } from "./gdb-symbols.ts";
 import { isStaying, markLeft, markRemoved, takeOutDead } from "./other-sessions.ts";
 import { PerfMap, type PerfMapResult } from "./perf-map.ts";
@@ -75,6 +76,9 @@ const PAGE = 4096;
 /** Records of the journal for memory. */
 const SPARE_RECORDS = 64;
 const TID_OFFSETS = [0x2d0, 0x30]; // glibc's and musl's struct pthread on x86-64
+
+/** Each is private memory of its own. */
+const MOST_DEBUG_ENTRIES = 16;
 
 export interface AttachmentInput {
   readonly target: ProcessTarget;
@@ -120,6 +124,11 @@ export class Attachment {
   perfMapResult: PerfMapResult | undefined;
   readonly #perfMap: PerfMap | undefined;
   readonly #symbols: string | undefined;
+  /** Why gdb does not know the names, though the process has a list of such code. */
+  gdbRefusal: string | undefined;
+  /** Names that gdb does not know yet. */
+  readonly #unlinked: NamedCode[] = [];
+  #debugEntries = 0;
   readonly #journal: Journal;
   /** Where the session's own journal is mapped. */
   readonly journalMemory: AddrRange;
@@ -303,6 +312,7 @@ export class Attachment {
     this.functionOps.adopt(built);
     await this.#trapHemmedPoints();
     this.#nameCode(built);
+    await this.#linkSymbols();
     return { refused, report };
   }
 
@@ -378,6 +388,7 @@ export class Attachment {
       this.names.add({ ...returnRuntime, name: `${CODE_NAME_PREFIX}return-table` });
     const fresh = this.names.takeFresh();
     if (fresh.length === 0) return;
+    this.#unlinked.push(...fresh);
     if (this.#symbols !== undefined) writeFileSync(this.#symbols, symbolFileOf(this.names.list));
     if (this.#perfMap === undefined) return;
     this.perfMapResult = this.#perfMap.append(fresh);
@@ -440,6 +451,22 @@ export class Attachment {
   hasRoomFor(points: readonly PlannedPoint[]): boolean {
     const images = new Set(points.map(({ image }) => image.range.start)).size;
     return journalRecords(points) + images + SPARE_RECORDS <= this.#journal.remaining;
+  }
+
+  /** Makes names that are new known to gdb, where the process has a list of code made at run time. */
+  async #linkSymbols(): Promise<void> {
+    const codes = this.#unlinked.splice(0);
+    if (this.#perfMap === undefined || codes.length === 0 || this.#debugEntries >= MOST_DEBUG_ENTRIES) return;
+    for (const descriptor of findDebugDescriptors(this.images)) {
+      this.#debugEntries++;
+      try {
+        const why = await linkDebugEntry(this.target, this.#journal, this.journalMemory, descriptor, codes);
+        if (why !== undefined) this.gdbRefusal = why;
+      } catch (error) {
+        // Names are no reason to fail; a process that has ended is noticed elsewhere.
+        this.gdbRefusal = error instanceof Error ? error.message : String(error);
+      }
+    }
   }
 
   /** One batch of the optimizer; false when nothing is left to be done. */

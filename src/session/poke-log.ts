@@ -49,7 +49,7 @@ export function printPokes(input: {
   return transaction.sites.flatMap((site, index) => {
     const outcome = report.outcomes[index];
     const written = outcome === "written" ? site.write : outcome === "fallback" ? site.fallback : undefined;
-    if (written === undefined) return [];
+    if (written === undefined || site.isData === true) return [];
     const line = {
       ns: `${report.writtenNs[index]}`,
       pid,

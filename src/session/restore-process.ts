@@ -22,7 +22,8 @@ import { membersBySite, placesOf, type ReadText } from "../probe/site-chains.ts"
 import { findMapping, type MapEntry, readMaps } from "../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
-import type { AddrRange, Inspection, Move, Occupant } from "../target/target.ts";
+import type { AddrRange, Inspection, Move, Occupant, SitePoke } from "../target/target.ts";
+import { unlinkPokes } from "./gdb-jit.ts";
 import { PerfMap } from "./perf-map.ts";
 
 /** Path under which memory shared with a target appears among its mappings. */
@@ -89,10 +90,11 @@ async function restoreLocked(
     const trap = await readTrapChain(target, journal, journalMemory, others);
     const read = await readShared(target, journal, others, found);
     const plan = planRestoration({ journal, journalMemory, found, trap, moves, others, read });
+    const unlinking: SitePoke[] = [];
+    for (const record of journal.debug) unlinking.push(...(await unlinkPokes(target, record)));
+    const transaction = { ...plan.transaction, sites: [...plan.transaction.sites, ...unlinking] };
     const ours = wantsEvidence ? ourMemory(journal, journalMemory) : undefined;
-    const report = await target.commit(
-      ours === undefined ? plan.transaction : { ...plan.transaction, inspect: ours },
-    );
+    const report = await target.commit(ours === undefined ? transaction : { ...transaction, inspect: ours });
     if (report.kind === "refused") {
       if (report.reason.kind === "text-differs" && stops <= RETRY_AFTER_MS.length) continue;
       throw new ArmError(`restore process ${target.pid}`, report.reason);
@@ -135,8 +137,9 @@ function removeNames(pid: number, code: readonly AddrRange[]): void {
 
 /** All memory that the journal says was put into the process. */
 function ourMemory(journal: JournalContents, journalMemory: AddrRange): AddrRange[] {
-  const { memory, privateMemory } = journal;
+  const { memory, privateMemory, debug } = journal;
   const ranges = [
+    ...debug,
     ...memory.filter(({ state }) => state !== "removed"),
     ...(privateMemory ? [privateMemory] : []),
   ];
@@ -184,6 +187,7 @@ export function withoutUnmapped(journal: JournalContents, maps: readonly MapEntr
         ? isMapped(at, lenBytes, "r-xp", "")
         : isMapped(at, lenBytes, undefined, "/memfd:trapline"),
     ),
+    debug: journal.debug.filter(({ at, lenBytes }) => isMapped(at, lenBytes, "rw-p", "")),
     privateMemory:
       privateMemory !== undefined && isMapped(privateMemory.at, privateMemory.lenBytes, "rw-p", "")
         ? privateMemory

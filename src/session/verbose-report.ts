@@ -29,6 +29,7 @@ export class VerboseReport {
     }
     for (const attachment of targets.attachments) {
       this.#perfMap(attachment.perfMapResult);
+      if (attachment.gdbRefusal !== undefined) this.#say(`no names for gdb: ${attachment.gdbRefusal}`);
       for (const { plan, code, detour, planned } of attachment.builtPoints.slice(0, MOST_SITES)) {
         const mechanism = attachment.mechanismAt(code.at);
         const now =

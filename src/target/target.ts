@@ -46,6 +46,8 @@ export interface SitePoke {
   readonly requires?: readonly number[];
   /** It is left as it is while an unwinder may be on its way through replaced return addresses. */
   readonly awaitsUnwinders?: boolean;
+  /** It is no text, but a word of data. */
+  readonly isData?: boolean;
   /** It is text beside a site, changed for the site's sake. */
   readonly isSide?: boolean;
   /** Nothing could stand at the first byte before it was changed: who does stands inside. */
