@@ -40,13 +40,13 @@ import { readAuxv, readMaps, readStat, readStatus } from "../target/process/proc
 import { findTrapObstacle, JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
 import type { AddrRange } from "../target/target.ts";
-import { CODE_NAME_PREFIX, CodeNames, type NamedCode, siteName } from "./code-names.ts";
+import { CODE_NAME_PREFIX, CodeNames, type NamedCode } from "./code-names.ts";
 import { CodeSpaces, MOST_TRIES, NoCodeSpaceError } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
 import type { ChosenGate } from "./gate-level.ts";
-import { LivePoints } from "./live-points.ts";
 import { findDebugDescriptors, linkDebugEntry } from "./gdb-jit.ts";
 import { symbolFileOf } from "./gdb-symbols.ts";
+import { LivePoints } from "./live-points.ts";
 import { isStaying, markLeft, markRemoved, takeOutDead } from "./other-sessions.ts";
 import { PerfMap, type PerfMapResult } from "./perf-map.ts";
 import {
@@ -119,9 +119,11 @@ export class Attachment {
   readonly functionOps: FunctionOps;
   /** Probes that come and go anywhere. */
   readonly livePoints: LivePoints;
-  readonly names = new CodeNames();
-  /** How far perf knows the names; undefined: it does not, or there are none yet. */
-  perfMapResult: PerfMapResult | undefined;
+  readonly #names = new CodeNames();
+  /** Points whose code has no names yet. */
+  readonly #unnamed: BuiltPoint[] = [];
+  #perfMapResult: PerfMapResult | undefined;
+  #isRestored = false;
   readonly #perfMap: PerfMap | undefined;
   readonly #symbols: string | undefined;
   /** Why gdb does not know the names, though the process has a list of such code. */
@@ -379,19 +381,37 @@ export class Attachment {
     };
   }
 
-  /** Gives names to what was built, and makes those that are new known to perf. */
+  /** Gives names to what was built, soon: it takes longer than the rest of what is done before a target runs on. */
   #nameCode(built: readonly BuiltPoint[]): void {
-    for (const point of built) this.names.addPoint(point, (at) => siteName(this.images.symbolize(at)));
+    if (this.#unnamed.length === 0) setImmediate(() => this.#nameNow());
+    this.#unnamed.push(...built);
+  }
+
+  #nameNow(): void {
+    const unnamed = this.#unnamed.splice(0);
+    if (unnamed.length === 0) return;
+    for (const point of unnamed) this.#names.addPoint(point);
     const { programs, returnRuntime } = this.#builder;
-    this.names.addPrograms(programs);
+    this.#names.addPrograms(programs);
     if (returnRuntime !== undefined)
-      this.names.add({ ...returnRuntime, name: `${CODE_NAME_PREFIX}return-table` });
-    const fresh = this.names.takeFresh();
-    if (fresh.length === 0) return;
+      this.#names.add({ ...returnRuntime, name: `${CODE_NAME_PREFIX}return-table` });
+    const fresh = this.#names.takeFresh();
     this.#unlinked.push(...fresh);
-    if (this.#symbols !== undefined) writeFileSync(this.#symbols, symbolFileOf(this.names.list));
-    if (this.#perfMap === undefined) return;
-    this.perfMapResult = this.#perfMap.append(fresh);
+    if (this.#symbols !== undefined) writeFileSync(this.#symbols, symbolFileOf(this.#names.list));
+    // What is taken out already is not announced any more.
+    if (this.#perfMap !== undefined && !this.#isRestored) this.#perfMapResult = this.#perfMap.append(fresh);
+  }
+
+  /** What our code is called. */
+  get names(): CodeNames {
+    this.#nameNow();
+    return this.#names;
+  }
+
+  /** How far perf knows the names; undefined: it does not, or there are none yet. */
+  get perfMapResult(): PerfMapResult | undefined {
+    this.#nameNow();
+    return this.#perfMapResult;
   }
 
   /**
@@ -455,9 +475,13 @@ export class Attachment {
 
   /** Makes names that are new known to gdb, where the process has a list of code made at run time. */
   async #linkSymbols(): Promise<void> {
+    if (this.#perfMap === undefined || this.#debugEntries >= MOST_DEBUG_ENTRIES) return;
+    const descriptors = findDebugDescriptors(this.images);
+    if (descriptors.length === 0) return;
+    this.#nameNow();
     const codes = this.#unlinked.splice(0);
-    if (this.#perfMap === undefined || codes.length === 0 || this.#debugEntries >= MOST_DEBUG_ENTRIES) return;
-    for (const descriptor of findDebugDescriptors(this.images)) {
+    if (codes.length === 0) return;
+    for (const descriptor of descriptors) {
       this.#debugEntries++;
       try {
         const why = await linkDebugEntry(this.target, this.#journal, this.journalMemory, descriptor, codes);
@@ -520,6 +544,7 @@ export class Attachment {
 
   /** Puts the text back and frees everything. */
   async restore(wantsEvidence = false): Promise<RestoreReport> {
+    this.#isRestored = true;
     // Nobody may wait at the loader for a tracer that is leaving.
     Atomics.store(this.#gateWords, loadGateWords.abandoned / 4, 1);
     this.acknowledgeLoads(this.#announced);
@@ -654,7 +679,7 @@ export class Attachment {
         throw new Error(`install the trap handler in process ${this.target.pid}: error ${result}`);
     } else await this.target.write(chained.at, action);
     this.#trapTable = { table, at: handler.at + BigInt(handler.tableOffset) };
-    this.names.add({ ...handler, name: `${CODE_NAME_PREFIX}trap-handler` });
+    this.#names.add({ ...handler, name: `${CODE_NAME_PREFIX}trap-handler` });
   }
 
   /** The handler in use. */

@@ -36,9 +36,9 @@ export class CodeNames {
     this.#sorted = undefined;
   }
 
-  addPoint(built: BuiltPoint, describe: (at: bigint) => string): void {
-    const { plan, detour, route, trampoline, called } = built;
-    const site = describe(plan.at);
+  addPoint(built: BuiltPoint): void {
+    const { detour, route, trampoline, called } = built;
+    const site = siteName(built);
     const name = (kind: string) => `${CODE_NAME_PREFIX}${kind}:${site}`;
     if (called === undefined)
       this.add({ at: detour.at, bytes: detour.bytes, name: name("detour"), point: built });
@@ -94,18 +94,12 @@ export class CodeNames {
 }
 
 /** `symbol+0x0 (image)`: with the offset also where it is 0, as the kernel names probes. */
-export function siteName({
-  symbol,
-  offsetBytes,
-  image,
-  text,
-}: {
-  readonly symbol: string | undefined;
-  readonly offsetBytes: number;
-  readonly image: { readonly name: string } | undefined;
-  readonly text: string;
-}): string {
-  return symbol === undefined || image === undefined
-    ? text
-    : `${symbol}+0x${offsetBytes.toString(16)} (${image.name})`;
+function siteName({ plan, planned }: BuiltPoint): string {
+  const { code, image } = planned;
+  const fn = code.image.findFunction(plan.at);
+  const text =
+    fn?.name === undefined
+      ? `0x${plan.at.toString(16)}`
+      : `${fn.name}+0x${(plan.at - fn.start).toString(16)}`;
+  return `${text} (${image.name})`;
 }

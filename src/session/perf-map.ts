@@ -236,7 +236,7 @@ export class PerfMap implements Disposable {
 }
 
 const lineOf = ({ at, bytes, name }: NamedCode): string =>
-  `${at.toString(16)} ${bytes.length.toString(16)} ${name.replaceAll("\n", "?")}\n`;
+  `${at.toString(16)} ${bytes.length.toString(16)} ${name.includes("\n") ? name.replaceAll("\n", "?") : name}\n`;
 
 function writeAll(fd: number, block: Buffer): void {
   for (let done = 0; done < block.length; ) done += writeSync(fd, block, done);

@@ -92,7 +92,18 @@ export async function runPrograms(
     if (!options.quiet) io.err.write(`note: ${text}\n`);
   };
   const targets = new Targets(
-    { ...programs, mechanism, returns, verify, perfMap, gate, pokeLog, symbols: options.symbols, maxActive, notify },
+    {
+      ...programs,
+      mechanism,
+      returns,
+      verify,
+      perfMap,
+      gate,
+      pokeLog,
+      symbols: options.symbols,
+      maxActive,
+      notify,
+    },
     tracer,
   );
   using interrupts = new Interrupts(io);
