@@ -36,6 +36,7 @@ import { askTrapAction, setTrapAction } from "../probe/restoration.ts";
 import type { ProcessImages } from "../target/process/images.ts";
 import { futexWakeAll, type Mapping } from "../target/process/libc.ts";
 import type { MappedImage } from "../target/process/mapped-image.ts";
+import { MemoryFile } from "../target/process/memory-file.ts";
 import { readAuxv, readMaps, readStat, readStatus } from "../target/process/proc-fs.ts";
 import { findTrapObstacle, JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../target/process/traced-process.ts";
 import type { ProcessTarget } from "../target/process/tracer.ts";
@@ -584,14 +585,42 @@ export class Attachment {
     return findHeirs(this.#journalInode, this.target.pid);
   }
 
-  /** Lets go of what the tracer holds. The mapping of the maps stays until the session has read them. */
-  async close(): Promise<void> {
-    // Of a process that has ended, nobody else has taken them out.
-    if (this.target.hasEnded) this.#perfMap?.remove();
+  /**
+   * Whether the process has become another program: it has none of our memory, then. To be asked often. One that is just ending
+   * has no memory at all.
+   */
+  isReplaced(): boolean {
+    const mark = new Uint8Array(this.#journalMapping.buffer, 0, JOURNAL_MARK_BYTES);
+    const found = new Uint8Array(JOURNAL_MARK_BYTES);
+    try {
+      const memory = MemoryFile.open(this.target.pid, "r");
+      try {
+        if (memory.readInto(this.journalMemory.start, found) === found.length && equalBytes(found, mark))
+          return false;
+      } finally {
+        memory.close();
+      }
+      const maps = readMaps(this.target.pid);
+      return maps.length > 0 && !maps.some(({ start }) => start === this.journalMemory.start);
+    } catch {
+      // It has ended, or may not be looked into any more.
+      return false;
+    }
+  }
+
+  /** Lets go of what the tracer holds of a program that has been replaced by another. Its children can still be put back. */
+  abandon(): void {
     this.#perfMap?.[Symbol.dispose]();
     this.images[Symbol.dispose]();
     this.#journalMapping.unmap();
     for (const mapping of this.#laterMaps) mapping.unmap();
+  }
+
+  /** Lets go of what the tracer holds. The mapping of the maps stays until the session has read them. */
+  async close(): Promise<void> {
+    // Of a process that has ended, nobody else has taken them out.
+    if (this.target.hasEnded) this.#perfMap?.remove();
+    this.abandon();
     await this.target.close();
   }
 
@@ -697,6 +726,11 @@ export class Attachment {
     return await findChained(this.target, handler, others);
   }
 }
+
+/** The mark of a journal, and whose it is. */
+const JOURNAL_MARK_BYTES = 48;
+
+const equalBytes = (a: Uint8Array, b: Uint8Array): boolean => a.every((byte, index) => byte === b[index]);
 
 const pages = (lenBytes: number): number => Math.ceil(lenBytes / PAGE) * PAGE;
 

@@ -183,6 +183,7 @@ class Run {
     while (!interrupts.stop.aborted) {
       await pause(waitMs, interrupts.stop);
       front.tick?.();
+      await targets.followExecs();
       await targets.followLoads();
       const records = front.poll(RECORDS_AT_ONCE);
       if (front.wantsExit) break;

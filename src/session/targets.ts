@@ -11,7 +11,7 @@ import { ArmError, describeCommitRefusal } from "../probe/probe-set.ts";
 import { isEnding } from "../target/process/address-space.ts";
 import { ElfCache } from "../target/process/elf-cache.ts";
 import { ProcessImages } from "../target/process/images.ts";
-import { readStatus } from "../target/process/proc-fs.ts";
+import { readProcLink, readStatus } from "../target/process/proc-fs.ts";
 import { findTrapObstacle } from "../target/process/traced-process.ts";
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
 import { Attachment } from "./attachment.ts";
@@ -89,6 +89,9 @@ const LATER_POINTS = 1 << 16;
 /** How often a target is looked at that cannot say when it has loaded something. */
 const LOOK_EVERY_MS = 100;
 
+/** A target that executes more programs than this before one of them can be attached to is let go. */
+const MOST_EXECS = 20;
+
 interface Member {
   readonly target: ProcessTarget;
   readonly resolved: ResolvedProbes;
@@ -118,6 +121,10 @@ export class Targets {
   readonly #codes = new CodeCache();
   readonly #overriders: ReadonlySet<number>;
   readonly #members: Member[] = [];
+  /** What targets were before they became other programs: children of then still carry its probes. */
+  readonly #replaced: Pick<Member, "target" | "attachment" | "raised">[] = [];
+  /** Processes that have become programs that cannot be attached to. */
+  readonly #strangers: ProcessTarget[] = [];
   #maps:
     | { readonly maps: SharedMaps; readonly unmap: () => void; readonly fd: number | undefined }
     | undefined;
@@ -322,35 +329,79 @@ export class Targets {
   /** Arms everything that was planned, one transaction for each target. */
   async arm(): Promise<ArmedTarget[]> {
     const armed: ArmedTarget[] = [];
-    for (const member of this.#members) {
-      const { target, attachment, resolved, followsLoads } = member;
-      const points = [...resolved.points];
-      const others = await readHeldPlaces(target, attachment.journalMemory);
-      const gate = followsLoads ? loadGatePoint(attachment, this.#codes, others) : undefined;
-      if (gate !== undefined) points.push(gate);
-      else if (followsLoads) member.nextLookMs = performance.now() + LOOK_EVERY_MS;
-      points.push(...unwindPoints(attachment, this.#codes, points, attachment.images.list, others));
-      const { refused, report } = await orEnded("arm probes", target.pid, () => attachment.arm(points));
-      const first = refused.find(({ planned }) => planned.isOptional !== true);
-      if (first !== undefined)
-        throw new SessionError("cannot-probe", {
-          operation: "probe",
-          object: attachment.images.symbolize(first.planned.plan.at).text,
-          reason: refusalText(first.refusal, (at) => attachment.images.symbolize(at).text),
-        });
-      await raise(member, resolved.semaphores);
-      armed.push({
-        pid: target.pid,
-        points: resolved.points.length,
-        threads: report.threads,
-        stoppedNs: report.stoppedNs,
-        skipped: [...resolved.skipped, ...refused.map((each) => skippedPoint(attachment, each))],
-        gate: attachment.gate,
-      });
-      await unlock(member);
-    }
+    for (const member of this.#members) armed.push(await this.#armMember(member));
     this.#codes.release();
     return armed;
+  }
+
+  async #armMember(member: Member): Promise<ArmedTarget> {
+    const { target, attachment, resolved, followsLoads } = member;
+    const points = [...resolved.points];
+    const others = await readHeldPlaces(target, attachment.journalMemory);
+    const gate = followsLoads ? loadGatePoint(attachment, this.#codes, others) : undefined;
+    if (gate !== undefined) points.push(gate);
+    else if (followsLoads) member.nextLookMs = performance.now() + LOOK_EVERY_MS;
+    points.push(...unwindPoints(attachment, this.#codes, points, attachment.images.list, others));
+    const { refused, report } = await orEnded("arm probes", target.pid, () => attachment.arm(points));
+    const first = refused.find(({ planned }) => planned.isOptional !== true);
+    if (first !== undefined)
+      throw new SessionError("cannot-probe", {
+        operation: "probe",
+        object: attachment.images.symbolize(first.planned.plan.at).text,
+        reason: refusalText(first.refusal, (at) => attachment.images.symbolize(at).text),
+      });
+    await raise(member, resolved.semaphores);
+    await unlock(member);
+    return {
+      pid: target.pid,
+      points: resolved.points.length,
+      threads: report.threads,
+      stoppedNs: report.stoppedNs,
+      skipped: [...resolved.skipped, ...refused.map((each) => skippedPoint(attachment, each))],
+      gate: attachment.gate,
+    };
+  }
+
+  /** Attaches again to targets that have become other programs, with the same maps. */
+  async followExecs(): Promise<void> {
+    for (const member of [...this.#members])
+      if (!member.target.hasEnded && member.attachment.isReplaced()) await this.#replace(member);
+  }
+
+  async #replace(member: Member): Promise<void> {
+    const { target, attachment, raised, witness } = member;
+    const { pid } = target;
+    this.#notePlaces(attachment);
+    this.#members.splice(this.#members.indexOf(member), 1);
+    this.#replaced.push({ target, attachment, raised });
+    witness?.[Symbol.dispose]();
+    for (let tries = 0; tries < MOST_EXECS; tries++) {
+      const program = programOf(pid);
+      this.#input.notify?.(`process ${pid} has executed ${program}; attaching to it again`);
+      try {
+        await target.reopen();
+        await target.lock();
+        await this.#join(target, "replaced");
+        await this.#armMember(this.#members.at(-1)!);
+        this.#codes.release();
+        return;
+      } catch (error) {
+        if (isEnding(pid)) return;
+        const last = this.#members.at(-1);
+        const hasJoined = last?.target === target;
+        // Some programs do nothing but execute another one.
+        if (hasJoined && last.attachment.isReplaced()) {
+          this.#replaced.push(last);
+          this.#members.pop();
+          continue;
+        }
+        if (programOf(pid) !== program) continue;
+        if (!hasJoined) this.#strangers.push(target);
+        const reason = error instanceof Error ? error.message : String(error);
+        this.#input.notify?.(`process ${pid} is not traced any more: ${reason}`);
+        return;
+      }
+    }
   }
 
   /** Arms what targets have loaded since, and lets the threads go that wait at the loader for it. */
@@ -363,7 +414,7 @@ export class Targets {
       if (!isAnnounced && !isDue) continue;
       const announced = attachment.announcedLoads;
       try {
-        await unlessEnded(member.target.pid, async () => {
+        await unlessGone(member, async () => {
           await attachment.findTidLate();
           await member.target.locked(() => this.#armLoaded(member));
         });
@@ -426,9 +477,10 @@ export class Targets {
 
   /** One batch of the optimizer in every target. */
   async optimize(): Promise<void> {
-    for (const { target, attachment } of this.#members) {
+    for (const member of this.#members) {
+      const { target, attachment } = member;
       if (target.hasEnded) continue;
-      await unlessEnded(target.pid, async () => {
+      await unlessGone(member, async () => {
         await attachment.findTidLate();
         await attachment.optimize();
       });
@@ -445,7 +497,9 @@ export class Targets {
   }
 
   get allEnded(): boolean {
-    return this.#members.every(({ target }) => target.hasEnded);
+    return [...this.#members.map(({ target }) => target), ...this.#strangers].every(
+      ({ hasEnded }) => hasEnded,
+    );
   }
 
   /** Puts every target back. What cannot be done in one does not keep it from being done in the others. */
@@ -467,17 +521,20 @@ export class Targets {
         left.push({ pid: target.pid, report, mechanisms, proof: report && (await prove?.(target, report)) });
       } catch (error) {
         const isWorld = (error as { code?: unknown }).code !== undefined;
-        if (isEnding(target.pid)) left.push({ pid: target.pid, report: undefined, mechanisms });
+        if (attachment.isReplaced() || isEnding(target.pid))
+          left.push({ pid: target.pid, report: undefined, mechanisms });
         else if (isWorld)
           left.push({ pid: target.pid, report: undefined, mechanisms, failure: (error as Error).message });
         else failures.push(error);
       }
       left.push(...(await leaveHeirs(this.#tracer, attachment, raised, prove)));
-      await unlessEnded(target.pid, async () => {
+      await unlessGone(member, async () => {
         if (own !== undefined) await attachment.markRemoved(own);
         await unlock(member);
       });
     }
+    for (const { attachment, raised } of this.#replaced)
+      left.push(...(await leaveHeirs(this.#tracer, attachment, raised, undefined)));
     if (failures.length > 0) throw failures[0];
     return left;
   }
@@ -493,6 +550,8 @@ export class Targets {
       await attachment.close();
       witness?.[Symbol.dispose]();
     }
+    for (const { attachment } of this.#replaced) attachment.abandon();
+    for (const target of this.#strangers) await target.close();
     if (this.#maps !== undefined) {
       this.#maps.unmap();
       if (this.#maps.fd !== undefined) closeSync(this.#maps.fd);
@@ -537,6 +596,14 @@ export class Targets {
   }
 }
 
+function programOf(pid: number): string {
+  try {
+    return readProcLink(pid, "exe");
+  } catch {
+    return "another program";
+  }
+}
+
 /** Lets other tracers at the process again. */
 async function unlock(member: Member): Promise<void> {
   if (!member.isLocked) return;
@@ -559,12 +626,15 @@ async function orEnded<Result>(operation: string, pid: number, act: () => Promis
   }
 }
 
-/** What fails because the process ends needs not be done. */
-async function unlessEnded(pid: number, act: () => Promise<void>): Promise<void> {
+/** What fails because the process ends, or has become another program, needs not be done. */
+async function unlessGone(
+  { target, attachment }: Pick<Member, "target" | "attachment">,
+  act: () => Promise<void>,
+): Promise<void> {
   try {
     await act();
   } catch (error) {
-    if (!isEnding(pid)) throw error;
+    if (!attachment.isReplaced() && !isEnding(target.pid)) throw error;
   }
 }
 

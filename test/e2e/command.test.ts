@@ -1,7 +1,10 @@
 /** Commands that the tracer starts: nothing of them is missed, from their first instruction on. */
 import { expect, it } from "vitest";
+import { MemoryFile } from "../../src/target/process/memory-file.ts";
+import { readMaps } from "../../src/target/process/proc-fs.ts";
+import { outputOf } from "../support/build-program.ts";
 import { buildFixture } from "../support/fixtures.ts";
-import { runTracing, Tracing } from "../support/tracing.ts";
+import { runTracing, Tracing, withSign } from "../support/tracing.ts";
 
 const library = () =>
   buildFixture("library", { variant: "lib.so", flags: ["-shared", "-fPIC", "-Wl,-soname,library-lib.so"] });
@@ -150,3 +153,38 @@ it.each(refusals)("refuses $name", async ({ args, err }) => {
   expect({ code: result.code, out: result.out }).toEqual({ code: 1, out: "" });
   expect(result.err).toMatch(err);
 });
+
+it("a command that executes another program is followed into it", async () => {
+  await using tracing = Tracing.start([
+    "-c",
+    `sh -c "exec ${buildFixture("counter")} 2 1000"`,
+    "-e",
+    withSign("uprobe:counter:probed { @ = count(); }"),
+  ]);
+  await tracing.untilError("attaching to it again");
+  await untilArmed(tracing);
+  tracing.send("\n");
+  const { code, err, map } = await tracing.ended();
+  expect({ code, count: map("@") }).toEqual({ code: 0, count: 2000 });
+  expect(err).toMatch(/^note: process \d+ has executed \/.*\/counter; attaching to it again\n$/);
+});
+
+/** The command's own child holds executable memory of the tracer's: its detours are there. */
+async function untilArmed(tracing: Tracing): Promise<void> {
+  const pid = Number(/process (\d+)/.exec(tracing.result.err)![1]);
+  const path = buildFixture("counter");
+  const symbol = outputOf("nm", [path])
+    .split("\n")
+    .find((line) => line.endsWith(" T probed"))!;
+  const { start } = readMaps(pid).find((map) => map.path === path)!;
+  const memory = MemoryFile.open(pid, "r");
+  try {
+    const at = start + BigInt(`0x${symbol.split(" ")[0]}`);
+    for (const deadline = Date.now() + 10_000; memory.read(at, 1)[0] !== 0xe9; )
+      await new Promise((resolve, reject) =>
+        Date.now() < deadline ? setTimeout(resolve, 5) : reject(new Error("it is not armed")),
+      );
+  } finally {
+    memory.close();
+  }
+}

@@ -1,6 +1,9 @@
 /** Targets that fork, become another program, end, or are traced by several sessions one after the other. */
-import { existsSync } from "node:fs";
+import { existsSync, readlinkSync } from "node:fs";
 import { expect, it } from "vitest";
+import { MemoryFile } from "../../src/target/process/memory-file.ts";
+import { readMaps } from "../../src/target/process/proc-fs.ts";
+import { outputOf } from "../support/build-program.ts";
 import { buildFixture } from "../support/fixtures.ts";
 import {
   expectNoTrace,
@@ -118,23 +121,36 @@ it("the session ends when its target is killed", async () => {
   expect(result.map("@out")).toBe(1000);
 });
 
-it.each(mechanisms)("a target that becomes another program is as that program is, %s", async (mechanism) => {
+it.each(mechanisms)("a target that executes a program is attached to again, %s", async (mechanism) => {
   using target = await start();
+  const before = readProcessState(target.pid);
+  const original = firstByte(target.pid)();
   await using tracing = await Tracing.armed(["--mechanism", mechanism, "-p", `${target.pid}`], program);
   target.send("w");
   const line = await target.line();
-  target.send("e");
-  expect(await target.line()).toBe("ready");
+  // A child carries the probes of what its parent was.
+  target.send("f");
+  const child = parseChild(await target.line());
+  for (let times = 1; times <= 2; times++) {
+    target.send("e");
+    expect(await target.line()).toBe("ready");
+    const first = firstByte(target.pid);
+    await until(() => first() !== original);
+    target.send("w");
+    expect(await target.line()).toBe(line);
+  }
+  const { code, err, map } = await tracing.interrupt();
+  const exe = readlinkSync(`/proc/${target.pid}/exe`);
+  const note = `note: process ${target.pid} has executed ${exe}; attaching to it again\n`;
+  expect({ code, err }).toEqual({ code: 0, err: note.repeat(2) });
+  const counts = map("@") as Record<string, number>;
+  expect(counts[child.pid]).toBe(1000);
+  expect(counts[target.pid]! % 1000).toBe(0);
+  expect(counts[target.pid]).toBeGreaterThanOrEqual(3000);
   expect(findOurMappings(target.pid)).toEqual([]);
+  expectNoTrace(child.pid, before);
   target.send("w");
   expect(await target.line()).toBe(line);
-  const result = await tracing.interrupt();
-  expect({ code: result.code, err: result.err }).toEqual({ code: 0, err: "" });
-  expect(result.map("@")).toEqual({ [target.pid]: 1000 });
-  target.send("w");
-  expect(await target.line()).toBe(line);
-  const again = await runTracing(["-p", `${target.pid}`, "-e", `${program} interval:ms:1 { exit(); }`]);
-  expect({ code: again.code, err: again.err }).toEqual({ code: 0, err: "" });
 });
 
 it("a second session counts beside the first, and is no obstacle to it", async () => {
@@ -184,3 +200,26 @@ it("the end of the reader of its output ends a session cleanly", async () => {
   await tracing.ended();
   expectUnchanged(target.pid, before);
 });
+
+async function until(condition: () => boolean): Promise<void> {
+  for (const deadline = Date.now() + 10_000; !condition(); expect(Date.now()).toBeLessThan(deadline))
+    await new Promise((resolve) => setTimeout(resolve, 5));
+}
+
+/** The first byte of `probed` as the process has it now. */
+function firstByte(pid: number): () => number {
+  const path = buildFixture("lifecycle");
+  const symbol = outputOf("nm", [path])
+    .split("\n")
+    .find((line) => line.endsWith(" T probed"))!;
+  const { start } = readMaps(pid).find((map) => map.path === path)!;
+  const at = start + BigInt(`0x${symbol.split(" ")[0]}`);
+  return () => {
+    const memory = MemoryFile.open(pid, "r");
+    try {
+      return memory.read(at, 1)[0]!;
+    } finally {
+      memory.close();
+    }
+  };
+}

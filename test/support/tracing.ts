@@ -90,8 +90,17 @@ export class Tracing implements AsyncDisposable {
 
   /** Waits until the output contains a text. */
   async until(text: string, timeoutMs = 30_000): Promise<void> {
+    await this.#until(text, () => this.#out, timeoutMs);
+  }
+
+  /** Waits until a message contains a text. */
+  async untilError(text: string, timeoutMs = 30_000): Promise<void> {
+    await this.#until(text, () => this.#err, timeoutMs);
+  }
+
+  async #until(text: string, output: () => string, timeoutMs: number): Promise<void> {
     const deadline = Date.now() + timeoutMs;
-    while (!this.#out.includes(text)) {
+    while (!output().includes(text)) {
       const left = deadline - Date.now();
       if (left <= 0 || this.hasEnded)
         throw new Error(

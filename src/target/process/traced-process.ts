@@ -85,7 +85,7 @@ export class TargetBusyError extends Error {
  */
 export class TracedProcess {
   readonly pid: number;
-  readonly #memory: MemoryFile;
+  #memory: MemoryFile;
   /** Set while a command waits, stopped, to be released. */
   #held: Freeze | undefined;
   /** How many times the lock is held. */
@@ -106,6 +106,18 @@ export class TracedProcess {
       checkAlone(pid);
     }
     return new TracedProcess(pid, MemoryFile.open(pid), undefined);
+  }
+
+  /**
+   * The process has become another program: what was open leads to memory that is no more. Throws `AttachError` when the
+   * new program cannot be attached to. Nothing may be locked.
+   */
+  reopen(): void {
+    checkAttachable(this.pid);
+    const memory = MemoryFile.open(this.pid);
+    this.#memory.close();
+    this.#memory = memory;
+    this.#locks = 0;
   }
 
   /** Takes the lock, once more if this tracer has it. Says whether it has been taken. */

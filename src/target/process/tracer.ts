@@ -157,6 +157,7 @@ export class ProcessTarget {
   readonly findTidOffset = this.#forward("findTidOffset");
   readonly #commit = this.#forward("commit");
   readonly release = this.#forward("release");
+  readonly reopen = this.#forward("reopen");
 
   async commit(transaction: Transaction): Promise<CommitReport> {
     const report = await this.#commit(transaction);
