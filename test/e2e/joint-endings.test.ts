@@ -2,7 +2,8 @@
  * Sessions that share a process and end in other ways than in order: by SIGKILL, beside forked children, with a husk left; and
  * what is said where one cannot have what another one has.
  */
-import { afterEach, describe, expect, it } from "vitest";
+import { spawn } from "node:child_process";
+import { afterEach, describe, expect, it, vi } from "vitest";
 import { readChangedSites } from "../../src/session/changed-sites.ts";
 import { findTracedProcesses } from "../../src/session/processes.ts";
 import { buildFixture } from "../support/fixtures.ts";
@@ -165,6 +166,33 @@ it("bytes that another session's probe needs are refused, and its process is nam
   expect(second.code).toBe(1);
   expect(second.err).toContain(`process ${first.pid} traces it, too, and its probes need the text at`);
   await leave(first);
+});
+
+describe("while another tracer is changing the process", () => {
+  /** Somebody who has the lock and keeps it. */
+  const holdLock = (pid: number) => {
+    const holder = spawn("flock", [`/proc/${pid}/mem`, "sh", "-c", "echo held; exec cat"]);
+    return new Promise<typeof holder>((resolve) => holder.stdout.once("data", () => resolve(holder)));
+  };
+
+  it("it is waited for, which is said, and Ctrl-C is no less heard", async () => {
+    const target = await start("counter", `${THREADS}`, "1000");
+    const before = readProcessState(target.pid);
+    const holder = await holdLock(target.pid);
+    const waiting = Tracing.start(["-p", `${target.pid}`, "-e", entry]);
+    tracings.push(waiting);
+    await vi.waitFor(() => expect(waiting.result.err).toContain("waiting for"), { timeout: 20_000 });
+    expect(waiting.result.err).toContain(`process ${target.pid}: waiting for process `);
+    expect((await waiting.interrupt()).code).toBe(1);
+    expectUnchanged(target.pid, before);
+
+    const patient = Tracing.start(["-p", `${target.pid}`, "-e", `${entry} interval:ms:5 { exit(); }`]);
+    tracings.push(patient);
+    await vi.waitFor(() => expect(patient.result.err).toContain("waiting for"), { timeout: 20_000 });
+    holder.stdin.end();
+    expect((await patient.ended()).code).toBe(0);
+    expectUnchanged(target.pid, before);
+  });
 });
 
 describe.each(["jump", "int3"] as const)("a child forked while two sessions probe it, %s", (mechanism) => {
