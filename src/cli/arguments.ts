@@ -201,6 +201,7 @@ function parseTrace(words: Words, shared: Pick<TraceOptions, "format" | "mechani
       debug: values.has("debug"),
       dryRun: values.has("dryRun"),
       maxActive: parseMaxActive(values.get("maxActive")?.[0]),
+      budget: parseBudget(values.get("budget")?.[0]),
       returns: parseReturns(words),
       verify: parseSwitch(values, "verify"),
       perfMap: values.has("noPerfMap") ? false : undefined,
@@ -235,6 +236,7 @@ function parseRun(
       verbose: values.has("verbose"),
       dryRun: values.has("dryRun"),
       maxActive: parseMaxActive(values.get("maxActive")?.[0]),
+      budget: parseBudget(values.get("budget")?.[0]),
       returns: parseReturns(words),
       verify: parseSwitch(values, "verify"),
       perfMap: values.has("noPerfMap") ? false : undefined,
@@ -332,6 +334,15 @@ function parseMaxActive(word: string | undefined): number | undefined {
   if (count < 1 || count > MAX_ACTIVE_MAX)
     throw new UsageError(`--maxactive ${word}: must be a number from 1 to ${MAX_ACTIVE_MAX}`);
   return count;
+}
+
+/** `2%`, as a part of 1. */
+function parseBudget(word: string | undefined): number | undefined {
+  if (word === undefined) return undefined;
+  const percent = /^\d+(\.\d+)?%?$/.test(word) ? Number.parseFloat(word) : 0;
+  if (percent <= 0 || percent > 100)
+    throw new UsageError(`--budget ${word}: must be a part of the processor time, such as 2%`);
+  return percent / 100;
 }
 
 function parseCommand(line: string | undefined): readonly string[] | undefined {

@@ -36,6 +36,8 @@ export interface TraceOptions {
   readonly dryRun: boolean;
   /** Calls of one function whose returns may be awaited at the same time; undefined: the session chooses. */
   readonly maxActive: number | undefined;
+  /** Which part of the target's processor time probes may cost, of 1; undefined: any. */
+  readonly budget?: number | undefined;
   /** `auto` unless told. */
   readonly returns?: ReturnChoice | undefined;
   /** Prove at the end that each process is as it was before. */
@@ -112,6 +114,7 @@ export interface RunObjectOptions
     | "verbose"
     | "dryRun"
     | "maxActive"
+    | "budget"
     | "returns"
     | "verify"
     | "perfMap"

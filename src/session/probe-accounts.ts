@@ -51,6 +51,11 @@ export class ProbeAccounts {
     return { ...request, account };
   }
 
+  /** An account for the hits of a place, whatever runs there. */
+  openSite(): number {
+    return this.#next++;
+  }
+
   /** The account in which it is counted that these return probes have missed a return. */
   forMissed(probes: readonly AttachedProbe[]): number {
     const of = probes.flatMap(({ run }) =>

@@ -4,7 +4,7 @@
  */
 import { HELPER_TAIL_CALL } from "../bpf/helpers.ts";
 import type { Bundle, Proof } from "../bpf/index.ts";
-import { JitUnit, type LinkEnv } from "../bpf/jit/index.ts";
+import { emitAccountCount, JitUnit, type LinkEnv } from "../bpf/jit/index.ts";
 import type { GateProgram } from "../gate/index.ts";
 import { emitLoadGate, LOAD_GATE_STACK_BYTES, loadGateClobbers } from "../patch/load-gate.ts";
 import { type UnwindHook, unwindHookClobbers, unwindHookReads } from "../patch/unwind-table.ts";
@@ -14,6 +14,8 @@ import type { CodeSpace } from "./code-space.ts";
 /** Most that an instruction becomes, and that the routines of one program take; what is not used is never touched. */
 const INSN_SPACE_BYTES = 96;
 const ROUTINES_SPACE_BYTES = 24 << 10;
+/** Most that code of the engine itself takes. */
+const ENGINE_SPACE_BYTES = 256;
 
 /** A program of the bundle, compiled for the account of a probe (a number of the session), or code of the engine itself. */
 export type Runnable =
@@ -26,6 +28,8 @@ export type Runnable =
     }
   /** Waits at the dynamic loader; `words` is the address of the words shared with the tracer. */
   | { readonly kind: "load-gate"; readonly words: bigint }
+  /** Counts the hits of one point, in an account of its own. */
+  | { readonly kind: "site-count"; readonly account: number }
   /** Answers the unwinder of one image, by its site, for replaced return addresses. */
   | { readonly kind: "unwind-hook"; readonly site: bigint; readonly hook: (at: bigint) => UnwindHook };
 
@@ -74,7 +78,10 @@ export class ProgramCompiler {
   spaceBytes(runs: Iterable<Runnable>): number {
     const sizes = new Map<string, number>();
     for (const run of runs) {
-      if (run.kind !== "program") continue;
+      if (run.kind !== "program") {
+        sizes.set(keyOf(run), ENGINE_SPACE_BYTES);
+        continue;
+      }
       const { bundle, proofs } = this.#inputs[run.bundle ?? 0]!;
       const all = bundle.programs.reduce((sum, { insns }) => sum + insns.length * INSN_SPACE_BYTES, 0);
       const { insns } = bundle.programs[run.index]!;
@@ -105,7 +112,9 @@ export class ProgramCompiler {
           ? this.#compile(space, run, write)
           : run.kind === "load-gate"
             ? emitGate(space, run.words, write)
-            : emitHook(space, run.hook, write);
+            : run.kind === "site-count"
+              ? this.#emitSiteCount(space, run.account, write)
+              : emitHook(space, run.hook, write);
       programs.set(key, program);
     }
     return program;
@@ -114,6 +123,25 @@ export class ProgramCompiler {
   /** Everything that is in place. */
   *placed(): Generator<PlacedProgram> {
     for (const programs of this.#compiled.values()) yield* programs.values();
+  }
+
+  #emitSiteCount(space: CodeSpace, account: number, write: WriteCode): PlacedProgram {
+    const { accounts, env } = this.#inputs[0]!;
+    if (accounts === undefined) throw new Error("count the hits of a site: there are no accounts");
+    const asm = new Assembler(space.next);
+    const { clobbers } = emitAccountCount(asm, accounts.at(account), env.cpu);
+    const bytes = asm.finish();
+    write(space, asm.base, bytes);
+    return {
+      kind: "program",
+      name: "site count",
+      unit: { at: asm.base, bytes },
+      bytes,
+      entry: asm.base,
+      clobbers,
+      ctxReads: new Set(),
+      stackBytes: 0,
+    };
   }
 
   #compile(
@@ -158,6 +186,8 @@ function keyOf(run: Runnable): string {
   switch (run.kind) {
     case "program":
       return `program ${run.bundle ?? 0} ${run.index} for ${run.account}`;
+    case "site-count":
+      return `${run.kind} ${run.account}`;
     case "load-gate":
       return run.kind;
     case "unwind-hook":

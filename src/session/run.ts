@@ -12,7 +12,9 @@
 import type { Bundle, Proof } from "../bpf/index.ts";
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
 import { reportAccounting } from "./accounting-report.ts";
+import { Budget } from "./budget.ts";
 import { endCommand } from "./command-end.ts";
+import { measureHitCosts } from "./hit-cost.ts";
 import { Interrupts } from "./interrupts.ts";
 import { reportLeft, reportMissedReturns } from "./left-report.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
@@ -39,6 +41,7 @@ export type RunOptions = Pick<
   | "quiet"
   | "verbose"
   | "maxActive"
+  | "budget"
   | "returns"
   | "verify"
   | "perfMap"
@@ -103,19 +106,21 @@ export async function runPrograms(
       symbols: options.symbols,
       maxActive,
       notify,
+      countsSites: options.budget !== undefined,
     },
     tracer,
   );
   using interrupts = new Interrupts(io);
   tracer.lockWait = { stop: interrupts.stop, say: (line) => io.err.write(`trapline: ${line}\n`) };
   try {
-    return await new Run({ options, io, targets, interrupts }).perform(createFront);
+    return await new Run({ options, io, targets, interrupts, programs }).perform(createFront);
   } finally {
     await targets.close();
   }
 }
 
 interface RunInput {
+  readonly programs: RunPrograms;
   readonly options: RunOptions;
   readonly io: SessionIo;
   readonly targets: Targets;
@@ -177,6 +182,11 @@ class Run {
   async #loop(front: RunFront): Promise<void> {
     const { interrupts, targets, options } = this.#input;
     front.start?.();
+    const { bundle, proofs } = this.#input.programs;
+    const budget =
+      options.budget === undefined
+        ? undefined
+        : new Budget(options.budget, measureHitCosts(bundle, proofs), targets, options, this.#input.io);
     const hasTargets = options.pids.length > 0 || options.command !== undefined;
     let nextOptimizeMs = performance.now() + OPTIMIZE_EVERY_MS;
     let waitMs = POLL_MS;
@@ -185,6 +195,7 @@ class Run {
       front.tick?.();
       await targets.followExecs();
       await targets.followLoads();
+      await budget?.check();
       const records = front.poll(RECORDS_AT_ONCE);
       if (front.wantsExit) break;
       waitMs =

@@ -21,7 +21,7 @@ import { loadGatePoint } from "./load-gate-point.ts";
 import type { GateChoice, MechanismChoice, ReturnChoice } from "./options.ts";
 import { describeTakenOut, readHeldPlaces, takeOutDead } from "./other-sessions.ts";
 import { type Arrival, findUnloadable, sortProblems } from "./pending-images.ts";
-import { journalRecords, type PlannedPoint, type RefusedPoint } from "./point-builder.ts";
+import { type AttachedProbe, journalRecords, type PlannedPoint, type RefusedPoint } from "./point-builder.ts";
 import type { PokeLog } from "./poke-log.ts";
 import { ProbeAccounts, type ProbeCounts } from "./probe-accounts.ts";
 import {
@@ -64,6 +64,8 @@ export interface TargetsInput {
   /** A file for symbols of our code: of the target whose code came last. */
   readonly symbols?: string | undefined;
   readonly gate?: GateChoice | undefined;
+  /** Whether the hits of each place are to be known (`siteHits`). */
+  readonly countsSites?: boolean | undefined;
   /** Whether addresses of images that a command loads later are to be known, though nothing is probed there. */
   readonly followsLoads?: boolean;
   /** Takes lines that the user is to see. */
@@ -91,6 +93,16 @@ const LOOK_EVERY_MS = 100;
 
 /** A target that executes more programs than this before one of them can be attached to is let go. */
 const MOST_EXECS = 20;
+
+/** Most places whose hits are counted one by one. */
+const MOST_COUNTED_SITES = 1 << 16;
+
+/** A place whose own hits are counted. */
+export interface CountedSite {
+  readonly attachment: Attachment;
+  readonly point: PlannedPoint;
+  readonly account: number;
+}
 
 interface Member {
   readonly target: ProcessTarget;
@@ -125,6 +137,7 @@ export class Targets {
   readonly #replaced: Pick<Member, "target" | "attachment" | "raised">[] = [];
   /** Processes that have become programs that cannot be attached to. */
   readonly #strangers: ProcessTarget[] = [];
+  readonly #sites: CountedSite[] = [];
   #maps:
     | { readonly maps: SharedMaps; readonly unmap: () => void; readonly fd: number | undefined }
     | undefined;
@@ -154,7 +167,11 @@ export class Targets {
 
   get #mapsLayout(): SharedMapsLayout {
     const { bundle, requests } = this.#input;
-    return layoutSharedMaps(bundle.maps, requests.length);
+    return layoutSharedMaps(
+      bundle.maps,
+      requests.length,
+      this.#input.countsSites === true ? MOST_COUNTED_SITES : undefined,
+    );
   }
 
   /** What became of the hits of each probe. Mechanisms are known once the targets are left. */
@@ -326,6 +343,27 @@ export class Targets {
     };
   }
 
+  /** Every place gets a count of its own hits, if they are to be known. */
+  #countSites(attachment: Attachment, points: readonly PlannedPoint[]): readonly PlannedPoint[] {
+    if (this.#input.countsSites !== true) return points;
+    return points.map((point) => {
+      if (!point.probes.some(({ run }) => run.kind === "program") || this.#sites.length >= MOST_COUNTED_SITES)
+        return point;
+      const account = this.accounts.openSite();
+      this.#sites.push({ attachment, point, account });
+      const count: AttachedProbe = { run: { kind: "site-count", account }, when: "entry", cookie: 0n };
+      return { ...point, probes: [count, ...point.probes] };
+    });
+  }
+
+  /** Places whose hits are counted, and how many there were. */
+  get siteHits(): readonly (CountedSite & { readonly hits: bigint })[] {
+    const current = new Set(this.attachments);
+    return this.#sites
+      .filter(({ attachment }) => current.has(attachment))
+      .map((site) => ({ ...site, hits: this.maps.account(site.account).hits }));
+  }
+
   /** Arms everything that was planned, one transaction for each target. */
   async arm(): Promise<ArmedTarget[]> {
     const armed: ArmedTarget[] = [];
@@ -342,7 +380,8 @@ export class Targets {
     if (gate !== undefined) points.push(gate);
     else if (followsLoads) member.nextLookMs = performance.now() + LOOK_EVERY_MS;
     points.push(...unwindPoints(attachment, this.#codes, points, attachment.images.list, others));
-    const { refused, report } = await orEnded("arm probes", target.pid, () => attachment.arm(points));
+    const counted = this.#countSites(attachment, points);
+    const { refused, report } = await orEnded("arm probes", target.pid, () => attachment.arm(counted));
     const first = refused.find(({ planned }) => planned.isOptional !== true);
     if (first !== undefined)
       throw new SessionError("cannot-probe", {
@@ -466,7 +505,7 @@ export class Targets {
       return;
     }
     if (points.length > 0) {
-      const { refused } = await attachment.arm(points);
+      const { refused } = await attachment.arm(this.#countSites(attachment, points));
       for (const each of refused) {
         const { probe, reason } = skippedPoint(attachment, each);
         notify(`${probe}: ${reason}`);

@@ -9,6 +9,7 @@ export interface Accounting {
   readonly recursed: number;
   readonly dropped: number;
   readonly missed: number;
+  readonly unwound: number;
   readonly mechanisms: Readonly<Record<string, number>>;
 }
 

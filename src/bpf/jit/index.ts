@@ -1,5 +1,6 @@
 /** From proved bytecode to x86-64. */
 
+export { emitAccountCount } from "./account-count.ts";
 export { JitError } from "./jit-error.ts";
 export { type CompiledProgram, type EmitOptions, JitUnit } from "./jit-unit.ts";
 export type { LinkEnv, ProgramAccount } from "./link-env.ts";
