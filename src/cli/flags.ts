@@ -102,7 +102,7 @@ export const flags: readonly Flag[] = [
   define("returns", "--return", "WAY", ["trace", "run", "explain"], "probe returns by auto (default), sites (exits) or stack"),
   define("gate", "--gate", "LEVEL", ["trace", "run"], "run programs on auto (default), none (the thread's own stack) or stack (a private one)"),
   define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),
-  define("budget", "--budget", "PERCENT", ["trace", "run"], "disarm the hottest sites when probes cost more of the process's time: 2%"),
+  define("budget", "--budget", "PERCENT", ["trace", "run"], "disarm the hottest sites when all cost more: 2%"),
   define("verify", "--verify", undefined, ["trace", "run", "detach"], "prove at the end that each process is as before"),
   define("noPerfMap", "--no-perf-map", undefined, ["trace", "run"], "do not name our code in /tmp/perf-PID.map"),
   define("pokeLog", "--poke-log", "FILE", ["trace", "run"], "log every write to program text, a line of JSON each"),
