@@ -105,7 +105,7 @@ export const flags: readonly Flag[] = [
   define("budget", "--budget", "PERCENT", ["trace", "run"], "disarm the hottest sites when all cost more: 2%"),
   define("verify", "--verify", undefined, ["trace", "run", "detach"], "prove at the end that each process is as before"),
   define("noPerfMap", "--no-perf-map", undefined, ["trace", "run"], "do not name our code in /tmp/perf-PID.map"),
-  define("pokeLog", "--poke-log", "FILE", ["trace", "run"], "log every write to program text, a line of JSON each"),
+  define("pokeLog", "--poke-log", "FILE", ["trace", "run"], "log each write to program text as JSON"),
   define("symbols", "--symbols", "FILE", ["trace", "run"], "write symbols of our code for gdb: add-symbol-file FILE"),
   define("functions", "--functions", undefined, ["coverage"], "look at every function's entry (default)"),
   define("instructions", "--instructions", undefined, ["coverage"], "look at every instruction"),

@@ -125,6 +125,8 @@ export class Attachment {
   readonly #unnamed: BuiltPoint[] = [];
   #perfMapResult: PerfMapResult | undefined;
   #isRestored = false;
+  /** Some code could not be freed: it keeps its names. */
+  #keepsNames = false;
   readonly #perfMap: PerfMap | undefined;
   readonly #symbols: string | undefined;
   /** Why gdb does not know the names, though the process has a list of such code. */
@@ -549,7 +551,9 @@ export class Attachment {
     // Nobody may wait at the loader for a tracer that is leaving.
     Atomics.store(this.#gateWords, loadGateWords.abandoned / 4, 1);
     this.acknowledgeLoads(this.#announced);
-    return await this.#restoreIn(this.target, wantsEvidence);
+    const report = await this.#restoreIn(this.target, wantsEvidence);
+    this.#keepsNames = report.occupants.length > 0;
+    return report;
   }
 
   /** Puts back a child that the target has forked: it has the same memory at the same addresses. */
@@ -608,8 +612,15 @@ export class Attachment {
     }
   }
 
+  /** Of a process that has ended, or runs another program now, nobody else takes the names of our code out. */
+  withdrawNames(): void {
+    this.#isRestored = true;
+    if (!this.#keepsNames) this.#perfMap?.remove();
+  }
+
   /** Lets go of what the tracer holds of a program that has been replaced by another. Its children can still be put back. */
   abandon(): void {
+    this.withdrawNames();
     this.#perfMap?.[Symbol.dispose]();
     this.images[Symbol.dispose]();
     this.#journalMapping.unmap();
@@ -618,8 +629,6 @@ export class Attachment {
 
   /** Lets go of what the tracer holds. The mapping of the maps stays until the session has read them. */
   async close(): Promise<void> {
-    // Of a process that has ended, nobody else has taken them out.
-    if (this.target.hasEnded) this.#perfMap?.remove();
     this.abandon();
     await this.target.close();
   }

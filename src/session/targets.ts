@@ -411,6 +411,7 @@ export class Targets {
     const { target, attachment, raised, witness } = member;
     const { pid } = target;
     this.#notePlaces(attachment);
+    attachment.withdrawNames();
     this.#members.splice(this.#members.indexOf(member), 1);
     this.#replaced.push({ target, attachment, raised });
     witness?.[Symbol.dispose]();
