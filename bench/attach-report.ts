@@ -10,6 +10,7 @@ const timeColumns: readonly { readonly name: keyof AttachTimes; readonly title: 
   { name: "detachStop", title: "stopped" },
   { name: "end", title: "Ctrl-C to end" },
   { name: "silence", title: "longest silence" },
+  { name: "total", title: "whole command" },
 ];
 
 const columns: readonly Column[] = [

@@ -11,7 +11,7 @@ import { type Spread, spreadOf } from "./statistics.ts";
 import { traplineCommand } from "./tracers/trapline.ts";
 
 export interface AttachCase {
-  readonly probes: 1 | 100 | 2000;
+  readonly probes: 1 | 100 | 2000 | 10_000;
   readonly threads: number;
   /** Whether the threads rest most of the time, or all compete for the processors. */
   readonly load: "idle" | "busy";
@@ -35,16 +35,19 @@ export interface AttachTimes {
   readonly end: number;
   /** Longest time between two looks at the clock, over all of it. */
   readonly silence: number;
+  /** All of the command: from its start to its end, without waiting in between. */
+  readonly total: number;
 }
 
 export const attachCases: readonly AttachCase[] = [
   ...([1, 100, 2000] as const).flatMap((probes) =>
     [1, 16, 200].map((threads): AttachCase => ({ probes, threads, load: "idle" })),
   ),
+  { probes: 10_000, threads: 16, load: "idle" },
   { probes: 1, threads: 200, load: "busy" },
 ];
 
-const patterns = { 1: "work_0000", 100: "work_00*", 2000: "work_*" } as const;
+const patterns = { 1: "work_0000", 100: "work_00*", 2000: "work_*", 10000: "work_*" } as const;
 
 export async function measureAttach(
   cases: readonly AttachCase[],
@@ -119,6 +122,7 @@ async function attachOnce(attachCase: AttachCase): Promise<AttachTimes> {
     detachStop: numberIn(detachStop, restored?.text ?? ""),
     end: tracer.endedMs! - interruptedMs,
     silence,
+    total: tracer.endedMs! - tracer.startedMs,
   };
 }
 
@@ -139,6 +143,7 @@ const timeNames: readonly (keyof AttachTimes)[] = [
   "detachStop",
   "end",
   "silence",
+  "total",
 ];
 
 const spreadOfEach = (rounds: readonly AttachTimes[]): Readonly<Record<keyof AttachTimes, Spread>> =>
@@ -159,8 +164,8 @@ class ManyThreads implements AsyncDisposable {
     this.firstFunction = firstFunction;
   }
 
-  static async start({ threads, load }: AttachCase): Promise<ManyThreads> {
-    const binary = buildFixture("many", "pie");
+  static async start({ probes, threads, load }: AttachCase): Promise<ManyThreads> {
+    const binary = buildFixture("many", "pie", probes > 2000 ? "TEN_THOUSAND" : undefined);
     const child = new Child([binary, `${threads}`, load]);
     const [, address] = (await child.line()).text.split(" ");
     await child.line(({ text }) => text === "ready");

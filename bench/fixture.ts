@@ -12,13 +12,21 @@ const output = join(repository, "dist-bench/fixtures");
 /** Not position independent: gdbserver puts its jump pads below 4 GiB, and cannot reach a PIE from there. */
 export type Placement = "pie" | "no-pie";
 
-export function buildFixture(name: "hot" | "many", placement: Placement): string {
+export function buildFixture(name: "hot" | "many", placement: Placement, define?: string): string {
   const source = join(repository, `bench/fixtures/${name}.c`);
-  const binary = join(output, placement === "pie" ? name : `${name}-${placement}`);
+  const variant = [
+    name,
+    ...(placement === "pie" ? [] : [placement]),
+    ...(define === undefined ? [] : [define]),
+  ];
+  const binary = join(output, variant.join("-"));
   if (existsSync(binary) && statSync(binary).mtimeMs > statSync(source).mtimeMs) return binary;
   mkdirSync(output, { recursive: true });
   const flags = placement === "pie" ? ["-fpie", "-pie"] : ["-fno-pie", "-no-pie"];
-  const gcc = spawnSync("gcc", ["-O2", "-pthread", ...flags, "-o", binary, source], { encoding: "utf8" });
+  const defines = define === undefined ? [] : [`-D${define}`];
+  const gcc = spawnSync("gcc", ["-O2", "-pthread", ...flags, ...defines, "-o", binary, source], {
+    encoding: "utf8",
+  });
   if (gcc.error)
     throw new Error("the benchmark needs gcc: apt-get install gcc libc6-dev", { cause: gcc.error });
   if (gcc.status !== 0) throw new Error(`gcc failed on ${name}.c:\n${gcc.stderr}`);

@@ -55,7 +55,7 @@ test("what was not measured is not judged", () => {
 });
 
 test("a stop is judged for one probe among 200 threads", () => {
-  const times = { attach: 400, attachStop: 25, detach: 30, detachStop: 15, end: 60, silence: 30 };
+  const times = { attach: 400, attachStop: 25, detach: 30, detachStop: 15, end: 60, silence: 30, total: 500 };
   const spreads = {
     attach: exactly(times.attach),
     attachStop: exactly(times.attachStop),
@@ -63,6 +63,7 @@ test("a stop is judged for one probe among 200 threads", () => {
     detachStop: exactly(times.detachStop),
     end: exactly(times.end),
     silence: exactly(times.silence),
+    total: exactly(times.total),
   };
   const attach = [
     { probes: 1, threads: 200, load: "idle", failures: [], times: spreads },

@@ -48,6 +48,13 @@ export function checkTargets(
       check(`200 ${load} threads stand for one probe, attaching`, 20, "ms", times?.attachStop.median);
       check(`200 ${load} threads stand for one probe, detaching`, 20, "ms", times?.detachStop.median);
     }
+  for (const { probes, threads, load, times } of attach) {
+    const limit = probes === 2000 ? 60 : 100;
+    if (probes < 2000 || threads !== 16 || load !== "idle") continue;
+    check(`16 threads stand for ${probes} probes, attaching`, limit, "ms", times?.attachStop.median);
+    check(`16 threads stand for ${probes} probes, detaching`, limit, "ms", times?.detachStop.median);
+    check(`${probes} probes put in and taken out, all of the command`, 3000, "ms", times?.total.median);
+  }
   check("start to first event", 400, "ms", firstEvent?.median);
   return checks;
 }

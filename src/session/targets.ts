@@ -403,8 +403,10 @@ export class Targets {
 
   /** Attaches again to targets that have become other programs, with the same maps. */
   async followExecs(): Promise<void> {
-    for (const member of [...this.#members])
-      if (!member.target.hasEnded && member.attachment.isReplaced()) await this.#replace(member);
+    const replaced = this.#members.filter(
+      ({ target, attachment }) => !target.hasEnded && attachment.isReplaced(),
+    );
+    for (const member of replaced) await this.#replace(member);
   }
 
   async #replace(member: Member): Promise<void> {
