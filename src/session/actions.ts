@@ -28,8 +28,8 @@ import {
   type Output,
   type OutputValue,
 } from "../output/index.ts";
-import type { ProbeNames } from "./probe-resolution.ts";
-import type { SharedMaps } from "./shared-maps.ts";
+import type { ProbeNames } from "./attach/probe-resolution.ts";
+import type { SharedMaps } from "./attach/shared-maps.ts";
 
 export interface ActionsInput {
   readonly output: Output;

@@ -1,14 +1,12 @@
 /** Sessions: one tracing run from options to exit code, and the reports around it. */
-export { disassembleObject } from "./bpf-disasm.ts";
-export { executeBpf } from "./bpf-exec.ts";
-export { verifyObject } from "./bpf-verify.ts";
-export { type ChangedSite, readChangedSites } from "./changed-sites.ts";
-export { coverage } from "./coverage.ts";
-export { detach } from "./detach.ts";
-export { doctor } from "./doctor.ts";
-export { explain } from "./explain.ts";
-export { compareText, readTextFingerprint, type TextFingerprint } from "./fingerprint.ts";
-export { listProbes } from "./listing.ts";
+
+export { type ChangedSite, readChangedSites } from "./attach/changed-sites.ts";
+export { detach } from "./leave/detach.ts";
+export { compareText, readTextFingerprint, type TextFingerprint } from "./leave/fingerprint.ts";
+export { disassembleObject } from "./objects/bpf-disasm.ts";
+export { executeBpf } from "./objects/bpf-exec.ts";
+export { verifyObject } from "./objects/bpf-verify.ts";
+export { runObject } from "./objects/run-object.ts";
 export type {
   BpfDisasmOptions,
   BpfExecOptions,
@@ -28,7 +26,10 @@ export type {
   TextSink,
   TraceOptions,
 } from "./options.ts";
-export { findTracedProcesses, listTracedProcesses, type TracedProcessReport } from "./processes.ts";
-export { runObject } from "./run-object.ts";
+export { coverage } from "./reports/coverage.ts";
+export { doctor } from "./reports/doctor.ts";
+export { explain } from "./reports/explain.ts";
+export { listProbes } from "./reports/listing.ts";
+export { findTracedProcesses, listTracedProcesses, type TracedProcessReport } from "./reports/processes.ts";
 export { SessionError } from "./session-error.ts";
 export { trace } from "./trace.ts";

@@ -11,15 +11,15 @@ import { compileScript, printDiagnostics, type Script } from "../lang/index.ts";
 import type { MapEntry, MapValue, MapView, OutputValue } from "../output/index.ts";
 import { Tracer } from "../target/process/tracer.ts";
 import { Actions } from "./actions.ts";
-import type { Attachment } from "./attachment.ts";
+import type { Attachment } from "./attach/attachment.ts";
+import type { AttachedProbe, PlannedPoint } from "./attach/point-builder.ts";
+import { type AttachRequest, CodeCache, findOverriders, resolveProbes } from "./attach/probe-resolution.ts";
+import { findReturnObstacle } from "./attach/return-ways.ts";
+import type { SharedMaps } from "./attach/shared-maps.ts";
 import { EventQueue, type SessionEvent } from "./event-queue.ts";
+import { readHeldPlaces } from "./leave/other-sessions.ts";
 import type { MechanismChoice, ReturnChoice } from "./options.ts";
-import { readHeldPlaces } from "./other-sessions.ts";
-import type { AttachedProbe, PlannedPoint } from "./point-builder.ts";
-import { type AttachRequest, CodeCache, findOverriders, resolveProbes } from "./probe-resolution.ts";
-import { findReturnObstacle } from "./return-ways.ts";
 import { SessionError } from "./session-error.ts";
-import type { SharedMaps } from "./shared-maps.ts";
 import { DEFAULT_MAX_ACTIVE, Targets } from "./targets.ts";
 
 export interface AttachOptions {

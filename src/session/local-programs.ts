@@ -2,9 +2,9 @@
 import { interpret } from "../bpf/index.ts";
 import type { Script, ScriptProbe } from "../lang/index.ts";
 import { PT_REGS_BYTES, PT_REGS_COOKIE } from "../x86/registers.ts";
-import type { ProbeNames } from "./probe-resolution.ts";
+import type { ProbeNames } from "./attach/probe-resolution.ts";
+import type { SharedMaps } from "./attach/shared-maps.ts";
 import { tracerHost } from "./program-host.ts";
-import type { SharedMaps } from "./shared-maps.ts";
 
 interface Interval {
   readonly probe: ScriptProbe;

@@ -11,20 +11,20 @@
  */
 import type { Bundle, Proof } from "../bpf/index.ts";
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
-import { reportAccounting } from "./accounting-report.ts";
-import { Budget } from "./budget.ts";
+import { reportAccounting } from "./accounts/accounting-report.ts";
+import { Budget } from "./accounts/budget.ts";
+import { measureHitCosts } from "./accounts/hit-cost.ts";
+import type { AttachRequest } from "./attach/probe-resolution.ts";
 import { endCommand } from "./command-end.ts";
-import { measureHitCosts } from "./hit-cost.ts";
 import { Interrupts } from "./interrupts.ts";
-import { reportLeft, reportMissedReturns } from "./left-report.ts";
+import { reportLeft, reportMissedReturns } from "./leave/left-report.ts";
+import { reportProofs } from "./leave/proof-report.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
 import { pause } from "./pause.ts";
-import { PokeLog } from "./poke-log.ts";
-import type { AttachRequest } from "./probe-resolution.ts";
 import { Progress } from "./progress.ts";
-import { reportProofs } from "./proof-report.ts";
+import { PokeLog } from "./reports/poke-log.ts";
+import { VerboseReport } from "./reports/verbose-report.ts";
 import { DEFAULT_MAX_ACTIVE, type LeftTarget, Targets } from "./targets.ts";
-import { VerboseReport } from "./verbose-report.ts";
 
 /** How often records are read while there are any, and how seldom when there are none. */
 const POLL_MS = 5;

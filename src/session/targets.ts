@@ -14,16 +14,17 @@ import { ProcessImages } from "../target/process/images.ts";
 import { readProcLink, readStatus } from "../target/process/proc-fs.ts";
 import { findTrapObstacle } from "../target/process/traced-process.ts";
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
-import { Attachment } from "./attachment.ts";
-import { type ChosenGate, chooseGate } from "./gate-level.ts";
-import { type LeftTarget, leaveHeirs } from "./heirs.ts";
-import { loadGatePoint } from "./load-gate-point.ts";
-import type { GateChoice, MechanismChoice, ReturnChoice } from "./options.ts";
-import { describeTakenOut, readHeldPlaces, takeOutDead } from "./other-sessions.ts";
-import { type Arrival, findUnloadable, sortProblems } from "./pending-images.ts";
-import { type AttachedProbe, journalRecords, type PlannedPoint, type RefusedPoint } from "./point-builder.ts";
-import type { PokeLog } from "./poke-log.ts";
-import { ProbeAccounts, type ProbeCounts } from "./probe-accounts.ts";
+import { ProbeAccounts, type ProbeCounts } from "./accounts/probe-accounts.ts";
+import { Attachment } from "./attach/attachment.ts";
+import { type ChosenGate, chooseGate } from "./attach/gate-level.ts";
+import { loadGatePoint } from "./attach/load-gate-point.ts";
+import { type Arrival, findUnloadable, sortProblems } from "./attach/pending-images.ts";
+import {
+  type AttachedProbe,
+  journalRecords,
+  type PlannedPoint,
+  type RefusedPoint,
+} from "./attach/point-builder.ts";
 import {
   type AttachRequest,
   CodeCache,
@@ -34,15 +35,19 @@ import {
   type ResolvedProbes,
   type ResolveOptions,
   resolveProbes,
-} from "./probe-resolution.ts";
-import { type ProveTarget, Witness } from "./proof.ts";
-import { findJournalMappings, type RestoreReport } from "./restore-process.ts";
-import { findReturnObstacle } from "./return-ways.ts";
-import { findSyscallHelper } from "./seccomp.ts";
-import { changeSemaphores } from "./semaphores.ts";
+} from "./attach/probe-resolution.ts";
+import { findReturnObstacle } from "./attach/return-ways.ts";
+import { findSyscallHelper } from "./attach/seccomp.ts";
+import { changeSemaphores } from "./attach/semaphores.ts";
+import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./attach/shared-maps.ts";
+import { unwindPoints } from "./attach/unwind-points.ts";
+import { type LeftTarget, leaveHeirs } from "./leave/heirs.ts";
+import { describeTakenOut, readHeldPlaces, takeOutDead } from "./leave/other-sessions.ts";
+import { type ProveTarget, Witness } from "./leave/proof.ts";
+import { findJournalMappings, type RestoreReport } from "./leave/restore-process.ts";
+import type { GateChoice, MechanismChoice, ReturnChoice } from "./options.ts";
+import type { PokeLog } from "./reports/poke-log.ts";
 import { SessionError } from "./session-error.ts";
-import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./shared-maps.ts";
-import { unwindPoints } from "./unwind-points.ts";
 
 export type { LeftTarget };
 

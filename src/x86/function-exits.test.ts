@@ -4,7 +4,7 @@ import { describe, expect, it } from "vitest";
 import { buildProgram, outputOf } from "../../test/support/build-program.ts";
 import { libcPath, openElf } from "../../test/support/elf-images.ts";
 import { codeImageOf } from "../elf/index.ts";
-import { functionsOf } from "../session/coverage.ts";
+import { functionsOf } from "../session/reports/coverage.ts";
 import { Assembler, type Label } from "./assembler.ts";
 import type { CodeImage } from "./code-image.ts";
 import { type ExitRefusal, type FunctionExits, findExits } from "./function-exits.ts";

@@ -4,8 +4,8 @@
  */
 import { spawn } from "node:child_process";
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { readChangedSites } from "../../src/session/changed-sites.ts";
-import { findTracedProcesses } from "../../src/session/processes.ts";
+import { readChangedSites } from "../../src/session/attach/changed-sites.ts";
+import { findTracedProcesses } from "../../src/session/reports/processes.ts";
 import { buildFixture } from "../support/fixtures.ts";
 import {
   expectNoTrace,

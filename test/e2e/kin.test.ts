@@ -1,6 +1,6 @@
 /** Processes that a target makes: with a copy of its memory, or with its memory itself. */
 import { expect, it } from "vitest";
-import { readTextFingerprint } from "../../src/session/fingerprint.ts";
+import { readTextFingerprint } from "../../src/session/leave/fingerprint.ts";
 import { readStatus } from "../../src/target/process/proc-fs.ts";
 import { buildFixture } from "../support/fixtures.ts";
 import {

@@ -3,7 +3,7 @@
  * put back again and again while threads run through them, and put back by others when the tracer has died.
  */
 import { afterEach, describe, expect, it } from "vitest";
-import { readChangedSites } from "../../src/session/changed-sites.ts";
+import { readChangedSites } from "../../src/session/attach/changed-sites.ts";
 import { runCommand } from "../support/built-command.ts";
 import { buildFixture } from "../support/fixtures.ts";
 import {

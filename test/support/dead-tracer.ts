@@ -3,7 +3,7 @@
  * put back by anybody, and is then as if nothing had been.
  */
 import { expect } from "vitest";
-import { findJournals, findTracedProcesses } from "../../src/session/processes.ts";
+import { findJournals, findTracedProcesses } from "../../src/session/reports/processes.ts";
 import { buildFixture } from "./fixtures.ts";
 import { expectNoTrace, findOurMappings, readProcessState } from "./process-state.ts";
 import { runTracing, Tracing, withSign } from "./tracing.ts";

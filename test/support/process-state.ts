@@ -4,7 +4,11 @@
  */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { expect } from "vitest";
-import { compareText, readTextFingerprint, type TextFingerprint } from "../../src/session/fingerprint.ts";
+import {
+  compareText,
+  readTextFingerprint,
+  type TextFingerprint,
+} from "../../src/session/leave/fingerprint.ts";
 import { readMaps } from "../../src/target/process/proc-fs.ts";
 
 export interface ProcessState {

@@ -5,8 +5,8 @@
 import { codeImageOf } from "../../src/elf/index.ts";
 import { LandingPlaces } from "../../src/patch/landing-places.ts";
 import { planSites } from "../../src/patch/plan.ts";
-import { blacklistOf } from "../../src/session/image-blacklist.ts";
-import { landingPlacesOf } from "../../src/session/landing-memory.ts";
+import { blacklistOf } from "../../src/session/attach/image-blacklist.ts";
+import { landingPlacesOf } from "../../src/session/attach/landing-memory.ts";
 import type { MechanismChoice } from "../../src/session/options.ts";
 import { ProcessImages } from "../../src/target/process/images.ts";
 import type { MappedImage } from "../../src/target/process/mapped-image.ts";

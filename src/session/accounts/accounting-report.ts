@@ -1,0 +1,73 @@
+/** What became of the hits of each probe, said at the end of a run. */
+import type { SessionIo, TraceOptions } from "../options.ts";
+import type { ProbeCounts } from "./probe-accounts.ts";
+
+/** Probes that are listed; the rest is one line. */
+const MOST_PROBES = 20;
+
+type ReportedCounts = Omit<ProbeCounts, "probe" | "mechanisms">;
+
+/**
+ * JSON always says it. Text goes to standard error: all probes with `-v`; otherwise those of which something was lost. That
+ * a predicate has said no is no loss.
+ */
+export function reportAccounting(
+  probes: readonly ProbeCounts[],
+  options: Pick<TraceOptions, "format" | "verbose" | "quiet">,
+  io: SessionIo,
+): void {
+  if (probes.length === 0) return;
+  if (options.format === "json") {
+    io.out.write(`{"type": "accounting", "data": {"probes": [${probes.map(printJson).join(", ")}]}}\n`);
+    if (!options.verbose) return;
+  }
+  if (options.quiet && !options.verbose) return;
+  const shown = options.verbose ? probes : probes.filter(hasLoss);
+  const sorted = [...shown].sort((a, b) => (a.hits === b.hits ? 0 : a.hits > b.hits ? -1 : 1));
+  for (const counts of sorted.slice(0, MOST_PROBES))
+    io.err.write(`${counts.probe}: ${describeCounts(counts)}${describePlaces(counts)}\n`);
+  const rest = sorted.slice(MOST_PROBES);
+  if (rest.length > 0)
+    io.err.write(`${rest.length} more probes: ${describeCounts(rest.reduce(addCounts))}\n`);
+}
+
+const words = ["run", "filtered", "recursed", "dropped"] as const;
+
+function hasLoss({ recursed, dropped, missed }: ReportedCounts): boolean {
+  return recursed !== 0n || dropped !== 0n || missed !== 0n;
+}
+
+/** `10 hits: 7 run, 2 filtered, 1 dropped; 3 returns missed` */
+export function describeCounts(counts: ReportedCounts): string {
+  const parts = words.filter((word) => word === "run" || counts[word] !== 0n);
+  const missed = counts.missed === 0n ? "" : `; ${counts.missed} returns missed`;
+  const unwound = counts.unwound === 0n ? "" : `; ${counts.unwound} unwound`;
+  return `${counts.hits} hits: ${parts.map((word) => `${counts[word]} ${word}`).join(", ")}${missed}${unwound}`;
+}
+
+function describePlaces({ mechanisms }: ProbeCounts): string {
+  const places = Object.entries(mechanisms).map(([mechanism, count]) => `${count} ${mechanism}`);
+  return places.length === 0 ? "" : ` (${places.join(", ")})`;
+}
+
+function addCounts(a: ProbeCounts, b: ProbeCounts): ProbeCounts {
+  return {
+    probe: "",
+    hits: a.hits + b.hits,
+    run: a.run + b.run,
+    filtered: a.filtered + b.filtered,
+    recursed: a.recursed + b.recursed,
+    dropped: a.dropped + b.dropped,
+    missed: a.missed + b.missed,
+    unwound: a.unwound + b.unwound,
+    mechanisms: {},
+  };
+}
+
+/** The counts are integers of 64 bits, which JSON.stringify does not write. */
+function printJson({ probe, mechanisms, ...counts }: ProbeCounts): string {
+  const numbers = (["hits", ...words, "missed", "unwound"] as const).map(
+    (word) => `"${word}": ${counts[word]}`,
+  );
+  return `{"probe": ${JSON.stringify(probe)}, ${numbers.join(", ")}, "mechanisms": ${JSON.stringify(mechanisms)}}`;
+}

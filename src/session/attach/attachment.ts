@@ -1,0 +1,802 @@
+/**
+ * One target of a session: the memory that was put into it, the probes that are armed in it, and the way back out.
+ *
+ *     journal memory   shared with the tracer: the journal, then the words of the load gate
+ *     maps memory      shared with the tracer and with the session's other targets
+ *     private memory   a copy in each forked child: page 0 the pid cache, then the table of return addresses
+ *     code memory      near each image
+ */
+import { closeSync, fstatSync, writeFileSync } from "node:fs";
+import {
+  ACCOUNT_BYTES,
+  ACCOUNT_MISSED,
+  ACCOUNT_RECURSED,
+  type Bundle,
+  HELPER_GET_CURRENT_PID_TGID,
+  HELPER_TRACE_PRINTK,
+  HELPER_TRACE_VPRINTK,
+  type Proof,
+} from "../../bpf/index.ts";
+import { type LinkEnv, PID_CACHE_TID_OFFSET, returnLookupWrites } from "../../bpf/jit/index.ts";
+import {
+  decodeSignalAction,
+  emitTrapHandler,
+  encodeSignalAction,
+  returnTableBytes,
+  returnTableEntries,
+  SIGNAL_ACTION_BYTES,
+  TrapTable,
+} from "../../patch/index.ts";
+import { LOAD_GATE_BYTES, loadGateWords } from "../../patch/load-gate.ts";
+import { emitUnwindHook } from "../../patch/unwind-table.ts";
+import { findArenaPlace } from "../../probe/arena.ts";
+import { JOURNAL_SCRATCH, Journal, journalBytes } from "../../probe/journal.ts";
+import { ArmError, type ArmReport, ProbeSet } from "../../probe/probe-set.ts";
+import { askTrapAction, setTrapAction } from "../../probe/restoration.ts";
+import type { ProcessImages } from "../../target/process/images.ts";
+import { futexWakeAll, type Mapping } from "../../target/process/libc.ts";
+import type { MappedImage } from "../../target/process/mapped-image.ts";
+import { MemoryFile } from "../../target/process/memory-file.ts";
+import { readAuxv, readMaps, readStat, readStatus } from "../../target/process/proc-fs.ts";
+import {
+  findTrapObstacle,
+  JOURNAL_MEMORY_NAME,
+  MAPS_MEMORY_NAME,
+} from "../../target/process/traced-process.ts";
+import type { ProcessTarget } from "../../target/process/tracer.ts";
+import type { AddrRange } from "../../target/target.ts";
+import type { ProbeAccounts } from "../accounts/probe-accounts.ts";
+import { isStaying, markLeft, markRemoved, takeOutDead } from "../leave/other-sessions.ts";
+import {
+  findChained,
+  findHeirs,
+  findJournalMappings,
+  type RestoreReport,
+  readOtherJournals,
+  restoreProcess,
+} from "../leave/restore-process.ts";
+import { CODE_NAME_PREFIX, CodeNames, type NamedCode } from "../names/code-names.ts";
+import { findDebugDescriptors, linkDebugEntry } from "../names/gdb-jit.ts";
+import { symbolFileOf } from "../names/gdb-symbols.ts";
+import { PerfMap, type PerfMapResult } from "../names/perf-map.ts";
+import { CodeSpaces, MOST_TRIES, NoCodeSpaceError } from "./code-space.ts";
+import { FunctionOps } from "./function-ops.ts";
+import type { ChosenGate } from "./gate-level.ts";
+import { LivePoints } from "./live-points.ts";
+import {
+  type BuiltPoint,
+  journalRecords,
+  type PlannedPoint,
+  PointBuilder,
+  type RefusedPoint,
+} from "./point-builder.ts";
+import { createStackMemory } from "./private-stack-memory.ts";
+import { processorSource } from "./processor.ts";
+import { ProgramCompiler, type Runnable } from "./program-compiler.ts";
+import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./shared-maps.ts";
+import type { TrampolineStatistics } from "./trampoline-store.ts";
+import { UnloadedImages } from "./unloaded-images.ts";
+
+const PAGE = 4096;
+/** Records of the journal for memory. */
+const SPARE_RECORDS = 64;
+const TID_OFFSETS = [0x2d0, 0x30]; // glibc's and musl's struct pthread on x86-64
+
+/** Each is private memory of its own. */
+const MOST_DEBUG_ENTRIES = 16;
+
+export interface AttachmentInput {
+  readonly target: ProcessTarget;
+  readonly bundle: Bundle;
+  readonly proofs: readonly Proof[];
+  readonly mapsLayout: SharedMapsLayout;
+  readonly accounts: ProbeAccounts;
+  /** Memory of the first target's maps, for further targets to share. */
+  readonly sharedMapsFd: number | undefined;
+  /** Most probe points that will be armed. */
+  readonly capacity: number;
+  readonly maxActive: number;
+  readonly gate: ChosenGate;
+  readonly images: ProcessImages;
+  /** Whether perf is to know the names of our code. */
+  readonly perfMap: boolean;
+  /** A file for gdb, written whenever there is new code. */
+  readonly symbols?: string | undefined;
+}
+
+interface JournalParts {
+  readonly journal: Journal;
+  readonly journalMemory: AddrRange;
+  readonly journalInode: bigint;
+  readonly journalMapping: Mapping;
+  /** Where the words of the load gate lie in the journal's memory. */
+  readonly gateOffset: number;
+}
+
+export class Attachment {
+  readonly target: ProcessTarget;
+  readonly images: ProcessImages;
+  /** What programs run behind here. */
+  readonly gate: ChosenGate;
+  readonly probes: ProbeSet;
+  readonly builtPoints: BuiltPoint[] = [];
+  /** Consumers at function entries that come and go. */
+  readonly functionOps: FunctionOps;
+  /** Probes that come and go anywhere. */
+  readonly livePoints: LivePoints;
+  readonly #names = new CodeNames();
+  /** Points whose code has no names yet. */
+  readonly #unnamed: BuiltPoint[] = [];
+  #perfMapResult: PerfMapResult | undefined;
+  #isRestored = false;
+  /** Some code could not be freed: it keeps its names. */
+  #keepsNames = false;
+  readonly #perfMap: PerfMap | undefined;
+  readonly #symbols: string | undefined;
+  /** Why gdb does not know the names, though the process has a list of such code. */
+  gdbRefusal: string | undefined;
+  /** Names that gdb does not know yet. */
+  readonly #unlinked: NamedCode[] = [];
+  #debugEntries = 0;
+  readonly #journal: Journal;
+  /** Where the session's own journal is mapped. */
+  readonly journalMemory: AddrRange;
+  readonly #journalInode: bigint;
+  readonly #journalMapping: Mapping;
+  readonly #gateWords: Uint32Array;
+  readonly #builder: PointBuilder;
+  readonly #compiler: ProgramCompiler;
+  readonly #env: LinkEnv;
+  readonly #accountAt: (account: number) => bigint;
+  readonly #laterMaps: Mapping[] = [];
+  readonly #spaces: CodeSpaces;
+  /** The memory of the maps, if this target's is the one that the others share. */
+  readonly ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
+  /** Addresses of the load gate's words in the target. */
+  readonly gateWordsAt: bigint;
+  readonly #pidCacheAt: bigint;
+  #lacksTid: boolean;
+  /** Where the trap handler sends threads from points with calls. */
+  readonly #approaches = new Map<bigint, bigint>();
+  readonly #unloaded = new UnloadedImages();
+  /** Images that the journal names. */
+  readonly #noted = new WeakSet<MappedImage>();
+  #trapTable: { readonly table: TrapTable; readonly at: bigint } | undefined;
+
+  private constructor(
+    parts: JournalParts & {
+      input: AttachmentInput;
+      ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
+      mapsAt: bigint;
+      privateAt: bigint;
+      env: LinkEnv;
+      returnEntries: number;
+      stacksAt: bigint | undefined;
+    },
+  ) {
+    const { input } = parts;
+    this.target = input.target;
+    this.images = input.images;
+    this.#symbols = input.symbols;
+    this.#perfMap = input.perfMap ? PerfMap.find(input.target.pid) : undefined;
+    this.gate = input.gate;
+    this.#journal = parts.journal;
+    this.journalMemory = parts.journalMemory;
+    this.#journalInode = parts.journalInode;
+    this.#pidCacheAt = parts.privateAt;
+    this.#lacksTid =
+      usesTid(input.proofs) && parts.env.tidOffset === undefined && allowsRdfsbase(input.target.pid);
+    this.#journalMapping = parts.journalMapping;
+    this.ownMaps = parts.ownMaps;
+    this.gateWordsAt = parts.journalMemory.start + BigInt(parts.gateOffset);
+    this.#gateWords = new Uint32Array(parts.journalMapping.buffer, parts.gateOffset, LOAD_GATE_BYTES / 4);
+    this.probes = new ProbeSet(input.target, parts.journal);
+    this.#spaces = new CodeSpaces(input.target, parts.journal, () => readMaps(input.target.pid));
+    const { bundle, proofs, accounts } = input;
+    const accountsAt = parts.mapsAt + BigInt(input.mapsLayout.accounts.offset);
+    const accountAt = (account: number) => accountsAt + BigInt(account * ACCOUNT_BYTES);
+    this.#env = parts.env;
+    this.#accountAt = accountAt;
+    this.#compiler = new ProgramCompiler({
+      bundle,
+      proofs,
+      env: parts.env,
+      accounts: { at: accountAt, map: accounts.map },
+    });
+    this.#builder = new PointBuilder(input.target, this.#spaces, this.#compiler, {
+      tableAt: parts.privateAt + BigInt(PAGE),
+      entries: parts.returnEntries,
+      missedAt: (probes) => accountAt(accounts.forMissed(probes)) + BigInt(ACCOUNT_MISSED),
+      stacks:
+        parts.stacksAt === undefined
+          ? undefined
+          : { base: parts.stacksAt, recursedAt: (account) => accountAt(account) + BigInt(ACCOUNT_RECURSED) },
+    });
+    this.livePoints = new LivePoints({
+      probes: this.probes,
+      builder: this.#builder,
+      arm: (points) => this.arm(points),
+      builtPoints: () => this.builtPoints,
+      setBuilt: (built) => this.#setBuilt(built),
+      addTraps: (built) => this.#addTraps(built),
+      settle: (trapped) => this.#settle(trapped),
+      trapObstacle: () => findTrapObstacle(this.target.pid),
+    });
+    this.functionOps = new FunctionOps({
+      images: this.images,
+      probes: this.probes,
+      builder: this.#builder,
+      journalRemaining: () => this.#journal.remaining,
+      locked: (use) => this.target.locked(use),
+      setBuilt: (built) => this.#setBuilt(built),
+      settle: (trapped) => this.#settle(trapped),
+    });
+  }
+
+  /** Puts the session's memory into a target. Nothing of its code is changed. */
+  static async create(input: AttachmentInput): Promise<Attachment> {
+    const { target } = input;
+    const capacity = input.capacity + SPARE_RECORDS;
+    const gateOffset = (journalBytes(capacity) + 63) & ~63;
+    const journalLen = pages(gateOffset + LOAD_GATE_BYTES);
+    const shared = await target.createShared(JOURNAL_MEMORY_NAME, journalLen);
+    const journalInode = fstatSync(shared.fd, { bigint: true }).ino;
+    closeSync(shared.fd);
+    const journalMemory = { start: shared.at, end: shared.at + BigInt(journalLen) };
+    const journal = new Journal(new Uint8Array(shared.mapping.buffer), capacity, {
+      tracerPid: process.pid,
+      tracerStart: readStat(process.pid).startTicks,
+      targetPid: target.pid,
+      sharedBytes: journalLen,
+    });
+
+    try {
+      return await Attachment.#fill(input, {
+        journal,
+        journalMemory,
+        journalInode,
+        journalMapping: shared.mapping,
+        gateOffset,
+      });
+    } catch (error) {
+      await restoreProcess(target, journalMemory, []);
+      shared.mapping.unmap();
+      throw error;
+    }
+  }
+
+  /** Everything behind the journal, which from here on says what there is to be undone. */
+  static async #fill(input: AttachmentInput, first: JournalParts): Promise<Attachment> {
+    const { target } = input;
+    const { journal, journalMemory } = first;
+    const { ownMaps, mapsAt } = await provideMaps(input, journalMemory.start + BigInt(JOURNAL_SCRATCH));
+    journal.addMemory("memory", mapsAt, input.mapsLayout.totalBytes);
+
+    const returnEntries = returnTableEntries(input.maxActive);
+    const privateLen = PAGE + pages(returnTableBytes(returnEntries));
+    const privateAt = await providePrivate(target, journal, journalMemory, privateLen);
+    await target.write(privateAt, pidCacheBytes(target.pid));
+
+    const env: LinkEnv = {
+      mapAddr: (index) => mapsAt + BigInt(input.mapsLayout.offsets[index]!),
+      cpu: processorSource(),
+      clockGettime: input.images.findVdsoFunction("__vdso_clock_gettime"),
+      tidOffset: usesTid(input.proofs) ? await target.findTidOffset(TID_OFFSETS) : undefined,
+      pidCache: privateAt,
+    };
+    return new Attachment({
+      ...first,
+      input,
+      ownMaps,
+      mapsAt,
+      privateAt,
+      env,
+      returnEntries,
+      stacksAt:
+        input.gate.level === "stack" ? await createStackMemory(target, journal, journalMemory) : undefined,
+    });
+  }
+
+  /**
+   * Emits, writes and arms points: all or none. Points that no mechanism can take are returned; unless all of them are
+   * optional, nothing is armed.
+   */
+  async arm(
+    points: readonly PlannedPoint[],
+  ): Promise<{ readonly refused: readonly RefusedPoint[]; readonly report: ArmReport }> {
+    const { built, refused } = await this.#builder.build(points);
+    if (refused.some(({ planned }) => planned.isOptional !== true))
+      return { refused, report: { stoppedNs: 0n, threads: 0 } };
+    const table = this.#builder.returnTable;
+    if (table !== undefined) this.#journal.setReturnTable(table);
+    const { returnLookup } = this.#builder;
+    if (returnLookup !== undefined) {
+      for (const { at, bytes } of returnLookupWrites(this.#pidCacheAt, returnLookup))
+        await this.target.write(at, bytes);
+    }
+    this.#noteImages(built);
+    await this.#addTraps(built.filter((point) => point.plan.mechanism === "int3"));
+    const report = await this.probes.arm(built.map((point) => point.code));
+    this.builtPoints.push(...built);
+    this.functionOps.adopt(built);
+    await this.#trapHemmedPoints();
+    this.#nameCode(built);
+    await this.#linkSymbols();
+    return { refused, report };
+  }
+
+  /** Gives the target memory for the maps of one more bundle, whose programs can be armed from then on. */
+  async addBundle(
+    bundle: Bundle,
+    proofs: readonly Proof[],
+    accountMap: number | undefined,
+  ): Promise<{ readonly number: number; readonly maps: SharedMaps }> {
+    const layout = layoutSharedMaps(bundle.maps, 0, 0);
+    const { at, mapping, fd } = await this.target.createShared(MAPS_MEMORY_NAME, layout.totalBytes);
+    closeSync(fd);
+    this.#laterMaps.push(mapping);
+    this.#journal.addMemory("memory", at, layout.totalBytes);
+    const env: LinkEnv = {
+      ...this.#env,
+      mapAddr: (index) => at + BigInt(layout.offsets[index]!),
+      tidOffset:
+        this.#env.tidOffset ?? (usesTid(proofs) ? await this.target.findTidOffset(TID_OFFSETS) : undefined),
+    };
+    const accounts = { at: this.#accountAt, map: accountMap };
+    const number = this.#compiler.add({ bundle, proofs, env, accounts });
+    return { number, maps: new SharedMaps(bundle.maps, layout, mapping.buffer) };
+  }
+
+  /** How many function trampolines there are, and how much memory they take. */
+  get trampolines(): TrampolineStatistics {
+    return this.#builder.trampolines.statistics;
+  }
+
+  #setBuilt(built: readonly BuiltPoint[]): void {
+    const indexOf = new Map(this.builtPoints.map(({ code }, index) => [code.at, index]));
+    for (const point of built) {
+      const index = indexOf.get(point.code.at);
+      if (index === undefined) this.builtPoints.push(point);
+      else this.builtPoints[index] = point;
+    }
+    this.#nameCode(built);
+  }
+
+  /** What could not be written gets an `int3`; the trap handler learns where those lead that have one. */
+  async #settle(trapped: readonly BuiltPoint[]): Promise<void> {
+    for (const { code } of trapped) this.#approaches.delete(code.at);
+    await this.#addTraps(trapped);
+    await this.#trapHemmedPoints();
+  }
+
+  /** Whether there is anything that an unwinder has to be helped through. */
+  get replacesReturns(): boolean {
+    return this.#builder.returnRuntime !== undefined;
+  }
+
+  /** What is to stand at the entry of an image's `_Unwind_Find_FDE`. It is emitted when there is a table of returns. */
+  unwindHook(site: bigint, cfaOffset: number | undefined): Runnable {
+    return {
+      kind: "unwind-hook",
+      site,
+      hook: (at) => {
+        const hook = emitUnwindHook({ at, table: this.#builder.returnRuntime!.table, cfaOffset });
+        const { start, end } = hook.frames;
+        this.#journal.addUnwind({ at: start, lenBytes: Number(end - start), site });
+        return hook;
+      },
+    };
+  }
+
+  /** Gives names to what was built, soon: it takes longer than the rest of what is done before a target runs on. */
+  #nameCode(built: readonly BuiltPoint[]): void {
+    if (this.#unnamed.length === 0) setImmediate(() => this.#nameNow());
+    this.#unnamed.push(...built);
+  }
+
+  #nameNow(): void {
+    const unnamed = this.#unnamed.splice(0);
+    if (unnamed.length === 0) return;
+    for (const point of unnamed) this.#names.addPoint(point);
+    const { programs, returnRuntime } = this.#builder;
+    this.#names.addPrograms(programs);
+    if (returnRuntime !== undefined)
+      this.#names.add({ ...returnRuntime, name: `${CODE_NAME_PREFIX}return-table` });
+    const fresh = this.#names.takeFresh();
+    this.#unlinked.push(...fresh);
+    if (this.#symbols !== undefined) writeFileSync(this.#symbols, symbolFileOf(this.#names.list));
+    // What is taken out already is not announced any more.
+    if (this.#perfMap !== undefined && !this.#isRestored) this.#perfMapResult = this.#perfMap.append(fresh);
+  }
+
+  /** What our code is called. */
+  get names(): CodeNames {
+    this.#nameNow();
+    return this.#names;
+  }
+
+  /** How far perf knows the names; undefined: it does not, or there are none yet. */
+  get perfMapResult(): PerfMapResult | undefined {
+    this.#nameNow();
+    return this.#perfMapResult;
+  }
+
+  /**
+   * Takes note of what the target has unloaded: nothing of ours is left there. What it has loaded again in the same place is
+   * armed as before. `fresh` are the other images that are new.
+   */
+  async followImages(): Promise<{
+    readonly removed: readonly MappedImage[];
+    readonly fresh: readonly MappedImage[];
+  }> {
+    const { added, removed } = this.images.refresh();
+    for (const image of removed) {
+      const isInside = (at: bigint) => at >= image.start && at < image.end;
+      const points = this.probes.points.filter(({ at }) => isInside(at));
+      const built = this.builtPoints.filter(({ code }) => isInside(code.at));
+      this.probes.forget(points);
+      this.functionOps.forget(points);
+      this.livePoints.forget(points);
+      const left = this.builtPoints.filter(({ code }) => !isInside(code.at));
+      this.builtPoints.splice(0, this.builtPoints.length, ...left);
+      this.#unloaded.keep(image, { points, built });
+      const known = this.#trapTable;
+      for (const { at } of known === undefined ? [] : points) {
+        if (known?.table.get(at) === undefined) continue;
+        const { offset, bytes } = known.table.clear(at);
+        await this.target.write(known.at + BigInt(offset), bytes);
+      }
+    }
+    const fresh: MappedImage[] = [];
+    for (const image of added) if (!(await this.#armUnloaded(image))) fresh.push(image);
+    return { removed, fresh };
+  }
+
+  /** Whether the image had points when it was unloaded, and has them again. */
+  async #armUnloaded(image: MappedImage): Promise<boolean> {
+    const unloaded = this.#unloaded.take(image);
+    if (unloaded === undefined) return false;
+    this.builtPoints.push(...unloaded.built);
+    await this.#addTraps(unloaded.built.filter(({ code }) => code.jumpBytes === undefined));
+    try {
+      await this.probes.armAgain(unloaded.points);
+      this.functionOps.recall(unloaded.points);
+      this.livePoints.recall(unloaded.points);
+    } catch (error) {
+      if (!(error instanceof ArmError) || error.refusal.kind !== "text-differs") throw error;
+      // The file has other contents now.
+      const gone = new Set(unloaded.built);
+      const left = this.builtPoints.filter((point) => !gone.has(point));
+      this.builtPoints.splice(0, this.builtPoints.length, ...left);
+      return false;
+    }
+    await this.#trapHemmedPoints();
+    return true;
+  }
+
+  /** Whether the journal has room for points that are found late. */
+  hasRoomFor(points: readonly PlannedPoint[]): boolean {
+    const images = new Set(points.map(({ image }) => image.range.start)).size;
+    return journalRecords(points) + images + SPARE_RECORDS <= this.#journal.remaining;
+  }
+
+  /** Makes names that are new known to gdb, where the process has a list of code made at run time. */
+  async #linkSymbols(): Promise<void> {
+    if (this.#perfMap === undefined || this.#debugEntries >= MOST_DEBUG_ENTRIES) return;
+    const descriptors = findDebugDescriptors(this.images);
+    if (descriptors.length === 0) return;
+    this.#nameNow();
+    const codes = this.#unlinked.splice(0);
+    if (codes.length === 0) return;
+    for (const descriptor of descriptors) {
+      this.#debugEntries++;
+      try {
+        const why = await linkDebugEntry(this.target, this.#journal, this.journalMemory, descriptor, codes);
+        if (why !== undefined) this.gdbRefusal = why;
+      } catch (error) {
+        // Names are no reason to fail; a process that has ended is noticed elsewhere.
+        this.gdbRefusal = error instanceof Error ? error.message : String(error);
+      }
+    }
+  }
+
+  /** One batch of the optimizer; false when nothing is left to be done. */
+  async optimize(): Promise<boolean> {
+    if (this.probes.unoptimized.length === 0) return false;
+    await this.probes.optimize();
+    return this.probes.unoptimized.length > 0;
+  }
+
+  /** How the point at an address is armed now. */
+  mechanismAt(at: bigint): string {
+    return this.probes.points.find((point) => point.at === at)?.mechanism ?? "none";
+  }
+
+  /** Whether the loader has announced images that were not acknowledged. To be asked often: it is also the sign of life. */
+  pollLoadGate(): boolean {
+    Atomics.add(this.#gateWords, loadGateWords.heartbeat / 4, 1);
+    return this.#announced !== Atomics.load(this.#gateWords, loadGateWords.acknowledged / 4);
+  }
+
+  /**
+   * Finds out late where threads keep their id: in a command of ours that had none when it was attached to. Until then
+   * programs ask the kernel for it.
+   */
+  async findTidLate(): Promise<void> {
+    if (!this.#lacksTid) return;
+    const offset = await this.target.findTidOffset(TID_OFFSETS);
+    if (offset === undefined) return;
+    this.#lacksTid = false;
+    await this.target.write(
+      this.#pidCacheAt + BigInt(PID_CACHE_TID_OFFSET),
+      new Uint8Array(Uint32Array.of(offset).buffer),
+    );
+  }
+
+  /** Lets the thread go that waits at the loader. */
+  acknowledgeLoads(announced: number): void {
+    Atomics.store(this.#gateWords, loadGateWords.acknowledged / 4, announced);
+    futexWakeAll(
+      new Uint8Array(this.#gateWords.buffer, this.#gateWords.byteOffset + loadGateWords.acknowledged, 4),
+    );
+  }
+
+  get announcedLoads(): number {
+    return this.#announced;
+  }
+
+  get #announced(): number {
+    return Atomics.load(this.#gateWords, loadGateWords.announced / 4);
+  }
+
+  /** Puts the text back and frees everything. */
+  async restore(wantsEvidence = false): Promise<RestoreReport> {
+    this.#isRestored = true;
+    // Nobody may wait at the loader for a tracer that is leaving.
+    Atomics.store(this.#gateWords, loadGateWords.abandoned / 4, 1);
+    this.acknowledgeLoads(this.#announced);
+    const report = await this.#restoreIn(this.target, wantsEvidence);
+    this.#keepsNames = report.occupants.length > 0;
+    return report;
+  }
+
+  /** Puts back a child that the target has forked: it has the same memory at the same addresses. */
+  async restoreHeir(heir: ProcessTarget, wantsEvidence = false): Promise<RestoreReport> {
+    return await this.#restoreIn(heir, wantsEvidence);
+  }
+
+  /** Also frees what others had to leave until this session goes. */
+  async #restoreIn(target: ProcessTarget, wantsEvidence: boolean): Promise<RestoreReport> {
+    const own = this.journalMemory;
+    return await target.locked(async () => {
+      const report = await restoreProcess(target, own, this.probes.homeMoves, wantsEvidence);
+      if (isStaying(report)) await markLeft(target, own);
+      if (findJournalMappings(target.pid).some(({ start }) => start !== own.start))
+        await takeOutDead(target, own);
+      return report;
+    });
+  }
+
+  /** Says in the journal, when all children are put back as well, which of its sites nobody has to look at any more. */
+  async markRemoved(report: RestoreReport): Promise<void> {
+    if (report.husks.length === 0) return;
+    await markRemoved(this.target, this.journalMemory, report);
+  }
+
+  /** Whether the session's memory is in the target. */
+  get isPresent(): boolean {
+    return findJournalMappings(this.target.pid).some(({ start }) => start === this.journalMemory.start);
+  }
+
+  /** Processes that the target has forked and that carry copies of the probes. */
+  findHeirs(): number[] {
+    return findHeirs(this.#journalInode, this.target.pid);
+  }
+
+  /**
+   * Whether the process has become another program: it has none of our memory, then. To be asked often. One that is just ending
+   * has no memory at all.
+   */
+  isReplaced(): boolean {
+    const mark = new Uint8Array(this.#journalMapping.buffer, 0, JOURNAL_MARK_BYTES);
+    const found = new Uint8Array(JOURNAL_MARK_BYTES);
+    try {
+      const memory = MemoryFile.open(this.target.pid, "r");
+      try {
+        if (memory.readInto(this.journalMemory.start, found) === found.length && equalBytes(found, mark))
+          return false;
+      } finally {
+        memory.close();
+      }
+      const maps = readMaps(this.target.pid);
+      return maps.length > 0 && !maps.some(({ start }) => start === this.journalMemory.start);
+    } catch {
+      // It has ended, or may not be looked into any more.
+      return false;
+    }
+  }
+
+  /** Of a process that has ended, or runs another program now, nobody else takes the names of our code out. */
+  withdrawNames(): void {
+    this.#isRestored = true;
+    if (!this.#keepsNames) this.#perfMap?.remove();
+  }
+
+  /** Lets go of what the tracer holds of a program that has been replaced by another. Its children can still be put back. */
+  abandon(): void {
+    this.withdrawNames();
+    this.#perfMap?.[Symbol.dispose]();
+    this.images[Symbol.dispose]();
+    this.#journalMapping.unmap();
+    for (const mapping of this.#laterMaps) mapping.unmap();
+  }
+
+  /** Lets go of what the tracer holds. The mapping of the maps stays until the session has read them. */
+  async close(): Promise<void> {
+    this.abandon();
+    await this.target.close();
+  }
+
+  /**
+   * Points whose jump could not be written yet get an `int3`; where that would be fatal they stay as they are until the
+   * optimizer can write the jump.
+   */
+  async #trapHemmedPoints(): Promise<void> {
+    const hemmed = this.probes.points.filter(({ mechanism, isIdle }) => mechanism === "none" && !isIdle);
+    if (hemmed.length === 0 || findTrapObstacle(this.target.pid) !== undefined) return;
+    await this.#addTraps(
+      this.builtPoints.filter((built) => hemmed.some((point) => point.at === built.code.at)),
+    );
+    await this.probes.armTraps(hemmed);
+  }
+
+  /** Says in the journal which files the sites belong to: when something else lies there, they are gone. */
+  #noteImages(points: readonly BuiltPoint[]): void {
+    for (const start of new Set(points.map(({ planned }) => planned.image.range.start))) {
+      const image = this.images.list.find((each) => each.start === start);
+      if (image === undefined || this.#noted.has(image)) continue;
+      this.#noted.add(image);
+      this.#journal.addImage(image);
+    }
+  }
+
+  /** Makes the trap handler know the points, before any of them holds an `int3`. */
+  async #addTraps(points: readonly BuiltPoint[]): Promise<void> {
+    if (points.length === 0) return;
+    for (const point of points) {
+      const { at } = point.code;
+      if (point.called === undefined || this.#approaches.has(at)) continue;
+      const entry = await this.#builder.provideTrapEntry(point);
+      this.#approaches.set(at, entry);
+      const armed = this.probes.points.find((each) => each.at === at);
+      if (armed !== undefined) armed.trapEntry = entry;
+    }
+    const known = this.#trapTable;
+    if (known?.table.hasRoomFor(points.length)) {
+      for (const point of points) {
+        const { offset, bytes } = known.table.set(point.code.at, this.#trapEntry(point)!);
+        await this.target.write(known.at + BigInt(offset), bytes);
+      }
+      return;
+    }
+    const table = new TrapTable(TrapTable.capacityFor(points.length + this.probes.points.length));
+    for (const built of [...this.builtPoints, ...points]) {
+      const entry = this.#trapEntry(built);
+      if (entry !== undefined) table.set(built.code.at, entry);
+    }
+    await this.#installHandler(table, points[0]!.planned.image);
+  }
+
+  /** Where an `int3` of the point leads; undefined: a call that never had one. */
+  #trapEntry({ called, code, detour }: BuiltPoint): bigint | undefined {
+    return called === undefined ? detour.entry : this.#approaches.get(code.at);
+  }
+
+  async #installHandler(
+    table: TrapTable,
+    near: { readonly name: string; readonly range: AddrRange },
+  ): Promise<void> {
+    const lenBytes = table.bytes.length + PAGE;
+    const [space] = await this.#spaces.provide([{ name: near.name, image: near.range, lenBytes }]);
+    const old = this.#handler;
+    // Others who came before may have left meanwhile: the handler in use knows what is before it.
+    const previous =
+      old === undefined
+        ? await this.#currentTrapAction()
+        : await this.target.read(old.previousAt, SIGNAL_ACTION_BYTES);
+    const handler = emitTrapHandler({ at: space!.next, table, previous: decodeSignalAction(previous) });
+    space!.take(handler.bytes.length);
+    await this.target.write(handler.at, handler.bytes);
+    const installed = {
+      handler: handler.action.handler,
+      previousAt: handler.at + BigInt(handler.previousOffset),
+    };
+    const action = encodeSignalAction(handler.action);
+    const chained = old && (await this.#findLaterHandler(old.handler));
+    this.#journal.setTrapAction({ previous, ...installed });
+    this.#handler = installed;
+    if (chained === undefined) {
+      const [result] = await this.target.call([setTrapAction(action)]);
+      if (result !== 0n)
+        throw new Error(`install the trap handler in process ${this.target.pid}: error ${result}`);
+    } else await this.target.write(chained.at, action);
+    this.#trapTable = { table, at: handler.at + BigInt(handler.tableOffset) };
+    this.#names.add({ ...handler, name: `${CODE_NAME_PREFIX}trap-handler` });
+  }
+
+  /** The handler in use. */
+  #handler: { readonly handler: bigint; readonly previousAt: bigint } | undefined;
+
+  async #currentTrapAction(): Promise<Uint8Array> {
+    const scratch = this.journalMemory.start + BigInt(JOURNAL_SCRATCH);
+    await this.target.call([askTrapAction(scratch)]);
+    return await this.target.read(scratch, SIGNAL_ACTION_BYTES);
+  }
+
+  /** Where a session that came later keeps this handler as the one before its own. */
+  async #findLaterHandler(handler: bigint): Promise<{ readonly at: bigint } | undefined> {
+    const others = await readOtherJournals(this.target, this.journalMemory);
+    return await findChained(this.target, handler, others);
+  }
+}
+
+/** The mark of a journal, and whose it is. */
+const JOURNAL_MARK_BYTES = 48;
+
+const equalBytes = (a: Uint8Array, b: Uint8Array): boolean => a.every((byte, index) => byte === b[index]);
+
+const pages = (lenBytes: number): number => Math.ceil(lenBytes / PAGE) * PAGE;
+
+/** Maps private memory near the journal. The process may be quicker to map something there: then it is elsewhere. */
+export async function providePrivate(
+  target: Pick<ProcessTarget, "pid" | "createPrivate">,
+  journal: Pick<Journal, "setPrivateMemory">,
+  journalMemory: AddrRange,
+  lenBytes: number,
+): Promise<bigint> {
+  for (let tries = 1; tries <= MOST_TRIES; tries++) {
+    const place = findArenaPlace(readMaps(target.pid), journalMemory, lenBytes);
+    if (place === undefined) break;
+    journal.setPrivateMemory(place.start, lenBytes);
+    if (await target.createPrivate(place.start, lenBytes)) return place.start;
+    // What lies there is not ours: nobody may unmap it.
+    journal.setPrivateMemory(0n, 0);
+  }
+  throw new NoCodeSpaceError("the journal", lenBytes);
+}
+
+async function provideMaps(
+  input: AttachmentInput,
+  scratch: bigint,
+): Promise<{
+  readonly mapsAt: bigint;
+  readonly ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
+}> {
+  const { target, mapsLayout, sharedMapsFd } = input;
+  if (sharedMapsFd !== undefined) {
+    const mapsAt = await target.mapDescriptor(sharedMapsFd, mapsLayout.totalBytes, scratch);
+    return { mapsAt, ownMaps: undefined };
+  }
+  const { at, mapping, fd } = await target.createShared(MAPS_MEMORY_NAME, mapsLayout.totalBytes);
+  return { mapsAt: at, ownMaps: { mapping, fd } };
+}
+
+/** The ids of a process as the user knows it and as its own namespace does. */
+function pidCacheBytes(pid: number): Uint8Array {
+  const bytes = new Uint8Array(8);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, pid, true);
+  view.setUint32(4, readStatus(pid).nsPids.at(-1) ?? pid, true);
+  return bytes;
+}
+
+function usesTid(proofs: readonly Proof[]): boolean {
+  const users = [HELPER_GET_CURRENT_PID_TGID, HELPER_TRACE_PRINTK, HELPER_TRACE_VPRINTK];
+  return proofs.some((proof) => users.some((helper) => proof.helpers.has(helper)));
+}
+
+/** Whether the kernel lets user code read its fs base: bit 1 of AT_HWCAP2 (Documentation/arch/x86/x86_64/fsgs.rst). */
+function allowsRdfsbase(pid: number): boolean {
+  const AT_HWCAP2 = 26;
+  return ((readAuxv(pid).get(AT_HWCAP2) ?? 0n) & 2n) !== 0n;
+}

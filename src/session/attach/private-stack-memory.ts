@@ -1,0 +1,27 @@
+/** The memory of private stacks in one target: reserved as a whole, used as far as threads come by. */
+import { guardPages, PRIVATE_STACKS_BYTES, STACK_STRIDE } from "../../gate/index.ts";
+import { findArenaPlace } from "../../probe/arena.ts";
+import type { Journal } from "../../probe/journal.ts";
+import { readMaps } from "../../target/process/proc-fs.ts";
+import type { ProcessTarget } from "../../target/process/tracer.ts";
+import type { AddrRange } from "../../target/target.ts";
+import { MOST_TRIES, NoCodeSpaceError } from "./code-space.ts";
+
+/** Maps it and returns its address. A record in the journal precedes the mapping. */
+export async function createStackMemory(
+  target: ProcessTarget,
+  journal: Journal,
+  near: AddrRange,
+): Promise<bigint> {
+  const lenBytes = PRIVATE_STACKS_BYTES + STACK_STRIDE;
+  for (let tries = 1; tries <= MOST_TRIES; tries++) {
+    const place = findArenaPlace(readMaps(target.pid), near, lenBytes);
+    if (place === undefined) break;
+    const stride = BigInt(STACK_STRIDE);
+    const base = (place.start + stride - 1n) & -stride;
+    const record = journal.addMemory("memory", base, PRIVATE_STACKS_BYTES);
+    if (await target.createStacks(base, PRIVATE_STACKS_BYTES, guardPages(base))) return base;
+    journal.setState(record, "removed");
+  }
+  throw new NoCodeSpaceError("the journal", lenBytes);
+}

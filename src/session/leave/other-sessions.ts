@@ -1,0 +1,159 @@
+/**
+ * The sessions that are in a process: those of living tracers, which stay as they are; those of dead ones, which are taken out
+ * by whoever comes next; and what some have left for others that hooked into their detours.
+ *
+ * Everything here is done under the lock of the process, so no living tracer is in the middle of something.
+ */
+import {
+  isBesideSite,
+  type JournalContents,
+  leftMark,
+  parseJournal,
+  removedMark,
+} from "../../probe/journal.ts";
+import { type HeldPlaces, heldPlaces, membersBySite, placesOf } from "../../probe/site-chains.ts";
+import { readMaps, readStat } from "../../target/process/proc-fs.ts";
+import type { ProcessTarget } from "../../target/process/tracer.ts";
+import type { AddrRange } from "../../target/target.ts";
+import { freeLeftMemory } from "./left-memory.ts";
+import {
+  findJournalMappings,
+  type RestoreReport,
+  readJournalBytes,
+  restoreProcess,
+  withoutUnmapped,
+} from "./restore-process.ts";
+
+/** One session, by its journal. */
+export interface OtherSession {
+  readonly memory: AddrRange;
+  readonly journal: JournalContents;
+  /** Whether its tracer is there and still has to do with the process. */
+  readonly isAlive: boolean;
+}
+
+/** Whether the process with this number and start time still is there. */
+export function isSameProcess(pid: number, startTicks: bigint): boolean {
+  try {
+    const stat = readStat(pid);
+    return stat.startTicks === startTicks && stat.state !== "Z" && stat.state !== "X";
+  } catch {
+    return false;
+  }
+}
+
+/** Throws `JournalError` for one that is damaged: what it stands for cannot be known. */
+export async function readOtherSessions(
+  target: Pick<ProcessTarget, "pid" | "read">,
+  own?: AddrRange,
+): Promise<OtherSession[]> {
+  const sessions: OtherSession[] = [];
+  for (const memory of findJournalMappings(target.pid)) {
+    if (memory.start === own?.start) continue;
+    const bytes = await readJournalBytes(target, memory);
+    // A tracer that died before it wrote the header has changed nothing.
+    if (bytes.subarray(0, 8).every((byte) => byte === 0)) continue;
+    const journal = withoutUnmapped(parseJournal(bytes), readMaps(target.pid));
+    const { tracerPid, tracerStart } = journal.header;
+    sessions.push({ memory, journal, isAlive: !journal.isLeft && isSameProcess(tracerPid, tracerStart) });
+  }
+  return sessions;
+}
+
+/** What was done for one session that has no tracer any more. */
+export interface TakenOut {
+  readonly session: OtherSession;
+  readonly report: RestoreReport;
+}
+
+/**
+ * Takes out what dead tracers have planted, and frees what was left, as far as nobody needs it; `freed` counts memory and
+ * descriptors of ours that no journal knew.
+ */
+export async function takeOutDead(
+  target: ProcessTarget,
+  own?: AddrRange,
+  wantsEvidence = false,
+): Promise<{ readonly taken: readonly TakenOut[]; readonly freed: number }> {
+  return await target.locked(async () => {
+    const taken: TakenOut[] = [];
+    for (const session of await readOtherSessions(target, own)) {
+      if (session.isAlive) continue;
+      const report = await restoreProcess(target, session.memory, [], wantsEvidence);
+      if (isStaying(report)) await markLeft(target, session.memory);
+      if (report.husks.length > 0) await markRemoved(target, session.memory, report);
+      taken.push({ session, report });
+    }
+    return { taken, freed: await freeLeftMemory(target, await readOtherSessions(target)) };
+  });
+}
+
+/** Whether memory of the session is still there. */
+export const isStaying = ({ husks, occupants }: RestoreReport): boolean =>
+  husks.length > 0 || occupants.length > 0;
+
+/** Says in a journal that its session has ended. */
+export async function markLeft(target: Pick<ProcessTarget, "write">, memory: AddrRange): Promise<void> {
+  await target.write(memory.start + BigInt(leftMark.offset), leftMark.bytes);
+}
+
+/**
+ * Says in the journal of a session that had to leave some of its sites which ones are undone. A forked child has the same
+ * journal, so it has to be put back by then.
+ */
+export async function markRemoved(
+  target: Pick<ProcessTarget, "read" | "write">,
+  memory: AddrRange,
+  { husks }: RestoreReport,
+): Promise<void> {
+  const { sites } = parseJournal(await target.read(memory.start, Number(memory.end - memory.start)));
+  for (let index = sites.length - 1, stays = false; index >= 0; index--) {
+    const { record, mechanism } = sites[index]!;
+    // What a site needs beside it stands right before it.
+    stays = husks.includes(record) || (stays && isBesideSite(mechanism));
+    if (stays) continue;
+    const { offset, bytes } = removedMark(record);
+    await target.write(memory.start + BigInt(offset), bytes);
+  }
+}
+
+/** What the others hold in a process now. */
+export async function readHeldPlaces(
+  target: Pick<ProcessTarget, "pid" | "read" | "readMany">,
+  own?: AddrRange,
+): Promise<HeldPlaces> {
+  const sessions = await readOtherSessions(target, own);
+  const members = membersBySite(sessions.map(({ journal }) => journal));
+  const places = [
+    ...sessions.flatMap(({ journal }) =>
+      journal.sites.map(({ at, oldBytes }) => ({ at, lenBytes: oldBytes.length })),
+    ),
+    ...[...members.values()].flatMap((list) => placesOf(list)),
+  ];
+  const bytes = await target.readMany(places);
+  const known = new Map<string, Uint8Array>();
+  places.forEach(({ at, lenBytes }, index) => {
+    known.set(`${at} ${lenBytes}`, bytes[index]!);
+  });
+  return heldPlaces(sessions, (at, lenBytes) => known.get(`${at} ${lenBytes}`));
+}
+
+/** What is to be said about a dead tracer's probes; undefined where there is nothing new. */
+export function describeTakenOut(pid: number, { session, report }: TakenOut): string | undefined {
+  const { tracerPid } = session.journal.header;
+  const whose = session.journal.isLeft
+    ? `what process ${tracerPid} had left`
+    : `the probes of process ${tracerPid}, which has died`;
+  if (report.husks.length > 0)
+    return session.journal.isLeft
+      ? undefined
+      : `process ${pid}: took out ${whose}; its memory stays until another tracer's probes at the same places are gone`;
+  if (report.occupants.length > 0)
+    return (
+      `process ${pid}: took out ${whose}, but thread ${report.occupants[0]!.tid} is still in its code, ` +
+      "which is freed by whoever comes next"
+    );
+  return session.journal.isLeft
+    ? `process ${pid}: freed ${whose}`
+    : `process ${pid}: took out ${whose}: ${report.sites} ${report.sites === 1 ? "site" : "sites"}`;
+}

@@ -1,0 +1,300 @@
+/**
+ * Taking everything out of a process by its journal: at the end of a session, and for a target whose tracer has died.
+ *
+ * Text is put back in the first stop. The code is freed in the first stop in which no thread is in it: programs are short,
+ * so that is usually the same one, and otherwise one a few milliseconds later. A thread that sleeps in a signal handler that
+ * interrupted our code can hold it for longer; then the code stays, unreachable, with the journal, for whoever comes next.
+ */
+import { readdirSync } from "node:fs";
+import { SIGNAL_ACTION_BYTES } from "../../patch/index.ts";
+import {
+  JOURNAL_HEADER_BYTES,
+  JOURNAL_SCRATCH,
+  type JournalContents,
+  JournalError,
+  type JournalSite,
+  parseJournal,
+  usedBytes,
+} from "../../probe/journal.ts";
+import { ArmError } from "../../probe/probe-set.ts";
+import { askTrapAction, planRestoration, type TrapChain } from "../../probe/restoration.ts";
+import { membersBySite, placesOf, type ReadText } from "../../probe/site-chains.ts";
+import { findMapping, type MapEntry, readMaps } from "../../target/process/proc-fs.ts";
+import { JOURNAL_MEMORY_NAME } from "../../target/process/traced-process.ts";
+import type { ProcessTarget } from "../../target/process/tracer.ts";
+import type { AddrRange, Inspection, Move, Occupant, SitePoke } from "../../target/target.ts";
+import { unlinkPokes } from "../names/gdb-jit.ts";
+import { PerfMap } from "../names/perf-map.ts";
+
+/** Path under which memory shared with a target appears among its mappings. */
+export const JOURNAL_MAPPING_PATH = `/memfd:${JOURNAL_MEMORY_NAME} (deleted)`;
+
+export interface RestoreReport {
+  /** Sites that were put back. */
+  readonly sites: number;
+  /** Addresses that hold something that neither we nor the file put there. */
+  readonly foreign: readonly bigint[];
+  readonly returnsRestored: number;
+  /** Who still uses our code: empty when everything is freed. */
+  readonly occupants: readonly Occupant[];
+  /** Records of sites whose text had to stay for another session; all memory stays with them. */
+  readonly husks: readonly number[];
+  /** Longest time that threads stood. */
+  readonly stoppedNs: bigint;
+  readonly stops: number;
+  /** What was asked for a proof. */
+  readonly evidence?: RestoreEvidence | undefined;
+}
+
+/** What the way out has seen of the process: for a proof that nothing is left. */
+export interface RestoreEvidence {
+  /** The journal before anything was undone. */
+  readonly journal: JournalContents;
+  /** The threads in the last stop. */
+  readonly inspection: Inspection | undefined;
+  /** Memory of ours, and whether the process gave it back. */
+  readonly memory: readonly { readonly range: AddrRange; readonly isFreed: boolean }[];
+}
+
+const RETRY_AFTER_MS = [1, 2, 5, 10, 20, 50, 100, 200, 400, 800] as const;
+
+/** Puts a process back. `moves` lead out of detours whose maker is still at hand. */
+export async function restoreProcess(
+  target: ProcessTarget,
+  journalMemory: AddrRange,
+  moves: readonly Move[],
+  wantsEvidence = false,
+): Promise<RestoreReport> {
+  return await target.locked(() => restoreLocked(target, journalMemory, moves, wantsEvidence));
+}
+
+async function restoreLocked(
+  target: ProcessTarget,
+  journalMemory: AddrRange,
+  moves: readonly Move[],
+  wantsEvidence: boolean,
+): Promise<RestoreReport> {
+  let firstJournal: JournalContents | undefined;
+  let sites = 0;
+  let returnsRestored = 0;
+  let stoppedNs = 0n;
+  for (let stops = 1; ; stops++) {
+    const journal = withoutUnmapped(await readJournal(target, journalMemory), readMaps(target.pid));
+    firstJournal ??= journal;
+    const places = journal.sites.map(({ at, oldBytes }) => ({ at, lenBytes: oldBytes.length }));
+    const foundNow = await target.findMany(places);
+    // An image can be unloaded at any moment.
+    if (!foundNow.every((bytes) => bytes !== undefined) && stops <= RETRY_AFTER_MS.length) continue;
+    const found = foundNow.map((bytes) => bytes ?? new Uint8Array(0));
+    const others = await readOtherJournals(target, journalMemory);
+    const trap = await readTrapChain(target, journal, journalMemory, others);
+    const read = await readShared(target, journal, others, found);
+    const plan = planRestoration({ journal, journalMemory, found, trap, moves, others, read });
+    const unlinking: SitePoke[] = [];
+    for (const record of journal.debug) unlinking.push(...(await unlinkPokes(target, record)));
+    const transaction = { ...plan.transaction, sites: [...plan.transaction.sites, ...unlinking] };
+    const ours = wantsEvidence ? ourMemory(journal, journalMemory) : undefined;
+    const report = await target.commit(ours === undefined ? transaction : { ...transaction, inspect: ours });
+    if (report.kind === "refused") {
+      if (report.reason.kind === "text-differs" && stops <= RETRY_AFTER_MS.length) continue;
+      throw new ArmError(`restore process ${target.pid}`, report.reason);
+    }
+    sites += plan.restored;
+    returnsRestored += report.returnsRestored;
+    if (report.stoppedNs > stoppedNs) stoppedNs = report.stoppedNs;
+    const waitMs = RETRY_AFTER_MS[stops - 1];
+    if (report.occupants.length === 0) removeNames(target.pid, plan.transaction.vacate);
+    if (report.occupants.length === 0 || waitMs === undefined)
+      return {
+        sites,
+        foreign: plan.foreign.map((site) => site.at),
+        returnsRestored,
+        occupants: report.occupants,
+        husks: plan.husks.map((site) => site.record),
+        stoppedNs,
+        stops,
+        evidence: ours && {
+          journal: firstJournal,
+          inspection: report.inspection,
+          memory: ours.map((range) => ({
+            range,
+            isFreed: plan.transaction.finalCalls.some(
+              ({ name, args }, index) =>
+                name === "munmap" && args[0] === range.start && report.callResults[index] === 0n,
+            ),
+          })),
+        },
+      };
+    await new Promise((resolve) => setTimeout(resolve, waitMs));
+  }
+}
+
+/** Code that is gone has no names any more. */
+function removeNames(pid: number, code: readonly AddrRange[]): void {
+  using perfMap = PerfMap.find(pid);
+  perfMap?.removeIn(code);
+}
+
+/** All memory that the journal says was put into the process. */
+function ourMemory(journal: JournalContents, journalMemory: AddrRange): AddrRange[] {
+  const { memory, privateMemory, debug } = journal;
+  const ranges = [
+    ...debug,
+    ...memory.filter(({ state }) => state !== "removed"),
+    ...(privateMemory ? [privateMemory] : []),
+  ];
+  return [...ranges.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) })), journalMemory];
+}
+
+async function readJournal(target: JournalPort, memory: AddrRange): Promise<JournalContents> {
+  return parseJournal(await readJournalBytes(target, memory));
+}
+
+type JournalPort = Pick<ProcessTarget, "read">;
+
+/** The part of a journal's memory that is in use. */
+export async function readJournalBytes(target: JournalPort, memory: AddrRange): Promise<Uint8Array> {
+  const header = await target.read(memory.start, JOURNAL_HEADER_BYTES);
+  const lenBytes = Math.min(usedBytes(header), Number(memory.end - memory.start));
+  return await target.read(memory.start, Math.max(lenBytes, JOURNAL_HEADER_BYTES));
+}
+
+/**
+ * The journal without memory that is not mapped (any more): a record precedes the mapping, and the target may have put
+ * something of its own where ours never came to be. Sites whose image was unloaded are gone with it, whatever lies there now.
+ */
+export function withoutUnmapped(journal: JournalContents, maps: readonly MapEntry[]): JournalContents {
+  // The kernel splits and joins mappings as it likes: one of ours can be several entries, or part of a larger one.
+  const isMapped = (at: bigint, lenBytes: number, perms: string | undefined, path: string) => {
+    const end = at + BigInt(lenBytes);
+    let covered = at;
+    for (const map of maps)
+      if (
+        map.start <= covered &&
+        map.end > covered &&
+        (perms === undefined || map.perms === perms) &&
+        map.path.startsWith(path)
+      )
+        covered = map.end;
+    return covered >= end;
+  };
+  const { privateMemory } = journal;
+  return {
+    ...journal,
+    sites: journal.sites.filter((site) => isThere(site, maps)),
+    memory: journal.memory.filter(({ kind, at, lenBytes }) =>
+      kind === "code"
+        ? isMapped(at, lenBytes, "r-xp", "")
+        : isMapped(at, lenBytes, undefined, "/memfd:trapline"),
+    ),
+    debug: journal.debug.filter(({ at, lenBytes }) => isMapped(at, lenBytes, "rw-p", "")),
+    privateMemory:
+      privateMemory !== undefined && isMapped(privateMemory.at, privateMemory.lenBytes, "rw-p", "")
+        ? privateMemory
+        : undefined,
+  };
+}
+
+function isThere({ at, state, image }: JournalSite, maps: readonly MapEntry[]): boolean {
+  if (state === "removed") return false;
+  const map = findMapping(maps, at);
+  if (map === undefined) return false;
+  return image === undefined || (map.dev === image.dev && map.inode === image.inode);
+}
+
+/** The journals of other sessions in the process. One that is damaged is no journal. */
+export async function readOtherJournals(target: ProcessTarget, own?: AddrRange): Promise<JournalContents[]> {
+  const journals: JournalContents[] = [];
+  for (const memory of findJournalMappings(target.pid)) {
+    if (memory.start === own?.start) continue;
+    try {
+      journals.push(withoutUnmapped(await readJournal(target, memory), readMaps(target.pid)));
+    } catch (error) {
+      if (!(error instanceof JournalError)) throw error;
+    }
+  }
+  return journals;
+}
+
+/** The handlers of SIGTRAP now; asked only where one of this journal's was installed. */
+async function readTrapChain(
+  target: ProcessTarget,
+  { trapAction }: JournalContents,
+  memory: AddrRange,
+  others: readonly JournalContents[],
+): Promise<TrapChain | undefined> {
+  if (trapAction === undefined) return undefined;
+  const scratch = memory.start + BigInt(JOURNAL_SCRATCH);
+  await target.call([askTrapAction(scratch)]);
+  const current = firstWord(await target.read(scratch, 8));
+  const previous = await target.read(trapAction.previousAt, SIGNAL_ACTION_BYTES);
+  return { current, previous, chained: await findChained(target, trapAction.handler, others) };
+}
+
+/** Where another session's handler keeps this one as what was there before it. */
+export async function findChained(
+  target: ProcessTarget,
+  handler: bigint,
+  others: readonly JournalContents[],
+): Promise<TrapChain["chained"]> {
+  for (const other of others) {
+    if (other.trapAction === undefined) continue;
+    const at = other.trapAction.previousAt;
+    const bytes = await target.read(at, SIGNAL_ACTION_BYTES);
+    if (firstWord(bytes) === handler) return { at, bytes };
+  }
+  return undefined;
+}
+
+const firstWord = (bytes: Uint8Array): bigint =>
+  new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true);
+
+/** What is to be known of the sites that other sessions have as well. */
+async function readShared(
+  target: ProcessTarget,
+  journal: JournalContents,
+  others: readonly JournalContents[],
+  found: readonly Uint8Array[],
+): Promise<ReadText> {
+  const shared = membersBySite(others);
+  const own = membersBySite([journal]);
+  const places = [...own].flatMap(([at, members]) => {
+    const rest = shared.get(at);
+    return rest === undefined ? [] : placesOf([...members, ...rest]);
+  });
+  const bytes = await target.readMany(places);
+  const known = new Map<string, Uint8Array>();
+  places.forEach(({ at, lenBytes }, index) => {
+    known.set(`${at} ${lenBytes}`, bytes[index]!);
+  });
+  journal.sites.forEach(({ at }, index) => {
+    known.set(`${at} ${found[index]!.length}`, found[index]!);
+  });
+  return (at, lenBytes) => known.get(`${at} ${lenBytes}`);
+}
+
+/**
+ * Other processes that have the same journal mapped: children that the target has forked since, with copies of the changed
+ * text and of the code.
+ */
+export function findHeirs(journalInode: bigint, target: number): number[] {
+  const heirs: number[] = [];
+  for (const name of readdirSync("/proc")) {
+    const pid = Number(name);
+    if (!Number.isInteger(pid) || pid === target || pid === process.pid) continue;
+    try {
+      if (readMaps(pid).some(({ inode, path }) => inode === journalInode && path === JOURNAL_MAPPING_PATH))
+        heirs.push(pid);
+    } catch {
+      // It has ended, or belongs to somebody else: then it is no child of the target.
+    }
+  }
+  return heirs;
+}
+
+/** Where the journals of tracers are mapped in a process: one for each session. */
+export function findJournalMappings(pid: number): AddrRange[] {
+  return readMaps(pid)
+    .filter((entry) => entry.path === JOURNAL_MAPPING_PATH && entry.offset === 0n)
+    .map(({ start, end }) => ({ start, end }));
+}

@@ -1,0 +1,87 @@
+/** What `-v` says about the session itself, on standard error. */
+import { hexBytes, type Refusal, refusalText } from "../../patch/index.ts";
+import { describeReturn } from "../attach/return-ways.ts";
+import type { PerfMapResult } from "../names/perf-map.ts";
+import type { SessionIo, TraceOptions } from "../options.ts";
+import type { ArmedTarget, LeftTarget, Targets } from "../targets.ts";
+
+/** More sites than this are counted, not listed. */
+const MOST_SITES = 50;
+
+export class VerboseReport {
+  readonly #isOn: boolean;
+  readonly #io: SessionIo;
+
+  constructor(options: Pick<TraceOptions, "verbose">, io: SessionIo) {
+    this.#isOn = options.verbose;
+    this.#io = io;
+  }
+
+  armed(armed: readonly ArmedTarget[], targets: Targets): void {
+    if (!this.#isOn) return;
+    for (const { pid, points, threads, stoppedNs, skipped, gate } of armed) {
+      this.#say(
+        `process ${pid}: ${points} sites armed, stopped ${threads} threads for ${milliseconds(stoppedNs)} ms`,
+      );
+      if (gate.level === "stack") this.#say(`  programs run on private stacks: ${gate.reason}`);
+      for (const { probe, reason } of skipped.slice(0, MOST_SITES))
+        this.#say(`  left out, by ${probe}: ${reason}`);
+    }
+    for (const attachment of targets.attachments) {
+      this.#perfMap(attachment.perfMapResult);
+      if (attachment.gdbRefusal !== undefined) this.#say(`no names for gdb: ${attachment.gdbRefusal}`);
+      for (const { plan, code, detour, planned } of attachment.builtPoints.slice(0, MOST_SITES)) {
+        const mechanism = attachment.mechanismAt(code.at);
+        const now =
+          mechanism === "call" || mechanism === "jump" || mechanism === "punned"
+            ? code.jumpBytes!
+            : Uint8Array.of(0xcc, ...code.oldBytes.slice(1));
+        this.#say(
+          `  ${attachment.images.symbolize(plan.at).text} 0x${plan.at.toString(16)}: ${mechanism}, ` +
+            `${hexBytes(code.oldBytes)} -> ${hexBytes(now)}, detour 0x${detour.entry.toString(16)}`,
+        );
+        const print = (at: bigint) => attachment.images.symbolize(at).text;
+        // Most functions have none, and most sites are no function's entry: that goes without saying.
+        for (const { mechanism: rung, refusal } of plan.refused)
+          if (rung !== "call" || !isUsual(refusal))
+            this.#say(`    not ${rung}: ${refusalText(refusal, print)}`);
+        if (planned.returns !== undefined) this.#say(`    ${describeReturn(planned.returns, print)}`);
+      }
+    }
+  }
+
+  left(left: readonly LeftTarget[]): void {
+    if (!this.#isOn) return;
+    for (const { pid, report } of left) {
+      if (report === undefined) {
+        this.#say(`process ${pid}: ended, nothing to restore`);
+        continue;
+      }
+      this.#say(
+        `process ${pid}: ${report.sites} sites restored, ${report.returnsRestored} return addresses put back, ` +
+          `threads stood for ${milliseconds(report.stoppedNs)} ms, ${report.stops} ${report.stops === 1 ? "stop" : "stops"}`,
+      );
+    }
+  }
+
+  #perfMap(result: PerfMapResult | undefined): void {
+    if (result === undefined) return;
+    const { path } = result;
+    this.#say(
+      result.kind === "written"
+        ? `${path}: ${result.lines} names for perf`
+        : `${path}: no names for perf: ${result.reason}`,
+    );
+  }
+
+  #say(line: string): void {
+    this.#io.err.write(`${line}\n`);
+  }
+}
+
+const isUsual = ({ reason }: Refusal): boolean =>
+  reason === "no-patchable-entry" || reason === "not-a-function-entry" || reason === "other-mechanism-forced";
+
+function milliseconds(ns: bigint): string {
+  return (Number(ns) / 1e6).toFixed(1);
+}
