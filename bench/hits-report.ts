@@ -1,5 +1,6 @@
 /** Costs of a hit as a table, each beside what trapline's jump costs for the same work on the same site. */
 import type { HitCost, HitResult } from "./hits.ts";
+import type { Site } from "./hot-process.ts";
 import { type Column, printFigure, printTable } from "./table.ts";
 import { describeWork } from "./tracers/tracer.ts";
 
@@ -15,13 +16,13 @@ const columns: readonly Column[] = [
   { title: "", align: "left" },
 ];
 
-const describeSite = {
+const describeSite: Partial<Record<Site, string>> = {
   mov: "3-byte mov",
   push: "push %rbp",
   nop5: "5-byte nop",
   sled: "five nops",
   imm: "5-byte mov",
-} as const;
+};
 
 export function printHits(results: readonly HitResult[]): string {
   const sorted = [...results].sort(
@@ -32,7 +33,7 @@ export function printHits(results: readonly HitResult[]): string {
   return printTable(
     columns,
     sorted.map((result) => {
-      const head = [describeWork[result.work], describeSite[result.site], result.tracer];
+      const head = [describeWork[result.work], describeSite[result.site] ?? result.site, result.tracer];
       const { outcome } = result;
       if (outcome.kind !== "measured")
         return [

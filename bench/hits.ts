@@ -3,7 +3,15 @@
  * turns in the same process, less what the two differ by before the probe comes. Rounds over all probes are repeated, so that
  * a change of the machine's speed meets all of them.
  */
-import { callsIn, HotProcess, type Pace, type Placement, type Sample, type Site } from "./hot-process.ts";
+import {
+  callsIn,
+  firstLengths,
+  HotProcess,
+  type Pace,
+  type Placement,
+  type Sample,
+  type Site,
+} from "./hot-process.ts";
 import { median, type Spread, spreadOf } from "./statistics.ts";
 import { frida } from "./tracers/frida.ts";
 import { gdbserver } from "./tracers/gdbserver.ts";
@@ -37,8 +45,11 @@ export interface HitCost {
   readonly added: Spread;
   /** Hits that the tracer did not count, or counted twice, over all rounds; undefined where it does not say. */
   readonly miscounted: number | undefined;
+  /** How the probe was armed; undefined where the tracer does not say. */
+  readonly mechanism?: string | undefined;
 }
 
+const auto = trapline("auto");
 const call = trapline("call");
 const jump = trapline("jump");
 const int3 = trapline("int3");
@@ -78,6 +89,18 @@ export const peerCases: readonly HitCase[] = [
   onMov(frida("c"), "return"),
 ];
 
+/** First instructions of every length side by side, also where only they may be overwritten; returns and traps beside them. */
+export const instructionCases: readonly HitCase[] = [
+  ...firstLengths.flatMap((bytes) => [
+    onSite(`first${bytes}`)(auto, "count"),
+    onSite(`hemmed${bytes}`)(auto, "count"),
+  ]),
+  onSite("first5")(auto, "return"),
+  onSite("first1")(auto, "return"),
+  onSite("first5")(int3, "count"),
+  onSite("hemmed1")(int3, "count"),
+];
+
 export async function measureHits(
   cases: readonly HitCase[],
   rounds: number,
@@ -110,6 +133,7 @@ interface Round {
   readonly probedNs: number;
   readonly addedNs: number;
   readonly miscounted: number | undefined;
+  readonly mechanism: string | undefined;
 }
 
 /** A sample is to take about so long: short enough that most samples are not interrupted. */
@@ -149,6 +173,7 @@ async function measureOnce({ tracer, site, work, placement }: HitCase): Promise<
     probedNs: median(samples.map(({ ownNs }) => ownNs)),
     addedNs: differenceNs(samples) - differenceNs(before.samples),
     miscounted: hits === undefined ? undefined : miscount(calls, hits, planted.step ?? 1),
+    mechanism: planted.mechanism?.(),
   };
 }
 
@@ -168,5 +193,6 @@ function summarize(rounds: readonly Round[], failures: readonly string[]): HitCo
     miscounted: miscounts.includes(undefined)
       ? undefined
       : miscounts.reduce<number>((sum, count) => sum + (count ?? 0), 0),
+    mechanism: rounds.find(({ mechanism }) => mechanism !== undefined)?.mechanism,
   };
 }

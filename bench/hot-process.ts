@@ -4,8 +4,12 @@ import { buildFixture, type Placement } from "./fixture.ts";
 
 export type { Placement };
 
-/** How the probed function begins. */
-export type Site = "mov" | "push" | "nop5" | "sled" | "imm";
+/** How long a first instruction is, in bytes. */
+export const firstLengths = [1, 2, 3, 4, 5, 15] as const;
+export type FirstLength = (typeof firstLengths)[number];
+
+/** How the probed function begins. `hemmed`: something may jump to its second instruction. */
+export type Site = "mov" | "push" | "nop5" | "sled" | "imm" | `first${FirstLength}` | `hemmed${FirstLength}`;
 
 /** `samples` times `calls` calls of the function and `twinCalls` of its twin, `pauseUs` microseconds apart. */
 export interface Pace {

@@ -3,6 +3,7 @@
  * and writes the same as JSON to `bench/results/latest.json`.
  *
  *     hits     what a hit costs with trapline
+ *     instructions  what it costs on first instructions of 1 to 15 bytes, and at returns
  *     peers    what it costs with trapline and with other tracers
  *     attach   how long attaching and detaching take, and how long the target stands still
  *     programs size and time of compiled programs, beside the kernel's JIT
@@ -12,8 +13,9 @@ import { join } from "node:path";
 import { attachCases, measureAttach, measureFirstEvent } from "./attach.ts";
 import { printAttach, printSpread } from "./attach-report.ts";
 import { repository } from "./fixture.ts";
-import { measureHits, peerCases, productCases } from "./hits.ts";
+import { instructionCases, measureHits, peerCases, productCases } from "./hits.ts";
 import { printHits } from "./hits-report.ts";
+import { printInstructions } from "./instructions-report.ts";
 import { describeMachine } from "./machine.ts";
 import { measurePrograms } from "./programs.ts";
 import { printPrograms } from "./programs-report.ts";
@@ -25,7 +27,7 @@ const ATTACH_ROUNDS = 5;
 const FIRST_EVENT_ROUNDS = 11;
 const PROGRAM_ROUNDS = 7;
 
-const groups = ["hits", "peers", "attach", "programs"] as const;
+const groups = ["hits", "instructions", "peers", "attach", "programs"] as const;
 type Group = (typeof groups)[number];
 
 function parseGroups(args: readonly string[]): ReadonlySet<Group> {
@@ -64,6 +66,12 @@ async function main(args: readonly string[]): Promise<void> {
       : [];
   if (hits.length > 0) print("Cost of a hit: nanoseconds per call, medians", printHits(hits));
 
+  const instructions = wanted.has("instructions")
+    ? await measureHits(instructionCases, HIT_ROUNDS, showProgress)
+    : [];
+  if (instructions.length > 0)
+    print("First instructions of every length: count(), medians", printInstructions(instructions));
+
   const attach = wanted.has("attach") ? await measureAttach(attachCases, ATTACH_ROUNDS, showProgress) : [];
   const firstEvent = wanted.has("attach") ? await measureFirstEvent(FIRST_EVENT_ROUNDS) : undefined;
   if (firstEvent !== undefined) {
@@ -85,7 +93,7 @@ async function main(args: readonly string[]): Promise<void> {
   mkdirSync(join(file, ".."), { recursive: true });
   writeFileSync(
     file,
-    `${JSON.stringify({ machine, hits, attach, firstEvent, programs, targets }, undefined, 2)}\n`,
+    `${JSON.stringify({ machine, hits, instructions, attach, firstEvent, programs, targets }, undefined, 2)}\n`,
   );
   const seconds = ((performance.now() - started) / 1000).toFixed(0);
   process.stdout.write(`\n${seconds} s; as JSON in bench/results/latest.json\n`);

@@ -18,6 +18,8 @@ export interface Planted {
   readonly step?: number;
   /** Takes it away. Returns how often it was hit, in the tracer's own count; undefined where the tracer cannot say. */
   remove(): Promise<number | undefined>;
+  /** How the probe was armed, once it has been removed; only where the tracer says. */
+  mechanism?(): string | undefined;
 }
 
 export interface Tracer {

@@ -12,7 +12,7 @@ import type { Tracer } from "./tracer.ts";
 export const traplineCommand: readonly string[] = [process.execPath, join(repository, "dist/cli/main.js")];
 
 /** `returns`: how returns are probed, where it is not left to the product. */
-export function trapline(mechanism: "call" | "jump" | "int3", returns?: "stack"): Tracer {
+export function trapline(mechanism: "auto" | "call" | "jump" | "int3", returns?: "stack"): Tracer {
   const way = returns === undefined ? [] : ["--return", returns];
   return {
     name: ["trapline", mechanism, ...way.slice(1)].join(", "),
@@ -25,6 +25,7 @@ export function trapline(mechanism: "call" | "jump" | "int3", returns?: "stack")
       const child = new Child([...traplineCommand, ...options]);
       await code.until("changed", child);
       return {
+        mechanism: () => mechanismIn(child.lines.map(({ text }) => text)),
         async remove() {
           child.kill("SIGINT");
           await child.end();
@@ -37,4 +38,13 @@ export function trapline(mechanism: "call" | "jump" | "int3", returns?: "stack")
       };
     },
   };
+}
+
+/** The mechanisms in the accounting at the end of a run. */
+function mechanismIn(lines: readonly string[]): string | undefined {
+  const line = lines.find((text) => text.startsWith('{"type": "accounting"'));
+  if (line === undefined) return undefined;
+  type Accounting = { data: { probes: { mechanisms: Record<string, number> }[] } };
+  const { probes } = (JSON.parse(line) as Accounting).data;
+  return [...new Set(probes.flatMap(({ mechanisms }) => Object.keys(mechanisms)))].join(", ");
 }
