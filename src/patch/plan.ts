@@ -17,6 +17,7 @@ import type { ImageCode, Region, RegionResult } from "../x86/regions.ts";
 import { findUnrelocatable } from "../x86/relocate.ts";
 import type { Blacklist } from "./blacklist.ts";
 import type { LandingPlaces } from "./landing-places.ts";
+import { maskedCodeOf } from "./masked-code.ts";
 import type { OverrideRefusal, Refusal, ReturnRefusal } from "./refusal.ts";
 import type { Route } from "./route.ts";
 import { RoutePlanner, type RouteResult } from "./route-planner.ts";
@@ -232,6 +233,7 @@ function tryRung(
       : (findBarred(result.region.start, result.region.lenBytes, options) ??
         findUnrelocatable(result.region) ??
         findDifference(code, result.region, options) ??
+        findMasked(code, at, mechanism) ??
         findOtherTracer(result.region, mechanism, options));
   if (refusal !== undefined || result.kind === "refused") {
     if (refusal !== undefined) refused.push({ mechanism, refusal });
@@ -260,6 +262,12 @@ function tryRung(
 function findBarred(at: bigint, lenBytes: number, { blacklist }: PlanOptions): Refusal | undefined {
   const entry = blacklist?.find(at, lenBytes);
   return entry === undefined ? undefined : { reason: "blacklisted", at, entry };
+}
+
+/** Whether a trap could come while signals are blocked. */
+function findMasked(code: ImageCode, at: bigint, mechanism: Mechanism): Refusal | undefined {
+  if (mechanism !== "int3" || !maskedCodeOf(code).has(at)) return undefined;
+  return { reason: "signals-blocked", at };
 }
 
 /** Another tracer's bytes among those that are to be changed. */

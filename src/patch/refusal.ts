@@ -21,6 +21,7 @@ export type Refusal =
     }
   | { readonly reason: "text-unreadable"; readonly at: bigint }
   | { readonly reason: "blacklisted"; readonly at: bigint; readonly entry: BlacklistEntry }
+  | { readonly reason: "signals-blocked"; readonly at: bigint }
   | { readonly reason: "no-route"; readonly at: bigint }
   | { readonly reason: "landings-used-up"; readonly at: bigint }
   | { readonly reason: "landing-not-mapped"; readonly at: bigint }
@@ -101,6 +102,8 @@ export function refusalText(
       return `the text at ${print(refusal.at)} holds ${hex(refusal.found)}, its file ${hex(refusal.expected)}`;
     case "blacklisted":
       return blacklistText(refusal.entry);
+    case "signals-blocked":
+      return `the library may run ${print(refusal.at)} while it blocks all signals, and an int3 would kill the process then`;
     case "text-unreadable":
       return `the text at ${print(refusal.at)} cannot be read`;
     case "no-route":

@@ -28,6 +28,7 @@ import {
   TrapTable,
 } from "../../patch/index.ts";
 import { LOAD_GATE_BYTES, loadGateWords } from "../../patch/load-gate.ts";
+import { maskedCodeOf } from "../../patch/masked-code.ts";
 import { emitUnwindHook } from "../../patch/unwind-table.ts";
 import { findArenaPlace } from "../../probe/arena.ts";
 import { JOURNAL_SCRATCH, Journal, journalBytes } from "../../probe/journal.ts";
@@ -38,12 +39,9 @@ import { futexWakeAll, type Mapping } from "../../target/process/libc.ts";
 import type { MappedImage } from "../../target/process/mapped-image.ts";
 import { MemoryFile } from "../../target/process/memory-file.ts";
 import { readAuxv, readMaps, readStat, readStatus } from "../../target/process/proc-fs.ts";
-import {
-  findTrapObstacle,
-  JOURNAL_MEMORY_NAME,
-  MAPS_MEMORY_NAME,
-} from "../../target/process/traced-process.ts";
+import { JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../../target/process/traced-process.ts";
 import type { ProcessTarget } from "../../target/process/tracer.ts";
+import { findTrapObstacle } from "../../target/process/trap-obstacle.ts";
 import type { AddrRange } from "../../target/target.ts";
 import type { ProbeAccounts } from "../accounts/probe-accounts.ts";
 import { isStaying, markLeft, markRemoved, takeOutDead } from "../leave/other-sessions.ts";
@@ -642,7 +640,14 @@ export class Attachment {
    * optimizer can write the jump.
    */
   async #trapHemmedPoints(): Promise<void> {
-    const hemmed = this.probes.points.filter(({ mechanism, isIdle }) => mechanism === "none" && !isIdle);
+    if (!this.probes.points.some(isHemmed)) return;
+    // Where signals may be blocked no trap can stand in for the jump.
+    const masked = new Set(
+      this.builtPoints
+        .filter(({ planned: { code, plan } }) => maskedCodeOf(code).has(plan.at))
+        .map(({ code }) => code.at),
+    );
+    const hemmed = this.probes.points.filter((point) => isHemmed(point) && !masked.has(point.at));
     if (hemmed.length === 0 || findTrapObstacle(this.target.pid) !== undefined) return;
     await this.#addTraps(
       this.builtPoints.filter((built) => hemmed.some((point) => point.at === built.code.at)),
@@ -744,6 +749,9 @@ export class Attachment {
 const JOURNAL_MARK_BYTES = 48;
 
 const equalBytes = (a: Uint8Array, b: Uint8Array): boolean => a.every((byte, index) => byte === b[index]);
+
+const isHemmed = ({ mechanism, isIdle }: ProbeSet["points"][number]): boolean =>
+  mechanism === "none" && !isIdle;
 
 const pages = (lenBytes: number): number => Math.ceil(lenBytes / PAGE) * PAGE;
 

@@ -18,9 +18,10 @@ import {
   writeDescriptorMessage,
 } from "./libc.ts";
 import { MemoryFile } from "./memory-file.ts";
-import { hasSignal, readMaps, readStatus } from "./proc-fs.ts";
+import { readMaps, readStatus } from "./proc-fs.ts";
 import * as ptrace from "./ptrace.ts";
 import { STACKS_MEMORY_NAME } from "./signal-frames.ts";
+import { BLOCKED_FOR_MS, findTrapObstacle } from "./trap-obstacle.ts";
 
 const SYS_CLOSE = 3;
 const SYS_RT_SIGACTION = 13;
@@ -504,30 +505,4 @@ function namespaceTid(pid: number, tid: number): number {
   const status = readFileSync(`/proc/${pid}/task/${tid}/status`, "latin1");
   const ids = /^NSpid:\s+(.*)$/m.exec(status)?.[1]?.trim().split(/\s+/) ?? [];
   return Number(ids[ids.length - 1] ?? tid);
-}
-
-/** How long a thread may block SIGTRAP before it counts: glibc blocks all signals while it starts or forks something. */
-const BLOCKED_FOR_MS = 100;
-
-/** Why an `int3` would kill the process: a thread that blocks SIGTRAP dies of it whatever handler there is. */
-export function findTrapObstacle(
-  pid: number,
-): { readonly kind: "sigtrap-blocked"; readonly tid: number } | undefined {
-  const deadline = performance.now() + BLOCKED_FOR_MS;
-  for (const tid of Freeze.listThreads(pid))
-    while (blocksTraps(pid, tid)) {
-      if (performance.now() > deadline) return { kind: "sigtrap-blocked", tid };
-      usleep(1000);
-    }
-  return undefined;
-}
-
-function blocksTraps(pid: number, tid: number): boolean {
-  try {
-    const { state, signals } = readStatus(pid, tid);
-    return state !== "Z" && state !== "X" && hasSignal(signals.blocked, ptrace.SIGTRAP);
-  } catch {
-    // It has ended.
-    return false;
-  }
 }
