@@ -75,12 +75,19 @@ export interface ExactReference {
 
 const SLOTS = 1 << 18;
 
+/** Counts appear here while steps are counted; elsewhere, under a name as long, when they are not: all runs are alike. */
+const folder = join(tmpdir(), `trapline-counts-${process.getuid?.() ?? 0}`);
+mkdirSync(folder, { recursive: true });
+const running = join(folder, `running-${`${process.pid}`.padStart(8, "0")}`);
+const unused = join(folder, `nothing-${`${process.pid}`.padStart(8, "0")}`);
+process.on("exit", () => rmSync(unused, { force: true }));
+
 /** A program that waits for its input, where every run finds the same addresses. */
-export async function startExact({ argv }: ExactProgram, countsFile?: string): Promise<UnmanagedChild> {
+export async function startExact({ argv }: ExactProgram, countsFile = unused): Promise<UnmanagedChild> {
   const library = buildFixture("step-counter", { flags: ["-shared", "-fPIC"], variant: "preload" });
   const variables = [
     `LD_PRELOAD=${library}`,
-    ...(countsFile === undefined ? [] : [`STEP_COUNTS=${countsFile}`]),
+    `STEP_COUNTS=${countsFile}`,
     "PYTHONHASHSEED=0",
     "PYTHONMALLOC=malloc",
     "LC_ALL=C",
@@ -120,16 +127,14 @@ export async function finishExact(
 export async function referenceOf(program: ExactProgram): Promise<ExactReference> {
   const { argv, input } = program;
   const facts = [
+    2,
     argv,
     input,
     statSync(realpathSync(argv[0]!)).mtimeMs,
     statSync("/lib/x86_64-linux-gnu/libc.so.6").mtimeMs,
   ];
   const digest = createHash("sha256").update(JSON.stringify(facts)).digest("hex").slice(0, 16);
-  const folder = join(tmpdir(), `trapline-counts-${process.getuid?.() ?? 0}`);
-  mkdirSync(folder, { recursive: true });
   const kept = join(folder, digest);
-  const partial = `${kept}.${process.pid}`;
   // Where everything lies does not depend on whether steps are counted.
   using plain = await startExact(program);
   const maps = readMaps(plain.pid);
@@ -142,12 +147,11 @@ export async function referenceOf(program: ExactProgram): Promise<ExactReference
   for (const { path } of maps) if (path.startsWith("/")) biasOf(path);
   const output = await finishExact(plain, program, 30_000);
   if (!existsSync(kept)) {
-    using stepped = await startExact(program, partial);
+    using stepped = await startExact(program, running);
     stepped.kill("SIGUSR2");
     await finishExact(stepped, program, 600_000);
-    renameSync(partial, kept);
+    renameSync(running, kept);
   }
-  rmSync(partial, { force: true });
   const bytes = readFileSync(kept);
   const words = new BigUint64Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length));
   const counts: ExactCount[] = [];

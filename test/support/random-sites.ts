@@ -10,7 +10,7 @@ import { landingPlacesOf } from "../../src/session/attach/landing-memory.ts";
 import type { MechanismChoice } from "../../src/session/options.ts";
 import { ProcessImages } from "../../src/target/process/images.ts";
 import type { MappedImage } from "../../src/target/process/mapped-image.ts";
-import { findTrapObstacle } from "../../src/target/process/traced-process.ts";
+import { findTrapObstacle } from "../../src/target/process/trap-obstacle.ts";
 import { ImageCode } from "../../src/x86/regions.ts";
 import { openElf } from "./elf-images.ts";
 import type { ExactCount } from "./exact-programs.ts";
