@@ -26,6 +26,7 @@ interface ProofData {
   readonly occupants: readonly { readonly tid: number; readonly ip: string; readonly how: string }[];
   readonly memory: { readonly ranges: number; readonly left: readonly unknown[] };
   readonly descriptors: readonly number[];
+  readonly otherTracers: readonly number[];
   readonly sigtrap: { readonly before: string; readonly after: string; readonly equal: boolean };
 }
 
@@ -179,3 +180,24 @@ it("what a command has loaded since is compared with its files; an ended command
     expect(proof.text.loaded.some((path) => path.includes("libc.so"))).toBe(true);
   }
 });
+
+for (const mechanism of ["jump", "int3"])
+  it(`looks past what other tracers have changed, whoever came first, ${mechanism}`, async () => {
+    using child = await compute();
+    const before = readProcessState(child.pid);
+    const args = ["-p", `${child.pid}`, "--verify", "--mechanism", mechanism];
+    const probe = "uprobe:compute:step { @ = count(); }";
+    await using first = await Tracing.armed(args, probe);
+    await using second = await Tracing.armed(args, `${probe} uprobe:compute:work { @work = count(); }`);
+    await using third = await Tracing.armed(args, probe);
+    // In an order in which each leaves others behind that came before or after it.
+    const endings = [];
+    for (const tracing of [second, first, third]) endings.push(await tracing.interrupt());
+    const others = [[first.pid, third.pid], [third.pid], []];
+    for (const [index, { code, err, ...rest }] of endings.entries()) {
+      const [proof] = proofsOf({ code, err, ...rest });
+      expect({ code, err, reasons: proof!.reasons }).toEqual({ code: 0, err: "", reasons: [] });
+      expect([...proof!.otherTracers].sort()).toEqual(others[index]!.sort());
+    }
+    expectNoTrace(child.pid, before);
+  });

@@ -68,6 +68,11 @@ function proofText(proof: DetachProof, describe: DescribeAddress): string {
       (memory.left.length === 0 ? "all unmapped" : `${memory.left.length} LEFT`) +
       `; ${plural(proof.descriptors.length, "descriptor")} of ours open`,
   );
+  if (proof.otherTracers.length > 0)
+    say(
+      "others",
+      `what ${proof.otherTracers.map((tracer) => `process ${tracer}`).join(", ")} has changed is not looked at`,
+    );
   const isSame = hexOf(trapAction.before) === hexOf(trapAction.after);
   say("SIGTRAP", `${describeAction(trapAction.after, describe)}${isSame ? ", as before" : ": DIFFERENT"}`);
   const verdict = proof.holds ? "is as it was before" : "is NOT as it was before";
@@ -123,6 +128,7 @@ function proofJson(proof: DetachProof): unknown {
       left: memory.left.map(({ start, end }) => ({ start: address(start), end: address(end) })),
     },
     descriptors: proof.descriptors.map(Number),
+    otherTracers: proof.otherTracers,
     sigtrap: {
       before: hexOf(trapAction.before),
       after: hexOf(trapAction.after),

@@ -3,7 +3,8 @@
  * saw of its threads, and what is there now.
  *
  * What is read before and after needs no stop (but one of a single thread, to ask for the action of SIGTRAP). In the last
- * stop itself, only the live stacks are looked through once more.
+ * stop itself, only the live stacks are looked through once more. What other tracers have changed is looked past, before and
+ * after: it is theirs.
  *
  * What counts: text as before, byte by byte; no thread and no signal frame in our code, by the same checks that decide
  * whether the code can be freed; the action of SIGTRAP; all our memory given back; no descriptor of ours. What does not:
@@ -12,11 +13,11 @@
  */
 import { readdirSync, readlinkSync } from "node:fs";
 import type { JournalContents } from "../../probe/journal.ts";
-import { siteState } from "../../probe/site-state.ts";
 import { readMaps } from "../../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME } from "../../target/process/traced-process.ts";
 import type { ProcessTarget } from "../../target/process/tracer.ts";
 import type { AddrRange, Inspection, Occupant } from "../../target/target.ts";
+import { changedPieces, handlerOf, readOtherChanges } from "./other-changes.ts";
 import type { RestoreReport } from "./restore-process.ts";
 import { type TextComparison, type TextPiece, TextSnapshot } from "./text-snapshot.ts";
 
@@ -52,6 +53,8 @@ export interface DetachProof {
   /** Descriptors of ours that are still open in the process. */
   readonly descriptors: readonly string[];
   readonly trapAction: { readonly before: Uint8Array; readonly after: Uint8Array };
+  /** Tracers that are still in the process: what they have changed in it is not looked at. */
+  readonly otherTracers: readonly number[];
 }
 
 /** Names an address for people. */
@@ -74,7 +77,9 @@ export class Witness implements Disposable {
 
   /** To be called before the first change. */
   static async of(target: ProcessTarget): Promise<Witness> {
-    return new Witness(TextSnapshot.take(target.pid), await target.readTrapAction(), "before");
+    const others = await readOtherChanges(target);
+    const trapAction = others.trapActionBeneath(await target.readTrapAction());
+    return new Witness(TextSnapshot.take(target.pid, others.undone), trapAction, "before");
   }
 
   /** For a process whose tracer has died: what was there before is what the journals say. */
@@ -94,8 +99,9 @@ export class Witness implements Disposable {
     reports: readonly RestoreReport[],
     describe: DescribeAddress,
   ): Promise<DetachProof> {
-    const text = this.#text.compare(target.pid);
-    const after = await target.readTrapAction();
+    const others = await readOtherChanges(target);
+    const text = this.#text.compare(target.pid, others.undone);
+    const after = others.trapActionBeneath(await target.readTrapAction());
     const evidence = reports.flatMap((report) => report.evidence ?? []);
     const inspections = evidence.flatMap(({ inspection }) => inspection ?? []);
     const last = inspections.at(-1);
@@ -123,10 +129,11 @@ export class Witness implements Disposable {
       memory: {
         ranges: memory.length,
         totalBytes: memory.reduce((sum, { range }) => sum + Number(range.end - range.start), 0),
-        left: leftMemory(target.pid, memory),
+        left: leftMemory(target.pid, memory, others.memory),
       },
       descriptors: ourDescriptors(target.pid),
       trapAction: { before: this.#trapAction, after },
+      otherTracers: others.tracers,
     };
     const sites = evidence.flatMap(({ journal }) => journal.sites);
     const reasons = findReasons(facts, reports, sites, describe);
@@ -138,17 +145,6 @@ export class Witness implements Disposable {
   }
 }
 
-const handlerOf = (action: Uint8Array): bigint =>
-  new DataView(action.buffer, action.byteOffset).getBigUint64(0, true);
-
-/** What stood at the sites that hold something of ours now. */
-async function changedPieces(target: ProcessTarget, { sites }: JournalContents): Promise<TextPiece[]> {
-  const found = await target.readMany(sites.map(({ at, oldBytes }) => ({ at, lenBytes: oldBytes.length })));
-  return sites
-    .filter((site, index) => ["jump", "int3"].includes(siteState(site, found[index]!)))
-    .map(({ at, oldBytes }) => ({ at, bytes: oldBytes }));
-}
-
 /**
  * Memory that was not given back. What the process maps at the same addresses afterwards is its own, so the answers of the
  * system calls decide, and the names in the list of mappings.
@@ -156,8 +152,11 @@ async function changedPieces(target: ProcessTarget, { sites }: JournalContents):
 function leftMemory(
   pid: number,
   memory: readonly { readonly range: AddrRange; readonly isFreed: boolean }[],
+  others: readonly AddrRange[],
 ): AddrRange[] {
-  const maps = readMaps(pid);
+  const isOthers = ({ start, end }: AddrRange) =>
+    others.some((range) => start < range.end && end > range.start);
+  const maps = readMaps(pid).filter((map) => !isOthers(map));
   const named = maps.filter(({ path }) => path.startsWith(`/memfd:${JOURNAL_MEMORY_NAME}`));
   const kept = memory.filter(
     ({ range, isFreed }) => !isFreed && maps.some(({ start, end }) => start < range.end && end > range.start),

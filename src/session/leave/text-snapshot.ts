@@ -81,8 +81,11 @@ export class TextSnapshot implements Disposable {
     return new TextSnapshot(textMappings(pid).map((map) => snap(pid, root, memory.file, map, undone)));
   }
 
-  /** What differs now. `pid` may be another process than the snapshot's: a child that it has forked. */
-  compare(pid: number): TextComparison {
+  /**
+   * What differs now, `undone` being taken to be there. `pid` may be another process than the snapshot's: a child that it has
+   * forked.
+   */
+  compare(pid: number, undone: readonly TextPiece[] = []): TextComparison {
     using memory = openMemory(pid);
     const root = TargetRoot.of(pid);
     const now = new Map(textMappings(pid).map((map) => [keyOf(map), map]));
@@ -102,16 +105,17 @@ export class TextSnapshot implements Disposable {
       ranges++;
       totalBytes += lengthOf(map);
       const head = `${map.start.toString(16)} ${map.path}\n`;
-      const digest = digestOf(memory.file, map);
+      const digest = digestOf(memory.file, map, undone);
       before.update(head).update(snapped.digest);
       after.update(head).update(digest);
-      if (!Buffer.from(digest).equals(snapped.digest)) findDifferences(memory.file, snapped, differences);
+      if (!Buffer.from(digest).equals(snapped.digest))
+        findDifferences(memory.file, snapped, undone, differences);
     }
     for (const map of now.values()) {
       const fd = openMapped(pid, root, map);
       if (fd === undefined) continue;
       const asFile = { map, digest: new Uint8Array(0), file: fd, kept: new Map(), unlikeFile: 0 };
-      findDifferences(memory.file, asFile, addedDifferences);
+      findDifferences(memory.file, asFile, undone, addedDifferences);
       closeSync(fd);
     }
     return {
@@ -228,9 +232,12 @@ function readFilePart(fd: number, map: MapEntry, offset: number, lenBytes: numbe
   return bytes;
 }
 
-function digestOf(memory: MemoryFile, map: MapEntry): Uint8Array {
+function digestOf(memory: MemoryFile, map: MapEntry, undone: readonly TextPiece[]): Uint8Array {
   const hash = createHash("sha256");
-  for (const { bytes } of chunksOf(memory, map)) hash.update(bytes);
+  for (const { offset, bytes } of chunksOf(memory, map)) {
+    layOver(bytes, map.start + BigInt(offset), undone);
+    hash.update(bytes);
+  }
   return hash.digest();
 }
 
@@ -244,8 +251,14 @@ class DifferenceList {
   }
 }
 
-function findDifferences(memory: MemoryFile, { map, file, kept }: Snapped, list: DifferenceList): void {
+function findDifferences(
+  memory: MemoryFile,
+  { map, file, kept }: Snapped,
+  undone: readonly TextPiece[],
+  list: DifferenceList,
+): void {
   for (const { offset, bytes } of chunksOf(memory, map)) {
+    layOver(bytes, map.start + BigInt(offset), undone);
     const expected =
       file === undefined ? Buffer.alloc(bytes.length) : readFilePart(file, map, offset, bytes.length);
     for (let at = 0; at < bytes.length; at += PAGE) expected.set(kept.get((offset + at) / PAGE) ?? [], at);

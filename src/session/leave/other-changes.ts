@@ -1,0 +1,61 @@
+/**
+ * What the sessions in a process have changed in it, so that a proof can look past them: each takes out only its own, at its
+ * own time.
+ */
+import type { JournalContents } from "../../probe/journal.ts";
+import { siteState } from "../../probe/site-state.ts";
+import type { ProcessTarget } from "../../target/process/tracer.ts";
+import type { AddrRange } from "../../target/target.ts";
+import { readOtherSessions } from "./other-sessions.ts";
+import type { TextPiece } from "./text-snapshot.ts";
+
+export interface OtherChanges {
+  /** What stood where the sessions have their bytes now. */
+  readonly undone: readonly TextPiece[];
+  /** Memory of sessions whose tracers live. */
+  readonly memory: readonly AddrRange[];
+  /** Process ids of these tracers. */
+  readonly tracers: readonly number[];
+  /** The process's own action, beneath the handlers of sessions. */
+  trapActionBeneath(action: Uint8Array): Uint8Array;
+}
+
+/** Reads the journals of all sessions that are in the process. */
+export async function readOtherChanges(target: ProcessTarget): Promise<OtherChanges> {
+  const sessions = await readOtherSessions(target);
+  const undone: TextPiece[] = [];
+  for (const { journal } of sessions) undone.push(...(await changedPieces(target, journal)));
+  const alive = sessions.filter(({ isAlive }) => isAlive);
+  return {
+    undone,
+    memory: alive.flatMap(({ memory, journal }) => [memory, ...memoryOf(journal)]),
+    tracers: alive.map(({ journal }) => journal.header.tracerPid),
+    trapActionBeneath(action) {
+      let beneath = action;
+      // Each session found the handler of the one before it; what the first one found belongs to the process.
+      for (const _ of sessions) {
+        const upper = sessions.find(({ journal }) => journal.trapAction?.handler === handlerOf(beneath));
+        if (upper === undefined) break;
+        beneath = upper.journal.trapAction!.previous;
+      }
+      return beneath;
+    },
+  };
+}
+
+/** The handler of a `struct sigaction` as the kernel takes it. */
+export const handlerOf = (action: Uint8Array): bigint =>
+  new DataView(action.buffer, action.byteOffset).getBigUint64(0, true);
+
+/** What stood at the sites that hold something of the session now. */
+export async function changedPieces(target: ProcessTarget, { sites }: JournalContents): Promise<TextPiece[]> {
+  const found = await target.readMany(sites.map(({ at, oldBytes }) => ({ at, lenBytes: oldBytes.length })));
+  return sites
+    .filter((site, index) => ["jump", "int3"].includes(siteState(site, found[index]!)))
+    .map(({ at, oldBytes }) => ({ at, bytes: oldBytes }));
+}
+
+function memoryOf({ memory, privateMemory }: JournalContents): AddrRange[] {
+  const all = privateMemory === undefined ? memory : [...memory, privateMemory];
+  return all.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) }));
+}
