@@ -2,6 +2,8 @@
  * What the sessions in a process have changed in it, so that a proof can look past them: each takes out only its own, at its
  * own time.
  */
+
+import { SIGNAL_ACTION_BYTES } from "../../patch/index.ts";
 import type { JournalContents } from "../../probe/journal.ts";
 import { siteState } from "../../probe/site-state.ts";
 import type { ProcessTarget } from "../../target/process/tracer.ts";
@@ -25,6 +27,13 @@ export async function readOtherChanges(target: ProcessTarget): Promise<OtherChan
   const sessions = await readOtherSessions(target);
   const undone: TextPiece[] = [];
   for (const { journal } of sessions) undone.push(...(await changedPieces(target, journal)));
+  const handlers = new Map<bigint, Uint8Array>();
+  for (const { journal } of sessions) {
+    if (journal.trapAction === undefined) continue;
+    // Not as the journal has it: a session that was beneath may have left meanwhile.
+    const { handler, previousAt } = journal.trapAction;
+    handlers.set(handler, await target.read(previousAt, SIGNAL_ACTION_BYTES));
+  }
   const alive = sessions.filter(({ isAlive }) => isAlive);
   return {
     undone,
@@ -32,12 +41,8 @@ export async function readOtherChanges(target: ProcessTarget): Promise<OtherChan
     tracers: alive.map(({ journal }) => journal.header.tracerPid),
     trapActionBeneath(action) {
       let beneath = action;
-      // Each session found the handler of the one before it; what the first one found belongs to the process.
-      for (const _ of sessions) {
-        const upper = sessions.find(({ journal }) => journal.trapAction?.handler === handlerOf(beneath));
-        if (upper === undefined) break;
-        beneath = upper.journal.trapAction!.previous;
-      }
+      // Each session has found the handler of the one before it; what the first one found belongs to the process.
+      for (const _ of handlers) beneath = handlers.get(handlerOf(beneath)) ?? beneath;
       return beneath;
     },
   };
