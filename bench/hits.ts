@@ -53,7 +53,8 @@ const auto = trapline("auto");
 const call = trapline("call");
 const jump = trapline("jump");
 const int3 = trapline("int3");
-const byStack = trapline("jump", "stack");
+const byStack = trapline("jump", { returns: "stack" });
+const onPrivateStack = trapline("jump", { gate: "stack" });
 const everyWork: readonly Work[] = ["count", "hist", "printf", "latency", "return"];
 /** What only an entry is needed for. */
 const entryWork: readonly Work[] = ["count", "hist", "printf"];
@@ -73,6 +74,8 @@ export const productCases: readonly HitCase[] = [
   // The same function body by both rungs, in turns.
   ...entryWork.flatMap((work) => [onNop5(call, work), onSled(call, work), onSled(jump, work)]),
   onMov(byStack, "return"),
+  onMov(onPrivateStack, "count"),
+  onMov(onPrivateStack, "hist"),
   onMov(byStack, "latency"),
   onPush(jump, "count"),
   onImm(jump, "count"),

@@ -43,6 +43,13 @@ export function checkTargets(
     "times",
     entryNs === undefined || returnNs === undefined ? undefined : returnNs / entryNs,
   );
+  const privateNs = findCost(hits, { tracer: "trapline, jump, --gate stack", site: "mov", work: "count" });
+  check(
+    "count() on a private stack, more than on the thread's own",
+    6,
+    "ns",
+    entryNs === undefined || privateNs === undefined ? undefined : privateNs.added.median - entryNs,
+  );
   for (const { probes, threads, load, times } of attach)
     if (probes === 1 && threads === 200) {
       check(`200 ${load} threads stand for one probe, attaching`, 20, "ms", times?.attachStop.median);

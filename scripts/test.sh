@@ -14,6 +14,8 @@ command -v redis-server >/dev/null || missing+=(redis-server)
 [ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || missing+=(nginx-light)
 command -v clang >/dev/null || missing+=(clang)
 [ -e /usr/include/bpf/bpf_helpers.h ] || missing+=(libbpf-dev)
+command -v gdb >/dev/null || missing+=(gdb)
+command -v strace >/dev/null || missing+=(strace)
 command -v unshare >/dev/null || missing+=(util-linux)
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 

@@ -11,11 +11,17 @@ import type { Tracer } from "./tracer.ts";
 
 export const traplineCommand: readonly string[] = [process.execPath, join(repository, "dist/cli/main.js")];
 
-/** `returns`: how returns are probed, where it is not left to the product. */
-export function trapline(mechanism: "auto" | "call" | "jump" | "int3", returns?: "stack"): Tracer {
-  const way = returns === undefined ? [] : ["--return", returns];
+/** `returns`: how returns are probed, `gate`: where programs run; each where it is not left to the product. */
+export function trapline(
+  mechanism: "auto" | "call" | "jump" | "int3",
+  { returns, gate }: { readonly returns?: "stack"; readonly gate?: "stack" } = {},
+): Tracer {
+  const way = [
+    ...(returns === undefined ? [] : ["--return", returns]),
+    ...(gate === undefined ? [] : ["--gate", gate]),
+  ];
   return {
-    name: ["trapline", mechanism, ...way.slice(1)].join(", "),
+    name: ["trapline", mechanism, ...(way.length === 0 ? [] : [way.join(" ")])].join(", "),
     targetEnv: {},
     missing: () => (existsSync(traplineCommand[1]!) ? undefined : "not built: npm run build"),
     async plant(target, site, work) {
