@@ -213,11 +213,13 @@ export class Attachment {
     this.livePoints = new LivePoints({
       probes: this.probes,
       builder: this.#builder,
+      functionOps: () => this.functionOps,
       arm: (points) => this.arm(points),
+      link: () => this.#linkSymbols(),
       builtPoints: () => this.builtPoints,
       setBuilt: (built) => this.#setBuilt(built),
       addTraps: (built) => this.#addTraps(built),
-      settle: (trapped) => this.#settle(trapped),
+      settle: () => this.#trapHemmedPoints(),
       trapObstacle: () => findTrapObstacle(this.target.pid),
     });
     this.functionOps = new FunctionOps({
@@ -226,6 +228,7 @@ export class Attachment {
       builder: this.#builder,
       journalRemaining: () => this.#journal.remaining,
       locked: (use) => this.target.locked(use),
+      noteImages: (built) => this.#noteImages(built),
       setBuilt: (built) => this.#setBuilt(built),
       settle: (trapped) => this.#settle(trapped),
     });
@@ -507,7 +510,9 @@ export class Attachment {
 
   /** How the point at an address is armed now. */
   mechanismAt(at: bigint): string {
-    return this.probes.points.find((point) => point.at === at)?.mechanism ?? "none";
+    // A call stands behind what a function begins with.
+    const code = this.builtPoints.find(({ planned }) => planned.plan.at === at)?.code;
+    return this.probes.points.find((point) => point.at === (code?.at ?? at))?.mechanism ?? "none";
   }
 
   /** Whether the loader has announced images that were not acknowledged. To be asked often: it is also the sign of life. */

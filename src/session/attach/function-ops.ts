@@ -7,7 +7,8 @@
  * to another, or back to NOPs. A consumer that stays is in the list before and after, so none of its hits is lost, and none is
  * counted twice: a thread that has taken the old call finishes the old list.
  *
- * Only functions with a patchable entry are served; others get detours of their own.
+ * What live points have at a function (a list of their own) and the ops run in one trampoline, the list in front: nobody else
+ * changes a call. Only functions with a patchable entry are served; others get detours of their own.
  */
 import type { RefusedSite } from "../../patch/plan.ts";
 import { planSites } from "../../patch/plan.ts";
@@ -37,6 +38,13 @@ export interface FunctionOp {
 export interface OpsChange {
   readonly add?: readonly FunctionOp[];
   readonly remove?: readonly FunctionOp[];
+  readonly lists?: readonly FunctionList[];
+}
+
+/** What is to run at a function before the ops do. */
+export interface FunctionList {
+  readonly place: FunctionSite;
+  readonly probes: readonly AttachedProbe[];
 }
 
 /** The target as the ops need it. */
@@ -48,18 +56,28 @@ export interface FunctionOpsPort {
   readonly journalRemaining: () => number;
   /** Does something while other tracers are kept away from the target. */
   readonly locked: <Result>(use: () => Promise<Result>) => Promise<Result>;
+  /** Writes into the journal what images the points are in. */
+  readonly noteImages: (built: readonly BuiltPoint[]) => void;
   /** Takes note of what is built at the calls' places now. */
   readonly setBuilt: (built: readonly BuiltPoint[]) => void;
   /** Gives an `int3` to points that could not be written, and tells the trap handler where those lead that have one. */
   readonly settle: (trapped: readonly BuiltPoint[]) => Promise<void>;
 }
 
-interface Site {
-  readonly place: FunctionSite;
+interface Site extends Wanted {
   readonly point: ProbePoint;
-  probes: readonly AttachedProbe[];
   trampoline: PlacedTrampoline | undefined;
 }
+
+interface Wanted {
+  readonly place: FunctionSite;
+  /** What somebody else has listed. */
+  listed: readonly AttachedProbe[];
+  /** What is registered, in its order. */
+  registered: readonly AttachedProbe[];
+}
+
+const allOf = ({ listed, registered }: Wanted): readonly AttachedProbe[] => [...listed, ...registered];
 
 /** A change of more functions than the journal can remember. */
 export class TooManyFunctionsError extends Error {
@@ -117,7 +135,9 @@ export class FunctionOps {
       if (called === undefined) continue;
       this.#port.builder.trampolines.hold(called);
       const point = pointAt.get(code.at)!;
-      this.#sites.set(planned.plan.at, { place: planned, point, probes: planned.probes, trampoline: called });
+      const { probes } = planned;
+      const site: Site = { place: planned, point, listed: probes, registered: [], trampoline: called };
+      this.#sites.set(planned.plan.at, site);
     }
   }
 
@@ -170,27 +190,40 @@ export class FunctionOps {
 
   /** The consumers of a function at the moment, in the order in which they run. */
   probesAt(fn: bigint): readonly AttachedProbe[] {
-    return this.#sites.get(fn)?.probes ?? [];
+    const site = this.#sites.get(fn);
+    return site === undefined ? [] : allOf(site);
   }
 
-  async #change({ add = [], remove = [] }: OpsChange): Promise<ArmReport | undefined> {
+  /** Those of them that are not registered here. */
+  listedAt(fn: bigint): readonly AttachedProbe[] {
+    return this.#sites.get(fn)?.listed ?? [];
+  }
+
+  async #change({ add = [], remove = [], lists = [] }: OpsChange): Promise<ArmReport | undefined> {
     for (const op of remove) if (!this.#ops.has(op)) throw new Error("unregister: it is not registered");
     const removed = new Set(remove.map((op) => this.#ops.get(op)));
     const added = new Map(
       add.map((op): [FunctionOp, AttachedProbe] => [op, { ...op.consumer, when: "entry" }]),
     );
-    const wanted = new Map<bigint, { readonly place: FunctionSite; probes: AttachedProbe[] }>();
+    const wanted = new Map<bigint, Wanted>();
     const entryOf = (place: FunctionSite) => {
       const { at } = place.plan;
+      const { listed = [], registered = [] } = this.#sites.get(at) ?? {};
       const entry = wanted.get(at) ?? {
         place,
-        probes: this.probesAt(at).filter((probe) => !removed.has(probe)),
+        listed,
+        registered: registered.filter((probe) => !removed.has(probe)),
       };
       wanted.set(at, entry);
       return entry;
     };
     for (const { sites } of remove) for (const place of sites) entryOf(place);
-    for (const [{ sites }, probe] of added) for (const place of sites) entryOf(place).probes.push(probe);
+    for (const [{ sites }, probe] of added)
+      for (const place of sites) {
+        const entry = entryOf(place);
+        entry.registered = [...entry.registered, probe];
+      }
+    for (const { place, probes } of lists) entryOf(place).listed = probes;
     const report = await this.#lead([...wanted.values()]);
     for (const [op, probe] of added) this.#ops.set(op, probe);
     for (const op of remove) this.#ops.delete(op);
@@ -198,16 +231,15 @@ export class FunctionOps {
   }
 
   /** Makes each function's call lead to the trampoline for its list. */
-  async #lead(
-    wanted: readonly { readonly place: FunctionSite; readonly probes: readonly AttachedProbe[] }[],
-  ): Promise<ArmReport | undefined> {
+  async #lead(wanted: readonly Wanted[]): Promise<ArmReport | undefined> {
     const { builder, probes: set } = this.#port;
     const { trampolines } = builder;
     const room = this.#port.journalRemaining();
-    const fresh = wanted.filter(({ place, probes }) => probes.length > 0 && !this.#sites.has(place.plan.at));
+    const lists = wanted.map((each) => ({ ...each, probes: allOf(each) }));
+    const fresh = lists.filter(({ place, probes }) => probes.length > 0 && !this.#sites.has(place.plan.at));
     if (fresh.length > room) throw new TooManyFunctionsError(fresh.length, room);
     const built = await builder.buildCalls(
-      wanted.flatMap(({ place, probes }) => (probes.length === 0 ? [] : [{ ...place, probes }])),
+      lists.flatMap(({ place, probes }) => (probes.length === 0 ? [] : [{ ...place, probes }])),
     );
     const builtAt = new Map(built.map((each) => [each.planned.plan.at, each]));
     const redirections: Redirection[] = [];
@@ -222,13 +254,14 @@ export class FunctionOps {
     }
     const codes = fresh.map(({ place }) => builtAt.get(place.plan.at)!.code);
     if (codes.length === 0 && redirections.length === 0) {
-      for (const { place, probes } of wanted) {
+      for (const { place, listed, registered } of wanted) {
         const site = this.#sites.get(place.plan.at);
-        if (site !== undefined) site.probes = probes;
+        if (site !== undefined) Object.assign(site, { listed, registered });
       }
       return undefined;
     }
 
+    this.#port.noteImages(built);
     const aims = built.map(({ called }) => called!);
     for (const aim of aims) trampolines.hold(aim);
     const retirement = trampolines.retirement(aims);
@@ -244,18 +277,18 @@ export class FunctionOps {
     const points = new Map(set.points.map((point) => [point.at, point]));
     this.#port.setBuilt(built);
     const trapped: BuiltPoint[] = [];
-    for (const { place, probes } of wanted) {
+    for (const { place, listed, registered } of wanted) {
       const { at } = place.plan;
       const to = builtAt.get(at);
       const site = this.#sites.get(at);
       if (site?.trampoline !== undefined) trampolines.release(site.trampoline);
       if (site !== undefined) {
-        site.probes = probes;
+        Object.assign(site, { listed, registered });
         site.trampoline = to?.called;
         if (to !== undefined && site.point.mechanism === "int3") trapped.push(to);
       } else if (to !== undefined) {
         const point = points.get(to.code.at)!;
-        this.#sites.set(at, { place, point, probes, trampoline: to.called });
+        this.#sites.set(at, { place, point, listed, registered, trampoline: to.called });
       }
     }
     await this.#port.settle(trapped);

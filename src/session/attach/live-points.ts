@@ -2,8 +2,9 @@
  * Probes that are added, removed, disabled and enabled while their target runs.
  *
  * A point keeps its plan and its first detour for as long as the session lasts. What is to run there is a list; for each list
- * that a point ever had there is one detour (or, at a patchable entry, one trampoline), made when it is first needed. Going
- * from one list to another is one write: of the slot of the first detour, or of the call. So to disable and enable is never
+ * that a point ever had there is one detour, made when it is first needed. Going from one list to another is one write, of the
+ * slot of the first detour; all points of a change are written in one transaction. A call at a patchable entry belongs to the
+ * function ops, which are told the list. So to disable and enable is never
  * to plan or emit anything again, and a detour that somebody may be in is never overwritten. A point with nothing to run holds
  * its old bytes.
  *
@@ -14,18 +15,23 @@ import { planAsTrap } from "../../patch/plan.ts";
 import { describeCommitRefusal, type ProbePoint, type ProbeSet } from "../../probe/probe-set.ts";
 import type { CommitRefusal } from "../../target/target.ts";
 import { SessionError } from "../session-error.ts";
+import type { FunctionOps } from "./function-ops.ts";
 import type { AttachedProbe, BuiltPoint, PlannedPoint, PointBuilder, RefusedPoint } from "./point-builder.ts";
 
 /** The target as live points need it. */
 export interface LivePointsPort {
   readonly probes: ProbeSet;
-  readonly builder: Pick<PointBuilder, "build" | "buildCalls" | "trampolines">;
+  readonly builder: Pick<PointBuilder, "build">;
+  /** The owner of all calls. */
+  functionOps(): Pick<FunctionOps, "change" | "listedAt">;
   arm(points: readonly PlannedPoint[]): Promise<{ readonly refused: readonly RefusedPoint[] }>;
+  /** Makes names of new code known. */
+  link(): Promise<void>;
   builtPoints(): readonly BuiltPoint[];
   setBuilt(built: readonly BuiltPoint[]): void;
   addTraps(built: readonly BuiltPoint[]): Promise<void>;
-  /** Gives an `int3` to points that could not be written, and tells the trap handler where those lead that have one. */
-  settle(trapped: readonly BuiltPoint[]): Promise<void>;
+  /** Gives an `int3` to points that could not be written. */
+  settle(): Promise<void>;
   trapObstacle(): CommitRefusal | undefined;
 }
 
@@ -39,6 +45,13 @@ interface LivePoint {
   readonly built: Map<string, BuiltPoint>;
   /** The list that runs now. */
   runs: string;
+}
+
+/** A point that is to run another list. */
+interface Change {
+  readonly live: LivePoint;
+  readonly probes: readonly AttachedProbe[];
+  readonly key: string;
 }
 
 export class LivePoints {
@@ -68,30 +81,42 @@ export class LivePoints {
     return this.#inTurn(async () => {
       this.#adopt();
       const fresh: PlannedPoint[] = [];
+      const calls: PlannedPoint[] = [];
       const grown: LivePoint[] = [];
       for (const planned of points) {
         const live = this.#points.get(planned.plan.at);
-        if (live === undefined) fresh.push(planned);
-        else {
-          live.probes = [...live.probes, ...planned.probes];
-          grown.push(live);
-        }
+        if (live !== undefined) grown.push(live);
+        else if (planned.plan.mechanism === "call") calls.push(planned);
+        else fresh.push(planned);
+        if (live?.point.isCall === true && planned.probes.some(({ when }) => when !== "entry"))
+          throw cannot(
+            "probe",
+            planned.plan.at,
+            "a call is there, which knows of no returns; remove its probes first",
+          );
       }
+      const probes = new Set(points.flatMap((planned) => planned.probes));
       try {
-        for (const { plan } of fresh) await this.#clear(plan.at);
+        for (const { plan } of [...fresh, ...calls]) await this.#clear(plan.at);
         const { refused } = fresh.length === 0 ? { refused: [] } : await this.#port.arm(fresh);
-        const [first] = refused;
-        if (first !== undefined)
-          throw new SessionError("cannot-probe", {
-            operation: "probe",
-            object: `0x${first.planned.plan.at.toString(16)}`,
-            reason: first.refusal.reason,
-          });
+        const first = refused.find(({ planned }) => planned.isOptional !== true);
+        if (first !== undefined) throw cannot("probe", first.planned.plan.at, first.refusal.reason);
         this.#adopt();
-        for (const live of grown) await this.#settle(live);
+        for (const planned of points) {
+          const live = this.#points.get(planned.plan.at);
+          if (live !== undefined && grown.includes(live)) live.probes = [...live.probes, ...planned.probes];
+        }
+        await this.#settle(grown, calls);
+        this.#adopt();
+        if (calls.length > 0) await this.#port.link();
       } catch (error) {
-        const added = new Set(points.flatMap(({ probes }) => probes));
-        for (const live of grown) live.probes = live.probes.filter((probe) => !added.has(probe));
+        // As much as can be is as before.
+        this.#adopt();
+        const changed = [...this.#points.values()].filter((live) =>
+          live.probes.some((probe) => probes.has(probe)),
+        );
+        for (const live of changed) live.probes = live.probes.filter((probe) => !probes.has(probe));
+        await this.#settle(changed).catch(() => {});
         throw error;
       }
     });
@@ -121,23 +146,20 @@ export class LivePoints {
   disarm(addresses: readonly bigint[]): Promise<void> {
     return this.#inTurn(async () => {
       this.#adopt();
-      for (const at of addresses) {
-        const live = this.#points.get(at);
-        if (live === undefined) continue;
-        for (const probe of live.probes) live.disabled.add(probe);
-        await this.#settle(live);
-      }
+      const changed = addresses.flatMap((at) => this.#points.get(at) ?? []);
+      for (const live of changed) for (const probe of live.probes) live.disabled.add(probe);
+      await this.#settle(changed);
     });
   }
 
   #change(probes: ReadonlySet<AttachedProbe>, apply: (live: LivePoint) => void): Promise<void> {
     return this.#inTurn(async () => {
       this.#adopt();
-      for (const live of this.#points.values()) {
-        if (!live.probes.some((probe) => probes.has(probe))) continue;
-        apply(live);
-        await this.#settle(live);
-      }
+      const changed = [...this.#points.values()].filter((live) =>
+        live.probes.some((probe) => probes.has(probe)),
+      );
+      for (const live of changed) apply(live);
+      await this.#settle(changed);
     });
   }
 
@@ -160,11 +182,13 @@ export class LivePoints {
       const { at } = planned.plan;
       const point = points.get(code.at);
       if (point === undefined || this.#points.has(at)) continue;
-      const runs = this.#keyOf(planned.probes);
+      const probes = point.isCall === true ? this.#port.functionOps().listedAt(at) : planned.probes;
+      if (probes.length === 0) continue;
+      const runs = this.#keyOf(probes);
       this.#points.set(at, {
         planned,
         point,
-        probes: planned.probes,
+        probes,
         disabled: new Set(),
         built: new Map([[runs, built]]),
         runs,
@@ -182,59 +206,73 @@ export class LivePoints {
       .join(" ");
   }
 
-  /** Makes what runs at a point what is to run there. */
-  async #settle(live: LivePoint): Promise<void> {
-    const { planned, point } = live;
-    const { probes: set } = this.#port;
-    const probes = live.probes.filter((probe) => !live.disabled.has(probe));
-    const key = this.#keyOf(probes);
-    if (key === live.runs) return;
-    if (point.hook !== undefined)
-      throw new SessionError("cannot-probe", {
-        operation: "change the probes of",
-        object: `0x${planned.plan.at.toString(16)}`,
-        reason: "another tracer's probes are there, too; end that one first",
-      });
-    if (probes.length === 0) {
-      await set.disarm([point]);
-      live.runs = key;
-      return;
-    }
-    const built = live.built.get(key) ?? (await this.#build(live, probes));
-    live.built.set(key, built);
-    if (point.isCall === true) {
-      const to = { callBytes: built.code.jumpBytes!, detour: built.detour.entry };
-      point.isIdle = false;
-      await set.change([], [{ point, to }]);
-    } else {
-      const { entry } = built.detour;
-      // The list that the first detour was made for runs in that one.
-      const slot = entry === point.detour ? SLOT : emitSlotJump(point.detour, entry);
-      if (!same(slot, point.slot ?? SLOT)) await set.lead([{ point, slot, code: built.code }]);
-      if (point.isIdle) await set.rearm([point]);
-    }
-    live.runs = key;
-    await this.#port.settle(point.isCall === true && point.mechanism === "int3" ? [built] : []);
+  /** Makes what runs at points what is to run there. `calls` are functions where nothing of ours runs yet. */
+  async #settle(points: readonly LivePoint[], calls: readonly PlannedPoint[] = []): Promise<void> {
+    const changed = points.flatMap((live) => {
+      const probes = live.probes.filter((probe) => !live.disabled.has(probe));
+      const key = this.#keyOf(probes);
+      return key === live.runs ? [] : [{ live, probes, key }];
+    });
+    const isCall = ({ live }: Change) => live.point.isCall === true;
+    const isHeld = ({ live }: Change) => live.point.hook !== undefined;
+    const lists = [
+      ...calls.map((place) => ({ place, probes: place.probes })),
+      ...changed.filter(isCall).map(({ live, probes }) => ({ place: live.planned, probes })),
+    ];
+    if (lists.length > 0) await this.#port.functionOps().change({ lists });
+    for (const { live, key } of changed.filter(isCall)) live.runs = key;
+
+    const others = changed.filter((change) => !isCall(change) && !isHeld(change));
+    await this.#empty(others.filter(({ probes }) => probes.length === 0));
+    await this.#lead(others.filter(({ probes }) => probes.length > 0));
+    const [first] = changed.filter(isHeld);
+    if (first !== undefined)
+      throw cannot(
+        "change the probes of",
+        first.live.planned.plan.at,
+        "another tracer's probes are there, too; end that one first",
+      );
   }
 
-  async #build(live: LivePoint, probes: readonly AttachedProbe[]): Promise<BuiltPoint> {
-    const { planned, point } = live;
-    if (point.isCall === true) {
-      const [call] = await this.#port.builder.buildCalls([{ ...planned, probes }]);
-      this.#port.builder.trampolines.hold(call!.called!);
-      return call!;
-    }
+  async #empty(changes: readonly Change[]): Promise<void> {
+    if (changes.length === 0) return;
+    await this.#port.probes.disarm(changes.map(({ live }) => live.point));
+    for (const { live, key } of changes) live.runs = key;
+  }
+
+  /** Leads points to detours of other lists. */
+  async #lead(changes: readonly Change[]): Promise<void> {
+    if (changes.length === 0) return;
+    const { probes: set } = this.#port;
+    await this.#build(changes.filter(({ live, key }) => !live.built.has(key)));
+    const leads = changes.flatMap(({ live, key }) => {
+      const { point } = live;
+      const { detour, code } = live.built.get(key)!;
+      // The list that the first detour was made for runs in that one.
+      const slot = detour.entry === point.detour ? SLOT : emitSlotJump(point.detour, detour.entry);
+      return same(slot, point.slot ?? SLOT) ? [] : [{ point, slot, code }];
+    });
+    if (leads.length > 0) await set.lead(leads);
+    const idle = changes.flatMap(({ live: { point } }) => (point.isIdle ? [point] : []));
+    if (idle.length > 0) await set.rearm(idle);
+    for (const { live, key } of changes) live.runs = key;
+    await this.#port.settle();
+  }
+
+  async #build(changes: readonly Change[]): Promise<void> {
+    if (changes.length === 0) return;
     // The way from the text to the first detour stays, so the new one is emitted as for a trap, which has none.
-    const plan = { ...planned.plan, mechanism: "int3" as const, route: undefined };
-    const { built, refused } = await this.#port.builder.build([{ ...planned, plan, probes }]);
-    const [first] = built;
-    if (first === undefined)
-      throw new SessionError("cannot-probe", {
-        operation: "change the probes of",
-        object: `0x${planned.plan.at.toString(16)}`,
-        reason: refused[0]!.refusal.reason,
-      });
-    return first;
+    const { built, refused } = await this.#port.builder.build(
+      changes.map(({ live: { planned }, probes }) => {
+        const plan = { ...planned.plan, mechanism: "int3" as const, route: undefined };
+        return { ...planned, plan, probes };
+      }),
+    );
+    const [first] = refused;
+    if (first !== undefined)
+      throw cannot("change the probes of", first.planned.plan.at, first.refusal.reason);
+    const builtAt = new Map(built.map((each) => [each.planned.plan.at, each]));
+    for (const { live, key } of changes) live.built.set(key, builtAt.get(live.planned.plan.at)!);
   }
 
   /** Lowers the point whose region an address lies in. */
@@ -247,13 +285,12 @@ export class LivePoints {
       const plan = planAsTrap(planned.code, planned.plan, refusal);
       const obstacle = this.#port.trapObstacle();
       if (plan.kind === "refused" || obstacle !== undefined)
-        throw new SessionError("cannot-probe", {
-          operation: "probe",
-          object: `0x${at.toString(16)}`,
-          reason:
-            `it is in the region of the probe at 0x${point.at.toString(16)}, which would need an int3` +
+        throw cannot(
+          "probe",
+          at,
+          `it is in the region of the probe at 0x${point.at.toString(16)}, which would need an int3` +
             (obstacle === undefined ? "" : `: ${describeCommitRefusal(obstacle)}`),
-        });
+        );
       const lowered = { ...planned, plan };
       const enabled = live.probes.filter((probe) => !live.disabled.has(probe));
       const probes = enabled.length === 0 ? live.probes : enabled;
@@ -268,6 +305,10 @@ export class LivePoints {
       live.runs = enabled.length === 0 ? "" : runs;
     }
   }
+}
+
+function cannot(operation: string, at: bigint, reason: string): SessionError {
+  return new SessionError("cannot-probe", { operation, object: `0x${at.toString(16)}`, reason });
 }
 
 function same(a: Uint8Array, b: Uint8Array): boolean {
