@@ -314,6 +314,9 @@ function drawState(
   if (isString) regs[RCX] = BigInt(random.below(6));
   if (insn.isLoop || insn.isLoopcc || insn.isJcxShort) regs[RCX] = BigInt(random.below(4));
   if (Code[insn.code]!.startsWith("Xlat")) regs[RAX] = BigInt(random.below(256));
+  // A bit offset in a register reaches 256 MiB far: into memory that is not put back between runs.
+  if (/^Bt[src]?_rm/.test(Code[insn.code]!) && insn.opKind(1) === OpKind.Register)
+    regs[regNumber(insn.opRegister(1))] = BigInt(random.below(4096));
   regs[RSP] = machine.stackAt;
   try {
     const leadsTo = [

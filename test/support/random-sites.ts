@@ -3,6 +3,7 @@
  * function, with its returns. What cannot be probed by the mechanism is left out as the engine's own planning says.
  */
 import { codeImageOf } from "../../src/elf/index.ts";
+import { Blacklist } from "../../src/patch/blacklist.ts";
 import { LandingPlaces } from "../../src/patch/landing-places.ts";
 import { planSites } from "../../src/patch/plan.ts";
 import { blacklistOf } from "../../src/session/attach/image-blacklist.ts";
@@ -218,4 +219,25 @@ export function drawLiveSites(
     if (set.size === 0) set.add(fileAddr);
   }
   return keepPlannable(images, chosen, mechanism, `${isDense ? "dense" : "far"} ${size}`, () => 0);
+}
+
+/** Random instructions of files that nothing has mapped yet, and that can be probed alone by a jump. */
+export function drawFileSites(paths: readonly string[], count: number, random: SeededRandom): DrawnSites {
+  const probes: string[] = [];
+  for (const path of paths) {
+    const key = `${path} of the file`;
+    const code = analysed.get(key) ?? new ImageCode(codeImageOf(openElf(path), 0n, path));
+    analysed.set(key, code);
+    const { start, bytes } = code.image.text[0]!;
+    const sites = new Set<bigint>();
+    for (let tries = 0; sites.size < count && tries < count * 20; tries++) {
+      const fn = code.functionAt(start + BigInt(random.below(bytes.length)));
+      if (fn === undefined || fn.code.count === 0) continue;
+      sites.add(fn.start + BigInt(fn.code.offsets[random.below(fn.code.count)]!));
+    }
+    const blacklist = new Blacklist({ image: code.image, rseqTable: undefined });
+    for (const plan of planSites(code, [...sites], { mechanism: "jump", blacklist }))
+      if (plan.kind === "planned") probes.push(`uprobe:${path}:0x${plan.at.toString(16)}`);
+  }
+  return { probes, counts: [], style: `files ${count}` };
 }

@@ -7,6 +7,10 @@
  *
  * TRAPLINE_TORTURE_MINUTES is how long it takes, TRAPLINE_SEED repeats a run, TRAPLINE_ONLY takes one program by name.
  */
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, readFileSync, realpathSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
 import { exactPrograms, finishExact, referenceOf, startExact } from "../support/exact-programs.ts";
 import { loadedPrograms } from "../support/loaded-programs.ts";
@@ -14,6 +18,7 @@ import { expectNoTrace, readProcessState } from "../support/process-state.ts";
 import {
   type DrawnSites,
   drawExactSites,
+  drawFileSites,
   drawLiveSites,
   findBusyFunctions,
   hitsOf,
@@ -52,7 +57,7 @@ afterAll(() => {
 
 const exact = exactPrograms().filter(({ name }) => only === undefined || only === name);
 const loaded = loadedPrograms.filter(({ name }) => only === undefined || only === name);
-const shareMs = (minutes * 60_000) / Math.max(1, exact.length + loaded.length);
+const shareMs = (minutes * 60_000) / Math.max(1, exact.length + loaded.length + 1);
 
 function newRow(name: string): Row {
   const row: Row = { name, cycles: 0, sites: 0, hits: 0, failed: "", mechanisms: {} };
@@ -75,7 +80,8 @@ async function repeat(row: Row, cycle: (random: SeededRandom) => Promise<void>):
   const end = performance.now() + shareMs;
   for (let seed = firstSeed; performance.now() < end || seed === firstSeed; seed++) {
     try {
-      await cycle(new SeededRandom(seed));
+      // Neighbouring seeds begin alike.
+      await cycle(new SeededRandom(Math.imul(seed, 0x9e37_79b1)));
     } catch (error) {
       row.failed = `TRAPLINE_SEED=${seed} TRAPLINE_ONLY='${row.name}': ${error instanceof Error ? error.message : error}`;
       throw new Error(row.failed, { cause: error });
@@ -130,11 +136,41 @@ for (const { name, images, start } of loaded) {
       const script = `${drawn.probes.join(",")} { @ = count(); } interval:ms:${10 + random.below(150)} { exit(); }`;
       const result = await runTracing(["--mechanism", mechanism, "-p", pids.join(","), "-e", script]);
       const what = `${mechanism}, ${drawn.style}`;
-      expect({ what, code: result.code, err: result.err }).toEqual({ what, code: 0, err: "" });
+      // On a busy machine a thread that begins or ends may block signals for long: then nothing is armed.
+      const isHeldUp = result.err.includes("blocks SIGTRAP");
+      if (!isHeldUp) expect({ what, code: result.code, err: result.err }).toEqual({ what, code: 0, err: "" });
       for (const [i, pid] of pids.entries()) expectNoTrace(pid, before[i]!);
       expect(await program.wrong()).toEqual([]);
-      note(row, drawn, hitsOf(result));
+      if (!isHeldUp) note(row, drawn, hitsOf(result));
     });
     expect(await program.stop()).toEqual([]);
   });
 }
+
+/** A command that is over in a moment and starts others: they have the probes of its text until they execute something else. */
+test.runIf(only === undefined || only === "gcc")(`gcc makes the same (seed ${firstSeed})`, async () => {
+  const row = newRow("gcc");
+  const folder = mkdtempSync(join(tmpdir(), "trapline-gcc-"));
+  const source = join(folder, "source.c");
+  writeFileSync(
+    source,
+    "int f(int n) { int s = 0; for (int i = 0; i < n; i++) s += i * i % 7; return s; }\n",
+  );
+  const objectBy = (name: string) => ["/usr/bin/gcc", "-O2", "-c", "-o", join(folder, name), source];
+  const [program, ...args] = objectBy("plain.o");
+  execFileSync(program!, args);
+  const images = [realpathSync("/usr/bin/gcc"), "/usr/lib/x86_64-linux-gnu/libc.so.6"];
+  try {
+    await repeat(row, async (random) => {
+      const drawn = drawFileSites(images, random.pick([5, 60, 300]), random);
+      const script = `${drawn.probes.join(",")} { @ = count(); }`;
+      const result = await runTracing(["-c", objectBy("probed.o").join(" "), "-e", script]);
+      expect({ code: result.code, err: result.err }).toEqual({ code: 0, err: "" });
+      expect(readFileSync(join(folder, "probed.o")).equals(readFileSync(join(folder, "plain.o")))).toBe(true);
+      rmSync(join(folder, "probed.o"));
+      note(row, drawn, hitsOf(result));
+    });
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
