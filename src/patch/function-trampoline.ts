@@ -17,7 +17,7 @@
  *
  * Nothing of the text is displaced, so no position in a trampoline has a twin: a thread in it leaves by itself.
  *
- * A site that holds an `int3` for the time being gets to its trampoline through an approach, which stands for the call:
+ * A site that holds an `int3` for the time being, or the jump to a detour of another session, gets to its trampoline through an approach, which stands for the call:
  *
  *     push [rip + 5]; jmp trampoline; behind the call: .quad
  */
@@ -141,7 +141,12 @@ export function mayServe({ changes, liveRegs }: FunctionTrampoline, { regs }: Li
   return (regs & changes & ~liveRegs) === 0;
 }
 
-/** What an `int3` leads to instead of the call. */
+/** An approach that stands right before a detour begins so many bytes before it. */
+export const APPROACH_SPACE_BYTES = 32;
+/** Where in an approach the `e9 rel32` to the trampoline stands. */
+export const APPROACH_JUMP_OFFSET = 6;
+
+/** What an `int3`, or the detour of another session, leads to instead of the call. */
 export function emitApproach(at: bigint, behindCall: bigint, trampoline: bigint): WrittenCode {
   const asm = new Assembler(at);
   const word = asm.label("behind the call");

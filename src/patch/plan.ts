@@ -98,8 +98,15 @@ export interface HeldSite {
   readonly mechanism: Mechanism | "call" | "other";
   /** How many bytes its detour displaces. */
   readonly lenBytes: number;
-  /** The slot that leads to the next detour of the site; that one leads on to the gate behind the slot. */
+  /** The slot that leads to the next detour of the site; that one leads on to the gate behind the slot. For a call, the call. */
   readonly slot: bigint;
+  /** There is a call, or was before others came: what it is now, and where it leads. */
+  readonly call?: HeldCall | undefined;
+}
+
+export interface HeldCall {
+  readonly bytes: Uint8Array;
+  readonly trampoline: bigint;
 }
 
 /** Text that another tracer has changed, or relies on. */
@@ -124,13 +131,30 @@ export function planSites(code: ImageCode, sites: readonly bigint[], options: Pl
   // Sites of others are armed ones, but for those that are asked for: there this comes before what is armed.
   const wanted = new Set(sites);
   const armed = [...(options.armed ?? []), ...[...held.keys()].filter((at) => !wanted.has(at))];
-  const free = sites.filter((at) => !held.has(at));
-  const joint = sites.filter((at) => held.has(at));
+  const heldAt = (at: bigint) => held.get(at) ?? heldBehindMark(code, at, held);
+  const heldOf = new Map(sites.map((at) => [at, heldAt(at)]));
+  const free = sites.filter((at) => heldOf.get(at) === undefined);
+  const joint = sites.filter((at) => heldOf.get(at) !== undefined);
   const plans = new Map<bigint, PlannedSite>();
   for (const plan of planFree(code, free, { ...options, armed: [...armed, ...joint] }))
     plans.set(plan.at, plan);
-  for (const at of joint) plans.set(at, planHeld(code, at, held.get(at)!, options));
+  for (const at of joint) plans.set(at, planHeld(code, at, heldOf.get(at)!, options));
   return sites.map((at) => plans.get(at)!);
+}
+
+/** `endbr64`: the call of a function that begins with it stands behind. */
+const ENTRY_MARK_BYTES = 4n;
+
+/** A function's call that does not stand at its first byte. */
+function heldBehindMark(code: ImageCode, at: bigint, held: OtherTracers["sites"]): HeldSite | undefined {
+  const behind = held.get(at + ENTRY_MARK_BYTES);
+  if (behind?.call === undefined) return undefined;
+  return patchableEntry(code, at)?.region.start === at + ENTRY_MARK_BYTES ? behind : undefined;
+}
+
+function patchableEntry(code: ImageCode, at: bigint) {
+  const entry = findPatchableEntries(code, [at], { alone: true })[0]!;
+  return entry.kind === "region" ? entry : undefined;
 }
 
 /** A site that another tracer has changed: what it displaces is displaced here as well, and the text stays as it is. */
@@ -142,12 +166,14 @@ function planHeld(code: ImageCode, at: bigint, held: HeldSite, options: PlanOpti
     image: code.image.name,
     refused: [{ mechanism: "jump", refusal }],
   });
-  if (mechanism === "call") return refuse({ reason: "other-tracer-calls", at, tracer });
-  const result = code.regionOfLength(at, held.lenBytes);
+  const result = held.call === undefined ? code.regionOfLength(at, held.lenBytes) : patchableEntry(code, at);
+  if (held.call !== undefined && result === undefined)
+    return refuse({ reason: "other-tracer-calls", at, tracer });
   if (mechanism === "other" || result === undefined)
     return refuse({ reason: "other-tracer-displaces", at, tracer });
   const refused: RefusedRung[] = [];
-  const plan = tryRung(code, at, mechanism, result, refused, { ...options, others: undefined });
+  const rung = mechanism === "call" ? "jump" : mechanism;
+  const plan = tryRung(code, at, rung, result, refused, { ...options, others: undefined });
   return plan === undefined ? { kind: "refused", at, image: code.image.name, refused } : { ...plan, held };
 }
 

@@ -154,6 +154,8 @@ export interface JournalHook {
   readonly site: bigint;
   /** Where in the detour the jump stands that leads on to the other one. */
   readonly linkOffset: number;
+  /** Before the detour stands what leads to the trampoline of the site's call. */
+  readonly hasApproach?: boolean;
 }
 
 /** Memory that was mapped into the target: code, or what programs share with the tracer. */
@@ -318,6 +320,7 @@ export class Journal {
   addHook(hook: Omit<JournalHook, "kind" | "state">): number {
     return this.#append((base) => {
       this.#bytes[base + 1] = hook.oldBytes.length;
+      this.#bytes[base + 2] = hook.hasApproach === true ? 1 : 0;
       this.#view.setUint32(base + 4, hook.linkOffset, true);
       this.#view.setBigUint64(base + 8, hook.at, true);
       this.#bytes.set(hook.oldBytes, base + 16);
@@ -446,7 +449,17 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
       });
     } else if (bytes[base] === KIND_KEPT) kept.push({ kind: "kept", at, state, bytes: oldBytes });
     else if (bytes[base] === KIND_HOOK)
-      hooks.push({ kind: "hook", at, state, oldBytes, newBytes, detour, site: other, linkOffset: spare });
+      hooks.push({
+        kind: "hook",
+        at,
+        state,
+        oldBytes,
+        newBytes,
+        detour,
+        site: other,
+        linkOffset: spare,
+        ...(bytes[base + 2] === 0 ? {} : { hasApproach: true }),
+      });
   }
   const privateAt = view.getBigUint64(48, true);
   const tableAt = view.getBigUint64(64, true);

@@ -63,13 +63,15 @@ export interface Redirection {
 
 /** How a detour is chained to that of another session. */
 export interface PointHook {
-  /** The slot of the other one's detour. */
+  /** The slot of the other one's detour; for a call, the call itself. */
   readonly slot: bigint;
   /** What the slot holds, and what leads from it to the detour. */
   readonly oldBytes: Uint8Array;
   readonly newBytes: Uint8Array;
   /** Where in the detour the jump stands that leads on. */
   readonly linkOffset: number;
+  /** The other one's site holds a call, or has held one: before the detour stands an approach. */
+  readonly hasApproach?: boolean;
   /** By what the other one's site leads there. */
   readonly mechanism: "jump" | "punned" | "int3";
 }
@@ -226,6 +228,7 @@ export class ProbeSet {
           detour,
           site: at,
           linkOffset,
+          ...(code.hook.hasApproach === true ? { hasApproach: true } : {}),
         });
       }
       return { ...code, sides, record, mechanism: "none", isIdle: false, otherTwins: [] };

@@ -10,7 +10,7 @@
 import type { AddrRange, Move, RemoteCall, ReturnTable, SitePoke, Transaction } from "../target/target.ts";
 import { isBesideSite, type JournalContents, type JournalSite } from "./journal.ts";
 import { isInReturnWindow } from "./return-window.ts";
-import { membersBySite, type ReadText, type Unchaining, unchain } from "./site-chains.ts";
+import { approachesTo, membersBySite, type ReadText, type Unchaining, unchain } from "./site-chains.ts";
 import { siteState } from "./site-state.ts";
 
 const SYS_MUNMAP = 11;
@@ -122,7 +122,7 @@ export function planRestoration(input: RestorationInput): Restoration {
       moves: moves.others,
       trapSites,
       returnTables: returnTables(input, code),
-      vacate: isHusk ? [] : [...code, ...usersOf(input)],
+      vacate: isHusk ? [] : [...code, ...usersOf(input), ...approachesTo(code, input.others, input.read)],
       usesTraps: false,
       finalCalls: isHusk ? [] : finalCalls(input, code),
       unwindInfo: [...journal.unwind, ...journal.debug].map(({ at, lenBytes }) => ({

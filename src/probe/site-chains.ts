@@ -11,17 +11,24 @@
  *     closes the slot that leads to it:       it leads to the next one, or becomes a NOP again
  *     or, as the root, passes the text on:    the jump at the site leads to the next one's detour, as that one's record says
  *
+ * A call at a function's entry belongs to its session's trampoline, which has no slot. One that comes later makes a jump of
+ * the call, and its link leads to an approach, which stands for the call: it pushes the address behind it and jumps to the
+ * trampoline. The jump's session is the root then, and whoever comes after it has an approach as well, to be used when that root
+ * leaves. The last of them to leave makes a call of the jump again, to where the approach leads.
+ *
  * Every step of this leaves all others reachable, and can be done again by somebody else after any of them: what is there
  * decides, not what a journal says was done. Only where the root's text cannot be another's (a punned route belongs to its landings)
  * it has to stay as it is, with the memory of its session: that is a husk, whose programs nobody reaches.
  */
+import { APPROACH_JUMP_OFFSET, APPROACH_SPACE_BYTES } from "../patch/function-trampoline.ts";
 import type { HeldSite, HeldText, OtherTracers } from "../patch/plan.ts";
-import type { SitePoke } from "../target/target.ts";
+import type { AddrRange, SitePoke } from "../target/target.ts";
 import { isBesideSite, type JournalContents, type JournalHook, type JournalSite } from "./journal.ts";
 import { siteState } from "./site-state.ts";
 
 export const SLOT_BYTES = 5;
 const JMP_REL32 = 0xe9;
+const CALL_REL32 = 0xe8;
 /** `0f 1f 44 00 00`, as at the entry of each detour. */
 const NOP5: Uint8Array = Uint8Array.of(0x0f, 0x1f, 0x44, 0x00, 0x00);
 
@@ -38,9 +45,55 @@ export interface SiteMember {
 export const linkOf = ({ site }: SiteMember): bigint =>
   site.detour + BigInt(site.copyOffset) - BigInt(SLOT_BYTES);
 
+/** Where a member's approach stands; undefined if it has none. */
+function approachOf({ site, hook }: SiteMember): bigint | undefined {
+  return hook?.hasApproach === true ? site.detour - BigInt(APPROACH_SPACE_BYTES) : undefined;
+}
+
+/** Where the jump of a member's approach stands. */
+function approachJumpOf(member: SiteMember): bigint | undefined {
+  const approach = approachOf(member);
+  return approach === undefined ? undefined : approach + BigInt(APPROACH_JUMP_OFFSET);
+}
+
+/** The trampoline that a member's approach leads to. */
+function trampolineOf(member: SiteMember, read: ReadText): bigint | undefined {
+  const at = approachJumpOf(member);
+  return at === undefined ? undefined : jumpTarget(at, read(at, SLOT_BYTES));
+}
+
+/** Whether the member's link leads to its approach, so that the call's programs run behind its own. */
+function isCalling(member: SiteMember, read: ReadText): boolean {
+  const approach = approachOf(member);
+  if (approach === undefined) return false;
+  const link = linkOf(member);
+  return jumpTarget(link, read(link, SLOT_BYTES)) === approach;
+}
+
+/** Approaches from which a thread may be on its way to code of a session. */
+export function approachesTo(
+  code: readonly AddrRange[],
+  others: readonly JournalContents[],
+  read: ReadText,
+): AddrRange[] {
+  const approaches: AddrRange[] = [];
+  for (const members of membersBySite(others).values())
+    for (const member of members) {
+      const to = trampolineOf(member, read);
+      if (to === undefined || !code.some(({ start, end }) => to >= start && to < end)) continue;
+      const start = approachOf(member)!;
+      approaches.push({ start, end: start + BigInt(APPROACH_SPACE_BYTES) });
+    }
+  return approaches;
+}
+
 /** Where the `e9 rel32` at an address leads; undefined if it holds none. */
 export function jumpTarget(at: bigint, bytes: Uint8Array | undefined): bigint | undefined {
-  if (bytes === undefined || bytes.length < SLOT_BYTES || bytes[0] !== JMP_REL32) return undefined;
+  return targetOf(JMP_REL32, at, bytes);
+}
+
+function targetOf(opcode: number, at: bigint, bytes: Uint8Array | undefined): bigint | undefined {
+  if (bytes === undefined || bytes.length < SLOT_BYTES || bytes[0] !== opcode) return undefined;
   const distance = new DataView(bytes.buffer, bytes.byteOffset).getInt32(1, true);
   return at + BigInt(SLOT_BYTES + distance);
 }
@@ -74,10 +127,14 @@ export function membersBySite(journals: readonly JournalContents[]): Map<bigint,
 export function placesOf(
   members: readonly SiteMember[],
 ): { readonly at: bigint; readonly lenBytes: number }[] {
-  return members.flatMap((member) => [
-    { at: member.site.detour, lenBytes: SLOT_BYTES },
-    ...(member.hook === undefined ? [] : [{ at: linkOf(member), lenBytes: SLOT_BYTES }]),
-  ]);
+  return members.flatMap((member) => {
+    const approach = approachJumpOf(member);
+    return [
+      { at: member.site.detour, lenBytes: SLOT_BYTES },
+      ...(member.hook === undefined ? [] : [{ at: linkOf(member), lenBytes: SLOT_BYTES }]),
+      ...(approach === undefined ? [] : [{ at: approach, lenBytes: SLOT_BYTES }]),
+    ];
+  });
 }
 
 /** The member whose detour a member's slot leads to. */
@@ -110,6 +167,7 @@ export type Unchaining =
 export function unchain(own: SiteMember, others: readonly SiteMember[], read: ReadText): Unchaining {
   if (others.length === 0) return { kind: "alone" };
   const { site, hook } = own;
+  if (site.mechanism === "call") return unchainCall(own, others, read);
   const next = nextOf(own, others, read);
   const before = others.find((other) => nextOf(other, [own], read) !== undefined);
   const pokes: SitePoke[] = [];
@@ -125,6 +183,10 @@ export function unchain(own: SiteMember, others: readonly SiteMember[], read: Re
   const state = found === undefined ? "foreign" : siteState(site, found);
   if (state === "original") return { kind: "passed-on", pokes };
   if (state === "foreign" || (state === "int3" && !isRoot)) return { kind: "passed-on", pokes };
+  if (next === undefined && state === "jump" && isCalling(own, read)) {
+    const call = callBytes(site.at, trampolineOf(own, read)!);
+    return { kind: "passed-on", pokes: [...pokes, poke(site.at, found!, call)] };
+  }
   if (next === undefined) return pokes.length > 0 ? { kind: "passed-on", pokes } : { kind: "alone" };
   if (state === "int3")
     // Its own handler knows the site, too.
@@ -138,6 +200,24 @@ export function unchain(own: SiteMember, others: readonly SiteMember[], read: Re
   return { kind: "passed-on", pokes };
 }
 
+/** Under a jump of another session: that one's link becomes a NOP, and the text is its own from now on. */
+function unchainCall({ site }: SiteMember, others: readonly SiteMember[], read: ReadText): Unchaining {
+  const to = jumpTarget(site.at, read(site.at, site.oldBytes.length));
+  if (!others.some((other) => other.site.detour === to)) return { kind: "alone" };
+  const calling = others.filter((other) => isCalling(other, read));
+  return {
+    kind: "passed-on",
+    pokes: calling.map((other) => poke(linkOf(other), read(linkOf(other), SLOT_BYTES)!, NOP5)),
+  };
+}
+
+/** `e8 rel32` to a trampoline that has been called from there. */
+function callBytes(at: bigint, to: bigint): Uint8Array {
+  const bytes = jumpBytes(at, to)!;
+  bytes[0] = CALL_REL32;
+  return bytes;
+}
+
 /** Whether the member came later than another that is still there. */
 function isHookedInto(hook: JournalHook | undefined, others: readonly SiteMember[]): boolean {
   return hook !== undefined && others.some(({ site }) => site.detour === hook.at);
@@ -148,6 +228,17 @@ function closeLink(own: SiteMember, next: SiteMember, read: ReadText): SitePoke[
   const at = linkOf(next);
   const now = read(at, SLOT_BYTES);
   if (jumpTarget(at, now) !== own.site.detour + BigInt(SLOT_BYTES)) return [];
+  if (isCalling(own, read)) {
+    // What the leaving one's approach leads to, the next one's own leads to from now on.
+    const approach = approachOf(next);
+    const jump = approachJumpOf(next);
+    const to = trampolineOf(own, read)!;
+    if (approach !== undefined && jump !== undefined)
+      return [
+        poke(jump, read(jump, SLOT_BYTES)!, jumpBytes(jump, to)!),
+        poke(at, now!, jumpBytes(at, approach)!),
+      ];
+  }
   const ownLink = own.hook === undefined ? undefined : linkOf(own);
   const onward = ownLink === undefined ? undefined : jumpTarget(ownLink, read(ownLink, SLOT_BYTES));
   // Where its own link is closed, what comes behind it is the displaced instructions; the next one has them as well.
@@ -195,13 +286,28 @@ export function heldPlaces(sessions: readonly HoldingSession[], read: ReadText):
       if (isHookedInto(own.hook, all) || (state === "foreign" && all.length > 1)) continue;
       const slot = lastOf(own, all, read).site.detour;
       const hasSlot = read(slot, SLOT_BYTES)?.every((byte, index) => byte === NOP5[index]) === true;
+      const lenBytesHeld = site.oldBytes.length;
+      const call = heldCall(own, found, read);
+      if (site.mechanism === "call") {
+        const mechanism = call === undefined ? "other" : "call";
+        sites.set(site.at, { tracer, mechanism, lenBytes: lenBytesHeld, slot: site.at, call });
+        continue;
+      }
       const mechanism = hasSlot && state === "int3" ? "int3" : heldMechanism(site, hasSlot);
-      sites.set(site.at, { tracer, mechanism, lenBytes: site.oldBytes.length, slot });
+      sites.set(site.at, { tracer, mechanism, lenBytes: lenBytesHeld, slot, call });
     }
     for (const { at, bytes } of journal.kept)
       text.push({ tracer, at, lenBytes: bytes.length, isWritten: false });
   }
   return { sites, text, originals };
+}
+
+/** The call at a root's site, or that which its approach stands for. */
+function heldCall(root: SiteMember, found: Uint8Array | undefined, read: ReadText): HeldSite["call"] {
+  const { site } = root;
+  const trampoline =
+    site.mechanism === "call" ? targetOf(CALL_REL32, site.at, found) : trampolineOf(root, read);
+  return trampoline === undefined ? undefined : { bytes: found!, trampoline };
 }
 
 function heldMechanism({ mechanism }: JournalSite, hasSlot: boolean): HeldSite["mechanism"] {
@@ -210,8 +316,6 @@ function heldMechanism({ mechanism }: JournalSite, hasSlot: boolean): HeldSite["
     case "punned":
     case "int3":
       return hasSlot ? mechanism : "other";
-    case "call":
-      return mechanism;
     default:
       return "other";
   }

@@ -4,7 +4,12 @@
  */
 
 import type { ReturnLookup } from "../../bpf/jit/index.ts";
-import { emitStackRoutines, type GateProgram, type StackRoutines } from "../../gate/index.ts";
+import {
+  emitStackRoutines,
+  type GateProgram,
+  type StackRoutines,
+  type WrittenCode,
+} from "../../gate/index.ts";
 import {
   type Detour,
   type DetourSpec,
@@ -14,7 +19,11 @@ import {
   SLOT,
   SLOT_BYTES,
 } from "../../patch/detour.ts";
-import type { FunctionTrampoline } from "../../patch/function-trampoline.ts";
+import {
+  APPROACH_SPACE_BYTES,
+  emitApproach,
+  type FunctionTrampoline,
+} from "../../patch/function-trampoline.ts";
 import { patchOf, planAsTrap, type SitePlan } from "../../patch/plan.ts";
 import type { Refusal } from "../../patch/refusal.ts";
 import { emitReturnTrampoline, type ReturnTrampoline } from "../../patch/return-probe.ts";
@@ -110,7 +119,7 @@ export interface CodeWritePort {
   write(at: bigint, bytes: Uint8Array): Promise<void>;
 }
 
-const POINT_SPACE_BYTES = 768;
+const POINT_SPACE_BYTES = 800;
 /** What the switch to a private stack adds to a point; the routines for all of them. */
 const SWITCH_SPACE_BYTES = 384;
 const EVICTED_SPACE_BYTES = 256;
@@ -241,7 +250,8 @@ export class PointBuilder {
         refused.push({ planned, refusal: result.refusal });
         continue;
       }
-      const { plan, detour, route } = result;
+      const { plan, detour, route, approach } = result;
+      if (approach !== undefined) write(space, approach.at, approach.bytes);
       write(space, detour.at, detour.bytes);
       if (route?.evicted !== undefined) write(space, route.evicted.at, route.evicted.bytes);
       for (const landing of route?.patch.landings ?? []) writes.push(landing);
@@ -350,13 +360,18 @@ export class PointBuilder {
         ? undefined
         : { trampoline: trampoline.stubs, claim: this.#returnSpace!.runtime.claim };
     const { plan } = planned;
-    if (plan.held !== undefined && !canChain(plan.held.slot, at))
+    const reaches = plan.held && [plan.held.slot, ...(plan.held.call ? [plan.held.call.trampoline] : [])];
+    if (plan.held !== undefined && !reaches!.every((to) => canChain(to, at)))
       return { refusal: { reason: "detour-out-of-reach", site: plan.held.slot, detour: at } };
     const behind = plan.held && plan.held.slot + BigInt(SLOT_BYTES);
     const hooks = { returnHook, privateStack: this.#privateStack(planned) };
-    const detour = emitDetour({ plan, at, ...run, ...hooks, behind });
+    const approach = approachTo(plan, at);
+    const detourAt = approach === undefined ? at : at + BigInt(APPROACH_SPACE_BYTES);
+    const isCalling = plan.held?.mechanism === "call";
+    const detour = emitDetour({ plan, at: detourAt, ...run, ...hooks, behind: isCalling ? at : behind });
     const routed = detour.kind === "refused" ? detour : emitRoute(plan, detour, unmapped);
-    if (detour.kind !== "refused" && routed.kind !== "refused") return { plan, detour, route: routed.route };
+    if (detour.kind !== "refused" && routed.kind !== "refused")
+      return { plan, detour, route: routed.route, approach };
     const refusal = detour.kind === "refused" ? detour.refusal : (routed as { refusal: Refusal }).refusal;
     if (plan.mechanism === "int3" || plan.held !== undefined) return { refusal };
     const lower = planAsTrap(planned.code, plan, refusal);
@@ -364,7 +379,7 @@ export class PointBuilder {
     const trap = emitDetour({ plan: lower, at, ...run, ...hooks });
     return trap.kind === "refused"
       ? { refusal: trap.refusal }
-      : { plan: lower, detour: trap, route: undefined };
+      : { plan: lower, detour: trap, route: undefined, approach: undefined };
   }
 
   /** The engine's own code stays on the thread's stack: it counts nothing. */
@@ -424,7 +439,16 @@ export class PointBuilder {
 
 export { returnTableBytes, returnTableEntries };
 
-type EmittedPoint = Pick<BuiltPoint, "plan" | "route"> & { readonly detour: Detour };
+type EmittedPoint = Pick<BuiltPoint, "plan" | "route"> & {
+  readonly detour: Detour;
+  readonly approach: WrittenCode | undefined;
+};
+
+/** What stands for the call that another session has, or had, at the site. */
+function approachTo({ held, region }: SitePlan, at: bigint): WrittenCode | undefined {
+  if (held?.call === undefined) return undefined;
+  return emitApproach(at, region.start + BigInt(region.lenBytes), held.call.trampoline);
+}
 
 /** Space between code of different owners, so that listings keep them apart. */
 const CODE_ALIGN = 16n;
@@ -464,14 +488,17 @@ function pointCode(plan: SitePlan, detour: Detour, route: BuiltPoint["route"]): 
     twins: toMoves(detour.twins),
   };
   if (plan.held !== undefined && plan.mechanism !== "call") {
-    const { slot } = plan.held;
+    const { slot, call } = plan.held;
     return {
       ...common,
+      // A function's call may stand behind its first byte.
+      at: call === undefined ? plan.at : plan.region.start,
       jumpBytes: plan.mechanism === "jump" ? patchOf(plan, "jump", detour.entry) : undefined,
       hook: {
         slot,
-        oldBytes: SLOT,
+        oldBytes: plan.held.mechanism === "call" ? call!.bytes : SLOT,
         newBytes: getJump(slot, detour.entry),
+        ...(call === undefined ? {} : { hasApproach: true }),
         linkOffset: linkOffset(detour.displacedOffset),
         mechanism: plan.mechanism,
       },
