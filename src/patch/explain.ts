@@ -8,7 +8,7 @@ import { decodeBlock, textOf } from "../x86/decode.ts";
 import { regNames } from "../x86/registers.ts";
 import type { Detour } from "./detour.ts";
 import type { FunctionTrampoline } from "./function-trampoline.ts";
-import type { SitePlan } from "./plan.ts";
+import type { HeldSite, SitePlan } from "./plan.ts";
 import { refusalText } from "./refusal.ts";
 import { evictedBy, landingsOf, type Route, type RoutePatch } from "./route.ts";
 
@@ -111,6 +111,15 @@ export function routeLines(route: Route, patch: RoutePatch | undefined): string[
   return lines;
 }
 
+/** Whether the site's own text is changed: one that another tracer has changed already only if a call becomes a jump. */
+const isWritten = ({ held }: SitePlan): boolean => held === undefined || held.mechanism === "call";
+
+function heldText({ tracer, mechanism, slot }: HeldSite): string {
+  return mechanism === "call"
+    ? `held by process ${tracer}, by a call; the call becomes a jump, and what it calls runs behind the programs`
+    : `held by process ${tracer}; chained: the text stays, and the slot at 0x${slot.toString(16)} leads to the detour`;
+}
+
 /** Bytes before and after, mechanism, reasons, what is saved, and the detour line by line. */
 export function explainSite(
   plan: SitePlan,
@@ -135,7 +144,8 @@ export function explainSite(
   lines.push(`  before  ${hexBytes(plan.oldBytes)}`);
   const routePatch = patch instanceof Uint8Array ? undefined : patch;
   const after = patch instanceof Uint8Array ? patch : patch?.siteBytes;
-  if (after !== undefined) lines.push(`  after   ${hexBytes(after)}`);
+  if (after !== undefined && isWritten(plan)) lines.push(`  after   ${hexBytes(after)}`);
+  if (plan.held !== undefined) lines.push(`  ${heldText(plan.held)}`);
   if (plan.route !== undefined) {
     const [first, ...rest] = routeLines(plan.route, routePatch);
     lines.push(`  by ${first}`, ...rest.map((line) => `    ${line}`));

@@ -32,6 +32,8 @@ import { trapBytes } from "./site-state.ts";
 /** The part of a target that is needed here. */
 export interface CommitPort {
   commit(transaction: Transaction): Promise<CommitReport>;
+  /** The process id of another tracer that has changed what is at an address, if one has. */
+  holderOf?(at: bigint): Promise<number | undefined>;
 }
 
 /** One address to be probed, with its code in place. */
@@ -141,6 +143,8 @@ const hex = (bytes: Uint8Array): string =>
 export function describeCommitRefusal(refusal: CommitRefusal): string {
   switch (refusal.kind) {
     case "text-differs":
+      if (refusal.tracer !== undefined)
+        return `process ${refusal.tracer} traces it, too, and has come later; it cannot be changed until that one ends`;
       return (
         `text at 0x${refusal.at.toString(16)} is ${hex(refusal.found)}, expected ${hex(refusal.expected)}; ` +
         "another tool has patched it, or the file was replaced after the program was started"
@@ -457,6 +461,13 @@ export class ProbeSet {
     this.#journal.setState(record, wasIdle ? "removed" : "armed");
   }
 
+  /** Whoever has hooked into a point of ours is named. */
+  async #refused(operation: string, reason: CommitRefusal): Promise<ArmError> {
+    if (reason.kind !== "text-differs") return new ArmError(operation, reason);
+    const tracer = await this.#target.holderOf?.(reason.at);
+    return new ArmError(operation, tracer === undefined ? reason : { ...reason, tracer });
+  }
+
   /** A transaction that is made as a whole. */
   async #commit(
     sites: readonly SitePoke[],
@@ -474,7 +485,7 @@ export class ProbeSet {
       finalCalls: [],
       why: operation === "disarm probes" ? "disarm" : "arm",
     });
-    if (report.kind === "refused") throw new ArmError(operation, report.reason);
+    if (report.kind === "refused") throw await this.#refused(operation, report.reason);
   }
 
   /** Where an `int3` of ours stands. */
@@ -520,7 +531,7 @@ export class ProbeSet {
       retire,
       why: operation === "optimize probes" ? "optimize" : "arm",
     });
-    if (report.kind === "refused") throw new ArmError(operation, report.reason);
+    if (report.kind === "refused") throw await this.#refused(operation, report.reason);
     report.outcomes.forEach((outcome, index) => {
       if (outcome === "written") done[index]!();
     });

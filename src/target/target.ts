@@ -177,6 +177,8 @@ export type CommitRefusal =
       readonly at: bigint;
       readonly expected: Uint8Array;
       readonly found: Uint8Array;
+      /** The process id of another tracer that has changed it, where that is known. */
+      readonly tracer?: number;
     }
   | { readonly kind: "sigtrap-blocked"; readonly tid: number }
   /** Another process that shares the memory would die of an `int3`. */

@@ -44,7 +44,7 @@ import type { ProcessTarget } from "../../target/process/tracer.ts";
 import { findTrapObstacle } from "../../target/process/trap-obstacle.ts";
 import type { AddrRange } from "../../target/target.ts";
 import type { ProbeAccounts } from "../accounts/probe-accounts.ts";
-import { isStaying, markLeft, markRemoved, takeOutDead } from "../leave/other-sessions.ts";
+import { findHolder, isStaying, markLeft, markRemoved, takeOutDead } from "../leave/other-sessions.ts";
 import {
   findChained,
   findHeirs,
@@ -188,7 +188,13 @@ export class Attachment {
     this.ownMaps = parts.ownMaps;
     this.gateWordsAt = parts.journalMemory.start + BigInt(parts.gateOffset);
     this.#gateWords = new Uint32Array(parts.journalMapping.buffer, parts.gateOffset, LOAD_GATE_BYTES / 4);
-    this.probes = new ProbeSet(input.target, parts.journal);
+    this.probes = new ProbeSet(
+      {
+        commit: (transaction) => input.target.commit(transaction),
+        holderOf: (at) => findHolder(input.target, at, parts.journalMemory),
+      },
+      parts.journal,
+    );
     this.#spaces = new CodeSpaces(input.target, parts.journal, () => readMaps(input.target.pid));
     const { bundle, proofs, accounts } = input;
     const accountsAt = parts.mapsAt + BigInt(input.mapsLayout.accounts.offset);

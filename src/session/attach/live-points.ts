@@ -230,7 +230,7 @@ export class LivePoints {
       throw cannot(
         "change the probes of",
         first.live.planned.plan.at,
-        "another tracer's probes are there, too; end that one first",
+        `process ${first.live.planned.plan.held!.tracer} has traced it before, and its probes were there first; a point that is shared cannot be changed`,
       );
   }
 

@@ -12,6 +12,7 @@ import {
   removedMark,
 } from "../../probe/journal.ts";
 import { type HeldPlaces, heldPlaces, membersBySite, placesOf } from "../../probe/site-chains.ts";
+import { MemoryFile } from "../../target/process/memory-file.ts";
 import { readMaps, readStat } from "../../target/process/proc-fs.ts";
 import type { ProcessTarget } from "../../target/process/tracer.ts";
 import type { AddrRange } from "../../target/target.ts";
@@ -122,7 +123,13 @@ export async function readHeldPlaces(
   target: Pick<ProcessTarget, "pid" | "read" | "readMany">,
   own?: AddrRange,
 ): Promise<HeldPlaces> {
-  const sessions = await readOtherSessions(target, own);
+  return await placesHeldBy(target, await readOtherSessions(target, own));
+}
+
+async function placesHeldBy(
+  target: Pick<ProcessTarget, "readMany">,
+  sessions: readonly OtherSession[],
+): Promise<HeldPlaces> {
   const members = membersBySite(sessions.map(({ journal }) => journal));
   const places = [
     ...sessions.flatMap(({ journal }) =>
@@ -136,6 +143,42 @@ export async function readHeldPlaces(
     known.set(`${at} ${lenBytes}`, bytes[index]!);
   });
   return heldPlaces(sessions, (at, lenBytes) => known.get(`${at} ${lenBytes}`));
+}
+
+/** What sessions hold in a process that is only looked at; those of dead tracers would be taken out first. */
+export async function lookAtHeldPlaces(pid: number): Promise<HeldPlaces> {
+  const memory = MemoryFile.open(pid, "r");
+  try {
+    const read = (at: bigint, lenBytes: number) => memory.read(at, lenBytes);
+    const target = {
+      pid,
+      read: async (at: bigint, lenBytes: number) => read(at, lenBytes),
+      readMany: async (places: readonly { readonly at: bigint; readonly lenBytes: number }[]) =>
+        places.map(({ at, lenBytes }) => read(at, lenBytes)),
+    };
+    const sessions = await readOtherSessions(target);
+    return await placesHeldBy(
+      target,
+      sessions.filter(({ isAlive, journal }) => isAlive || journal.isLeft),
+    );
+  } finally {
+    memory.close();
+  }
+}
+
+/** The tracer of another session that has written at an address, be it text or a slot. */
+export async function findHolder(
+  target: Pick<ProcessTarget, "pid" | "read">,
+  place: bigint,
+  own: AddrRange,
+): Promise<number | undefined> {
+  const covers = ({ at, newBytes }: { readonly at: bigint; readonly newBytes: Uint8Array }) =>
+    place >= at && place < at + BigInt(newBytes.length);
+  const holder = (await readOtherSessions(target, own)).find(
+    ({ journal }) =>
+      journal.hooks.some(covers) || journal.sites.some((site) => site.state !== "removed" && covers(site)),
+  );
+  return holder?.journal.header.tracerPid;
 }
 
 /** What is to be said about a dead tracer's probes; undefined where there is nothing new. */

@@ -5,15 +5,16 @@ import { checkAttachable } from "../../target/process/attach-check.ts";
 import { ProcessImages } from "../../target/process/images.ts";
 import { CodeCache, findOverriders, ProbeNames, resolveProbes } from "../attach/probe-resolution.ts";
 import { describeReturn, findReturnObstacle } from "../attach/return-ways.ts";
+import { lookAtHeldPlaces } from "../leave/other-sessions.ts";
 import type { SessionIo, TraceOptions } from "../options.ts";
 import type { RunPrograms } from "../run.ts";
 
 /** Prints programs and, for each process, the plan of every site. Returns 1 if something could not be probed. */
-export function printPlan(
+export async function printPlan(
   options: Pick<TraceOptions, "pids" | "mechanism" | "returns">,
   io: SessionIo,
   { bundle, proofs, requests }: RunPrograms,
-): number {
+): Promise<number> {
   bundle.programs.forEach((program, index) => {
     const proof = proofs[index]!;
     io.out.write(
@@ -30,6 +31,7 @@ export function printPlan(
       names: new ProbeNames(),
       codes: new CodeCache(),
       armed: [],
+      others: await lookAtHeldPlaces(pid),
       returns: options.returns,
       returnObstacle: findReturnObstacle(pid),
       overriders: findOverriders(proofs),

@@ -14,8 +14,11 @@ import {
   type Route,
   type RoutePatch,
   refusalText,
+  type SitePlan,
 } from "../../patch/index.ts";
+import type { HeldSite } from "../../patch/plan.ts";
 import { Journal, journalBytes } from "../../probe/journal.ts";
+import type { PointHook } from "../../probe/probe-set.ts";
 import { checkAttachable } from "../../target/process/attach-check.ts";
 import { ProcessImages } from "../../target/process/images.ts";
 import { readMaps } from "../../target/process/proc-fs.ts";
@@ -25,6 +28,7 @@ import { type BuiltPoint, PointBuilder } from "../attach/point-builder.ts";
 import { CodeCache, ProbeNames, resolveProbes } from "../attach/probe-resolution.ts";
 import { ProgramCompiler } from "../attach/program-compiler.ts";
 import { describeReturn, findReturnObstacle, type ReturnRole } from "../attach/return-ways.ts";
+import { lookAtHeldPlaces } from "../leave/other-sessions.ts";
 import type { ExplainOptions, SessionIo } from "../options.ts";
 import { SessionError } from "../session-error.ts";
 import { userRequests } from "../trace.ts";
@@ -53,6 +57,7 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
     names: new ProbeNames(),
     codes: new CodeCache(),
     armed: [],
+    others: await lookAtHeldPlaces(options.pid),
     returns: options.returns,
     returnObstacle: findReturnObstacle(options.pid),
   });
@@ -128,6 +133,18 @@ function returnData(returns: ReturnRole, print: (addr: bigint) => string): objec
   return { by: "exit", of: print(returns.of), exit: returns.exit };
 }
 
+function heldData({ tracer, mechanism }: HeldSite, { slot, oldBytes, newBytes }: PointHook): object {
+  return { tracer, mechanism, at: hex(slot), before: hexBytes(oldBytes), after: hexBytes(newBytes) };
+}
+
+/** What comes behind the programs of a detour. */
+function onward({ held }: SitePlan): string {
+  if (held === undefined) return " -> displaced instructions";
+  return held.mechanism === "call"
+    ? ` -> trampoline of process ${held.tracer} ${hex(held.call!.trampoline)}`
+    : ` -> detour of process ${held.tracer} ${hex(held.slot)}, displaced instructions`;
+}
+
 function writePoint(
   point: BuiltPoint,
   options: ExplainOptions,
@@ -136,6 +153,7 @@ function writePoint(
 ): void {
   const { plan, detour, trampoline, route } = point;
   const { returns } = point.planned;
+  const { hook } = point.code;
   const patch = route?.patch ?? patchOf(plan, plan.mechanism, detour.entry);
   if (options.format === "json") {
     const data = {
@@ -143,7 +161,11 @@ function writePoint(
       place: print(plan.at),
       mechanism: plan.mechanism,
       before: hexBytes(plan.oldBytes),
-      after: hexBytes(patch instanceof Uint8Array ? patch : patch.siteBytes),
+      // Where another tracer's jump or trap is, the text stays, and its detour's slot is written.
+      ...(hook === undefined || hook.slot === plan.region.start
+        ? { after: hexBytes(patch instanceof Uint8Array ? patch : patch.siteBytes) }
+        : {}),
+      ...(plan.held === undefined || hook === undefined ? {} : { held: heldData(plan.held, hook) }),
       ...(plan.route === undefined || route === undefined
         ? {}
         : { route: routeData(plan.route, route.patch) }),
@@ -187,6 +209,6 @@ function writePoint(
   io.out.write(`  chain: ${print(plan.at)}${steps.join("")} -> ${code} 0x${detour.entry.toString(16)}`);
   for (const program of point.programs) io.out.write(` -> ${program.name} 0x${program.entry.toString(16)}`);
   const next = plan.region.start + BigInt(plan.region.lenBytes);
-  const displaced = plan.mechanism === "call" ? "" : " -> displaced instructions";
+  const displaced = plan.mechanism === "call" ? "" : onward(plan);
   io.out.write(`${displaced} -> 0x${next.toString(16)}\n`);
 }
