@@ -468,6 +468,18 @@ export class ProbeSet {
     return new ArmError(operation, tracer === undefined ? reason : { ...reason, tracer });
   }
 
+  /** Which of the ranges, where nothing leads any more, nobody is in. */
+  async findVacant(retire: Retirement): Promise<readonly boolean[]> {
+    return (await this.change([], [], retire)).retired ?? [];
+  }
+
+  /** A detour beside the first one is gone. */
+  forgetTwins(point: ProbePoint, twins: readonly Move[]): void {
+    const gone = new Set(twins.map(({ to }) => to));
+    const left = point.otherTwins.filter(({ to }) => !gone.has(to));
+    point.otherTwins.splice(0, point.otherTwins.length, ...left);
+  }
+
   /** A transaction that is made as a whole. */
   async #commit(
     sites: readonly SitePoke[],

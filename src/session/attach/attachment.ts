@@ -359,6 +359,11 @@ export class Attachment {
     return this.#builder.trampolines.statistics;
   }
 
+  /** Code memory that is handed out, but for function trampolines. */
+  get codeBytes(): number {
+    return this.#spaces.spaces.reduce((sum, { range, next }) => sum + Number(next - range.start), 0);
+  }
+
   #setBuilt(built: readonly BuiltPoint[]): void {
     const indexOf = new Map(this.builtPoints.map(({ code }, index) => [code.at, index]));
     for (const point of built) {

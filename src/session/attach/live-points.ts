@@ -21,7 +21,7 @@ import type { AttachedProbe, BuiltPoint, PlannedPoint, PointBuilder, RefusedPoin
 /** The target as live points need it. */
 export interface LivePointsPort {
   readonly probes: ProbeSet;
-  readonly builder: Pick<PointBuilder, "build">;
+  readonly builder: Pick<PointBuilder, "build" | "retirementOf" | "free">;
   /** The owner of all calls. */
   functionOps(): Pick<FunctionOps, "change" | "listedAt">;
   arm(points: readonly PlannedPoint[]): Promise<{ readonly refused: readonly RefusedPoint[] }>;
@@ -53,6 +53,12 @@ interface Change {
   readonly probes: readonly AttachedProbe[];
   readonly key: string;
 }
+
+const isCall = ({ live }: Change): boolean => live.point.isCall === true;
+const isHeld = ({ live }: Change): boolean => live.point.hook !== undefined;
+
+/** Detours that nothing leads to are not worth stopping threads for below this. */
+const WORTH_BYTES = 4 << 10;
 
 export class LivePoints {
   readonly #port: LivePointsPort;
@@ -213,8 +219,6 @@ export class LivePoints {
       const key = this.#keyOf(probes);
       return key === live.runs ? [] : [{ live, probes, key }];
     });
-    const isCall = ({ live }: Change) => live.point.isCall === true;
-    const isHeld = ({ live }: Change) => live.point.hook !== undefined;
     const lists = [
       ...calls.map((place) => ({ place, probes: place.probes })),
       ...changed.filter(isCall).map(({ live, probes }) => ({ place: live.planned, probes })),
@@ -257,6 +261,30 @@ export class LivePoints {
     if (idle.length > 0) await set.rearm(idle);
     for (const { live, key } of changes) live.runs = key;
     await this.#port.settle();
+    await this.#reclaim();
+  }
+
+  /** Takes back the memory of detours that nothing leads to and nobody is in, once there is much of it. */
+  async #reclaim(): Promise<void> {
+    const { builder, probes: set } = this.#port;
+    const unused = [...this.#points.values()].flatMap((live) =>
+      [...live.built].flatMap(([key, built]) => {
+        const isUsed =
+          key === live.runs || built.detour.entry === live.point.detour || isSlotTo(live.point, built);
+        return isUsed || live.point.isCall === true || built.detour.kind !== "detour"
+          ? []
+          : [{ live, key, built, detour: built.detour }];
+      }),
+    );
+    const bytes = unused.reduce((sum, { detour }) => sum + detour.bytes.length, 0);
+    if (bytes < WORTH_BYTES) return;
+    const vacant = await set.findVacant(builder.retirementOf(unused.map(({ detour }) => detour)));
+    const free = unused.filter((_, index) => vacant[index] === true);
+    for (const { live, key, built } of free) {
+      live.built.delete(key);
+      set.forgetTwins(live.point, built.code.twins);
+    }
+    builder.free(free.map(({ detour }) => detour));
   }
 
   async #build(changes: readonly Change[]): Promise<void> {
@@ -309,6 +337,11 @@ export class LivePoints {
 
 function cannot(operation: string, at: bigint, reason: string): SessionError {
   return new SessionError("cannot-probe", { operation, object: `0x${at.toString(16)}`, reason });
+}
+
+/** Whether the slot of a point's first detour leads to a detour: also while nothing runs there. */
+function isSlotTo({ slot = SLOT, detour }: ProbePoint, built: BuiltPoint): boolean {
+  return built.detour.entry !== detour && same(slot, emitSlotJump(detour, built.detour.entry));
 }
 
 function same(a: Uint8Array, b: Uint8Array): boolean {

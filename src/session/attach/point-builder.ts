@@ -37,13 +37,14 @@ import {
   returnTableEntries,
 } from "../../patch/return-table.ts";
 import { evictedBy, landingsOf, patchRoute, type RoutePatch } from "../../patch/route.ts";
+import { reaches } from "../../probe/arena.ts";
 import type { PointCode } from "../../probe/probe-set.ts";
 import { RETURN_WINDOW } from "../../probe/return-window.ts";
-import type { AddrRange, ReturnTable } from "../../target/target.ts";
+import type { AddrRange, Retirement, ReturnTable } from "../../target/target.ts";
 import { encodeJump } from "../../x86/punning.ts";
 import type { ImageCode } from "../../x86/regions.ts";
 import { type Relocated, relocate } from "../../x86/relocate.ts";
-import type { CodeSpace, CodeSpaces } from "./code-space.ts";
+import type { CodeSpace, CodeSpaces, SpaceRequest } from "./code-space.ts";
 import type { PlacedProgram, ProgramCompiler, Runnable } from "./program-compiler.ts";
 import type { ReturnRole } from "./return-ways.ts";
 import { type PlacedTrampoline, TrampolineStore, type WriteBytes } from "./trampoline-store.ts";
@@ -136,6 +137,8 @@ export class PointBuilder {
   readonly #programSpaces = new Map<string, CodeSpace>();
   readonly #memory: PointMemory;
   #stackRoutines: StackRoutines | undefined;
+  /** Where detours were that nothing leads to and nobody is in any more. */
+  readonly #freeBlocks: AddrRange[] = [];
   /** One space for everything that functions return to, so that a return address of ours is known by its range. */
   #returnSpace: { readonly space: CodeSpace; readonly runtime: ReturnRuntime } | undefined;
 
@@ -176,6 +179,65 @@ export class PointBuilder {
     return { stubs: space.range, routine: runtime.peek };
   }
 
+  /** To be asked of a transaction: is nobody in the detours, which nothing leads to any more? */
+  retirementOf(detours: readonly Pick<Detour, "at" | "bytes" | "frame">[]): Retirement {
+    const spaces = this.#spaces.spaces.map(({ range }) => range);
+    return {
+      ranges: detours.map(blockOf),
+      // The table of returns is called from detours.
+      callees: this.#returnSpace === undefined ? spaces : [...spaces, this.#returnSpace.space.range],
+      stackBytes: Math.max(...detours.map(({ frame }) => frame.stackBytes)),
+    };
+  }
+
+  /** Their memory is used again. */
+  free(detours: readonly Pick<Detour, "at" | "bytes">[]): void {
+    const blocks = [...this.#freeBlocks, ...detours.map(blockOf)].sort((a, b) =>
+      a.start < b.start ? -1 : 1,
+    );
+    const joined: { start: bigint; end: bigint }[] = [];
+    for (const { start, end } of blocks) {
+      const last = joined.at(-1);
+      if (last?.end === start) last.end = end;
+      else joined.push({ start, end });
+    }
+    this.#freeBlocks.splice(0, this.#freeBlocks.length, ...joined);
+  }
+
+  /** Where each image's code goes: where its programs are already, if there is room. */
+  async #provideSpaces(
+    images: readonly {
+      readonly key: string;
+      readonly request: SpaceRequest;
+      readonly runs: readonly Runnable[];
+    }[],
+  ): Promise<Map<string, CodeSpace>> {
+    const promised = new Map<CodeSpace, number>();
+    const spaceOf = new Map<string, CodeSpace>();
+    const others: (typeof images)[number][] = [];
+    for (const each of images) {
+      const { key, request, runs } = each;
+      const space = this.#programSpaces.get(key);
+      const missing = runs.filter((run) => space === undefined || !this.#compiler.isIn(space, run));
+      const known =
+        this.#compiler.spaceBytes(runs) - (missing.length === 0 ? 0 : this.#compiler.spaceBytes(missing));
+      const lenBytes = request.lenBytes - known + (promised.get(space!) ?? 0);
+      if (space === undefined || space.freeBytes < lenBytes) others.push(each);
+      else {
+        promised.set(space, lenBytes);
+        spaceOf.set(key, space);
+      }
+    }
+    // Those that are promised room already may not lose it to others.
+    const isTaken = promised.size > 0 && others.length > 0;
+    const wanted = isTaken ? images : others;
+    const spaces = await this.#spaces.provide(wanted.map(({ request }) => request));
+    wanted.forEach(({ key }, index) => {
+      spaceOf.set(key, spaces[index]!);
+    });
+    return spaceOf;
+  }
+
   /** Emits and writes the code of all points. Those that no mechanism can take are returned as refused. */
   async build(points: readonly PlannedPoint[]): Promise<{
     readonly built: readonly BuiltPoint[];
@@ -193,19 +255,22 @@ export class PointBuilder {
       if (point.plan.route !== undefined && evictedBy(point.plan.route) !== undefined) entry.evicted++;
       images.set(key, entry);
     }
-    const requests = [...images.values()].map(({ image, count, evicted, runs }) => ({
-      name: image.name,
-      image: image.range,
-      lenBytes:
-        this.#compiler.spaceBytes(runs) +
-        count * (POINT_SPACE_BYTES + (this.#memory.stacks === undefined ? 0 : SWITCH_SPACE_BYTES)) +
-        evicted * EVICTED_SPACE_BYTES,
+    const requests = [...images].map(([key, { image, count, evicted, runs }]) => ({
+      key,
+      runs,
+      request: {
+        name: image.name,
+        image: image.range,
+        lenBytes:
+          this.#compiler.spaceBytes(runs) +
+          count * (POINT_SPACE_BYTES + (this.#memory.stacks === undefined ? 0 : SWITCH_SPACE_BYTES)) +
+          evicted * EVICTED_SPACE_BYTES,
+      },
     }));
     // Landings have no choice where they are, so they come first.
     const landings = points.flatMap(({ plan }) => (plan.route === undefined ? [] : landingsOf(plan.route)));
     const unmapped = await this.#spaces.mapLandings(landings);
-    const spaces = await this.#spaces.provide(requests);
-    const spaceOf = new Map([...images.keys()].map((key, index) => [key, spaces[index]!]));
+    const spaceOf = await this.#provideSpaces(requests);
 
     const writes: { at: bigint; bytes: Uint8Array }[] = [];
     const write = (space: CodeSpace, at: bigint, bytes: Uint8Array) => {
@@ -229,14 +294,14 @@ export class PointBuilder {
       trampolines.set(point, trampoline);
     }
 
-    if (this.#memory.stacks !== undefined) this.#provideStackRoutines(spaces[0]!, write);
-    // Between the blocks of trampolines lie others, which may be running.
-    const trampolineWrites: { at: bigint; bytes: Uint8Array }[] = [];
+    if (this.#memory.stacks !== undefined) this.#provideStackRoutines([...spaceOf.values()][0]!, write);
+    // Between blocks lie others, which may be running.
+    const blockWrites: { at: bigint; bytes: Uint8Array }[] = [];
     const called = points.filter(({ plan }) => plan.mechanism === "call");
     for (const [key, space] of spaceOf) this.#programSpaces.set(key, space);
     const built = await this.#buildCalls(called, (point) => spaceOf.get(`${point.image.range.start}`)!, {
       inSpace: write,
-      bytes: (at, bytes) => trampolineWrites.push({ at, bytes }),
+      bytes: (at, bytes) => blockWrites.push({ at, bytes }),
     });
     const refused: RefusedPoint[] = [];
     for (const planned of points) {
@@ -245,14 +310,18 @@ export class PointBuilder {
       const programs = this.#programs(space, planned, "entry", write);
       const leaving = this.#programs(space, planned, "leaving", write);
       const trampoline = trampolines.get(planned);
-      const result = this.#emit(planned, space.next, { programs, leaving }, trampoline, unmapped);
+      const emitAt = (at: bigint) => this.#emit(planned, at, { programs, leaving }, trampoline, unmapped);
+      const isPlain = planned.plan.route === undefined && planned.plan.held === undefined;
+      const again = isPlain ? this.#emitInBlock(planned, emitAt) : undefined;
+      const result = again ?? emitAt(space.next);
       if ("refusal" in result) {
         refused.push({ planned, refusal: result.refusal });
         continue;
       }
       const { plan, detour, route, approach } = result;
       if (approach !== undefined) write(space, approach.at, approach.bytes);
-      write(space, detour.at, detour.bytes);
+      if (again === undefined) write(space, detour.at, detour.bytes);
+      else blockWrites.push(detour);
       if (route?.evicted !== undefined) write(space, route.evicted.at, route.evicted.bytes);
       for (const landing of route?.patch.landings ?? []) writes.push(landing);
       built.push({
@@ -266,9 +335,27 @@ export class PointBuilder {
       });
     }
     await Promise.all(
-      [...mergeWrites(writes), ...trampolineWrites].map(({ at, bytes }) => this.#target.write(at, bytes)),
+      [...mergeWrites(writes), ...blockWrites].map(({ at, bytes }) => this.#target.write(at, bytes)),
     );
     return { built, refused };
+  }
+
+  /** In memory that is used again, if there is a piece that it fits into. */
+  #emitInBlock(
+    { image }: PlannedPoint,
+    emitAt: (at: bigint) => EmittedPoint | { readonly refusal: Refusal },
+  ): EmittedPoint | undefined {
+    for (const [index, block] of this.#freeBlocks.entries()) {
+      if (!reaches(block, image.range)) continue;
+      const result = emitAt(block.start);
+      if ("refusal" in result || result.route !== undefined) continue;
+      const end = blockOf(result.detour).end;
+      if (end > block.end) continue;
+      this.#freeBlocks.splice(index, 1);
+      if (end < block.end) this.#freeBlocks.push({ start: end, end: block.end });
+      return result;
+    }
+    return undefined;
   }
 
   /** Points with calls alone, with as little new code as they need. */
@@ -452,6 +539,8 @@ function approachTo({ held, region }: SitePlan, at: bigint): WrittenCode | undef
 
 /** Space between code of different owners, so that listings keep them apart. */
 const CODE_ALIGN = 16n;
+/** As code spaces hand it out. */
+const BLOCK_ALIGN = 64n;
 
 /** The bytes of a punned plan's route, now that the detour has its place. The evicted copy goes behind the detour. */
 function emitRoute(
@@ -474,6 +563,11 @@ function emitRoute(
         refusal: { reason: "detour-out-of-reach", site: plan.at, detour: detour.at },
       }
     : { kind: "routed", route: { patch, evicted } };
+}
+
+/** The memory that a detour takes. */
+function blockOf({ at, bytes }: Pick<Detour, "at" | "bytes">): AddrRange {
+  return { start: at, end: (at + BigInt(bytes.length) + BLOCK_ALIGN - 1n) & -BLOCK_ALIGN };
 }
 
 const toMoves = (twins: Relocated["twins"]) =>
