@@ -18,27 +18,17 @@ import {
   type Proof,
 } from "../../bpf/index.ts";
 import { type LinkEnv, PID_CACHE_TID_OFFSET, returnLookupWrites } from "../../bpf/jit/index.ts";
-import {
-  decodeSignalAction,
-  emitTrapHandler,
-  encodeSignalAction,
-  returnTableBytes,
-  returnTableEntries,
-  SIGNAL_ACTION_BYTES,
-  TrapTable,
-} from "../../patch/index.ts";
+import { returnTableBytes, returnTableEntries } from "../../patch/index.ts";
 import { LOAD_GATE_BYTES, loadGateWords } from "../../patch/load-gate.ts";
 import { maskedCodeOf } from "../../patch/masked-code.ts";
 import { emitUnwindHook } from "../../patch/unwind-table.ts";
-import { findArenaPlace } from "../../probe/arena.ts";
 import { JOURNAL_SCRATCH, Journal, journalBytes } from "../../probe/journal.ts";
 import { ArmError, type ArmReport, ProbeSet } from "../../probe/probe-set.ts";
-import { askTrapAction, setTrapAction } from "../../probe/restoration.ts";
 import type { ProcessImages } from "../../target/process/images.ts";
 import { futexWakeAll, type Mapping } from "../../target/process/libc.ts";
 import type { MappedImage } from "../../target/process/mapped-image.ts";
 import { MemoryFile } from "../../target/process/memory-file.ts";
-import { readAuxv, readMaps, readStat, readStatus } from "../../target/process/proc-fs.ts";
+import { readAuxv, readMaps, readStat } from "../../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../../target/process/traced-process.ts";
 import type { ProcessTarget } from "../../target/process/tracer.ts";
 import { findTrapObstacle } from "../../target/process/trap-obstacle.ts";
@@ -46,18 +36,16 @@ import type { AddrRange } from "../../target/target.ts";
 import type { ProbeAccounts } from "../accounts/probe-accounts.ts";
 import { findHolder, isStaying, markLeft, markRemoved, takeOutDead } from "../leave/other-sessions.ts";
 import {
-  findChained,
   findHeirs,
   findJournalMappings,
   type RestoreReport,
-  readOtherJournals,
   restoreProcess,
 } from "../leave/restore-process.ts";
 import { CODE_NAME_PREFIX, CodeNames, type NamedCode } from "../names/code-names.ts";
 import { findDebugDescriptors, linkDebugEntry } from "../names/gdb-jit.ts";
 import { symbolFileOf } from "../names/gdb-symbols.ts";
 import { PerfMap, type PerfMapResult } from "../names/perf-map.ts";
-import { CodeSpaces, MOST_TRIES, NoCodeSpaceError } from "./code-space.ts";
+import { CodeSpaces } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
 import type { ChosenGate } from "./gate-level.ts";
 import { LivePoints } from "./live-points.ts";
@@ -72,10 +60,11 @@ import { createStackMemory } from "./private-stack-memory.ts";
 import { processorSource } from "./processor.ts";
 import { ProgramCompiler, type Runnable } from "./program-compiler.ts";
 import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./shared-maps.ts";
+import { PAGE, pages, pidCacheBytes, provideMaps, providePrivate } from "./target-memory.ts";
 import type { TrampolineStatistics } from "./trampoline-store.ts";
+import { TrapHandling } from "./trap-handling.ts";
 import { UnloadedImages } from "./unloaded-images.ts";
 
-const PAGE = 4096;
 /** Records of the journal for memory. */
 const SPARE_RECORDS = 64;
 const TID_OFFSETS = [0x2d0, 0x30]; // glibc's and musl's struct pthread on x86-64
@@ -154,12 +143,10 @@ export class Attachment {
   readonly gateWordsAt: bigint;
   readonly #pidCacheAt: bigint;
   #lacksTid: boolean;
-  /** Where the trap handler sends threads from points with calls. */
-  readonly #approaches = new Map<bigint, bigint>();
   readonly #unloaded = new UnloadedImages();
   /** Images that the journal names. */
   readonly #noted = new WeakSet<MappedImage>();
-  #trapTable: { readonly table: TrapTable; readonly at: bigint } | undefined;
+  readonly #traps: TrapHandling;
 
   private constructor(
     parts: JournalParts & {
@@ -216,6 +203,16 @@ export class Attachment {
           ? undefined
           : { base: parts.stacksAt, recursedAt: (account) => accountAt(account) + BigInt(ACCOUNT_RECURSED) },
     });
+    this.#traps = new TrapHandling({
+      target: input.target,
+      journal: parts.journal,
+      journalMemory: parts.journalMemory,
+      spaces: this.#spaces,
+      builder: this.#builder,
+      probes: this.probes,
+      builtPoints: this.builtPoints,
+      names: this.#names,
+    });
     this.livePoints = new LivePoints({
       probes: this.probes,
       builder: this.#builder,
@@ -224,7 +221,7 @@ export class Attachment {
       link: () => this.#linkSymbols(),
       builtPoints: () => this.builtPoints,
       setBuilt: (built) => this.#setBuilt(built),
-      addTraps: (built) => this.#addTraps(built),
+      addTraps: (built) => this.#traps.add(built),
       settle: () => this.#trapHemmedPoints(),
       trapObstacle: () => findTrapObstacle(this.target.pid),
     });
@@ -322,7 +319,7 @@ export class Attachment {
         await this.target.write(at, bytes);
     }
     this.#noteImages(built);
-    await this.#addTraps(built.filter((point) => point.plan.mechanism === "int3"));
+    await this.#traps.add(built.filter((point) => point.plan.mechanism === "int3"));
     const report = await this.probes.arm(built.map((point) => point.code));
     this.builtPoints.push(...built);
     this.functionOps.adopt(built);
@@ -376,8 +373,8 @@ export class Attachment {
 
   /** What could not be written gets an `int3`; the trap handler learns where those lead that have one. */
   async #settle(trapped: readonly BuiltPoint[]): Promise<void> {
-    for (const { code } of trapped) this.#approaches.delete(code.at);
-    await this.#addTraps(trapped);
+    this.#traps.forgetApproaches(trapped);
+    await this.#traps.add(trapped);
     await this.#trapHemmedPoints();
   }
 
@@ -452,12 +449,7 @@ export class Attachment {
       const left = this.builtPoints.filter(({ code }) => !isInside(code.at));
       this.builtPoints.splice(0, this.builtPoints.length, ...left);
       this.#unloaded.keep(image, { points, built });
-      const known = this.#trapTable;
-      for (const { at } of known === undefined ? [] : points) {
-        if (known?.table.get(at) === undefined) continue;
-        const { offset, bytes } = known.table.clear(at);
-        await this.target.write(known.at + BigInt(offset), bytes);
-      }
+      await this.#traps.clear(points.map(({ at }) => at));
     }
     const fresh: MappedImage[] = [];
     for (const image of added) if (!(await this.#armUnloaded(image))) fresh.push(image);
@@ -469,7 +461,7 @@ export class Attachment {
     const unloaded = this.#unloaded.take(image);
     if (unloaded === undefined) return false;
     this.builtPoints.push(...unloaded.built);
-    await this.#addTraps(unloaded.built.filter(({ code }) => code.jumpBytes === undefined));
+    await this.#traps.add(unloaded.built.filter(({ code }) => code.jumpBytes === undefined));
     try {
       await this.probes.armAgain(unloaded.points);
       this.functionOps.recall(unloaded.points);
@@ -665,7 +657,7 @@ export class Attachment {
     );
     const hemmed = this.probes.points.filter((point) => isHemmed(point) && !masked.has(point.at));
     if (hemmed.length === 0 || findTrapObstacle(this.target.pid) !== undefined) return;
-    await this.#addTraps(
+    await this.#traps.add(
       this.builtPoints.filter((built) => hemmed.some((point) => point.at === built.code.at)),
     );
     await this.probes.armTraps(hemmed);
@@ -680,85 +672,6 @@ export class Attachment {
       this.#journal.addImage(image);
     }
   }
-
-  /** Makes the trap handler know the points, before any of them holds an `int3`. */
-  async #addTraps(points: readonly BuiltPoint[]): Promise<void> {
-    if (points.length === 0) return;
-    for (const point of points) {
-      const { at } = point.code;
-      if (point.called === undefined || this.#approaches.has(at)) continue;
-      const entry = await this.#builder.provideTrapEntry(point);
-      this.#approaches.set(at, entry);
-      const armed = this.probes.points.find((each) => each.at === at);
-      if (armed !== undefined) armed.trapEntry = entry;
-    }
-    const known = this.#trapTable;
-    if (known?.table.hasRoomFor(points.length)) {
-      for (const point of points) {
-        const { offset, bytes } = known.table.set(point.code.at, this.#trapEntry(point)!);
-        await this.target.write(known.at + BigInt(offset), bytes);
-      }
-      return;
-    }
-    const table = new TrapTable(TrapTable.capacityFor(points.length + this.probes.points.length));
-    for (const built of [...this.builtPoints, ...points]) {
-      const entry = this.#trapEntry(built);
-      if (entry !== undefined) table.set(built.code.at, entry);
-    }
-    await this.#installHandler(table, points[0]!.planned.image);
-  }
-
-  /** Where an `int3` of the point leads; undefined: a call that never had one. */
-  #trapEntry({ called, code, detour }: BuiltPoint): bigint | undefined {
-    return called === undefined ? detour.entry : this.#approaches.get(code.at);
-  }
-
-  async #installHandler(
-    table: TrapTable,
-    near: { readonly name: string; readonly range: AddrRange },
-  ): Promise<void> {
-    const lenBytes = table.bytes.length + PAGE;
-    const [space] = await this.#spaces.provide([{ name: near.name, image: near.range, lenBytes }]);
-    const old = this.#handler;
-    // Others who came before may have left meanwhile: the handler in use knows what is before it.
-    const previous =
-      old === undefined
-        ? await this.#currentTrapAction()
-        : await this.target.read(old.previousAt, SIGNAL_ACTION_BYTES);
-    const handler = emitTrapHandler({ at: space!.next, table, previous: decodeSignalAction(previous) });
-    space!.take(handler.bytes.length);
-    await this.target.write(handler.at, handler.bytes);
-    const installed = {
-      handler: handler.action.handler,
-      previousAt: handler.at + BigInt(handler.previousOffset),
-    };
-    const action = encodeSignalAction(handler.action);
-    const chained = old && (await this.#findLaterHandler(old.handler));
-    this.#journal.setTrapAction({ previous, ...installed });
-    this.#handler = installed;
-    if (chained === undefined) {
-      const [result] = await this.target.call([setTrapAction(action)]);
-      if (result !== 0n)
-        throw new Error(`install the trap handler in process ${this.target.pid}: error ${result}`);
-    } else await this.target.write(chained.at, action);
-    this.#trapTable = { table, at: handler.at + BigInt(handler.tableOffset) };
-    this.#names.add({ ...handler, name: `${CODE_NAME_PREFIX}trap-handler` });
-  }
-
-  /** The handler in use. */
-  #handler: { readonly handler: bigint; readonly previousAt: bigint } | undefined;
-
-  async #currentTrapAction(): Promise<Uint8Array> {
-    const scratch = this.journalMemory.start + BigInt(JOURNAL_SCRATCH);
-    await this.target.call([askTrapAction(scratch)]);
-    return await this.target.read(scratch, SIGNAL_ACTION_BYTES);
-  }
-
-  /** Where a session that came later keeps this handler as the one before its own. */
-  async #findLaterHandler(handler: bigint): Promise<{ readonly at: bigint } | undefined> {
-    const others = await readOtherJournals(this.target, this.journalMemory);
-    return await findChained(this.target, handler, others);
-  }
 }
 
 /** The mark of a journal, and whose it is. */
@@ -768,51 +681,6 @@ const equalBytes = (a: Uint8Array, b: Uint8Array): boolean => a.every((byte, ind
 
 const isHemmed = ({ mechanism, isIdle }: ProbeSet["points"][number]): boolean =>
   mechanism === "none" && !isIdle;
-
-const pages = (lenBytes: number): number => Math.ceil(lenBytes / PAGE) * PAGE;
-
-/** Maps private memory near the journal. The process may be quicker to map something there: then it is elsewhere. */
-export async function providePrivate(
-  target: Pick<ProcessTarget, "pid" | "createPrivate">,
-  journal: Pick<Journal, "setPrivateMemory">,
-  journalMemory: AddrRange,
-  lenBytes: number,
-): Promise<bigint> {
-  for (let tries = 1; tries <= MOST_TRIES; tries++) {
-    const place = findArenaPlace(readMaps(target.pid), journalMemory, lenBytes);
-    if (place === undefined) break;
-    journal.setPrivateMemory(place.start, lenBytes);
-    if (await target.createPrivate(place.start, lenBytes)) return place.start;
-    // What lies there is not ours: nobody may unmap it.
-    journal.setPrivateMemory(0n, 0);
-  }
-  throw new NoCodeSpaceError("the journal", lenBytes);
-}
-
-async function provideMaps(
-  input: AttachmentInput,
-  scratch: bigint,
-): Promise<{
-  readonly mapsAt: bigint;
-  readonly ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
-}> {
-  const { target, mapsLayout, sharedMapsFd } = input;
-  if (sharedMapsFd !== undefined) {
-    const mapsAt = await target.mapDescriptor(sharedMapsFd, mapsLayout.totalBytes, scratch);
-    return { mapsAt, ownMaps: undefined };
-  }
-  const { at, mapping, fd } = await target.createShared(MAPS_MEMORY_NAME, mapsLayout.totalBytes);
-  return { mapsAt: at, ownMaps: { mapping, fd } };
-}
-
-/** The ids of a process as the user knows it and as its own namespace does. */
-function pidCacheBytes(pid: number): Uint8Array {
-  const bytes = new Uint8Array(8);
-  const view = new DataView(bytes.buffer);
-  view.setUint32(0, pid, true);
-  view.setUint32(4, readStatus(pid).nsPids.at(-1) ?? pid, true);
-  return bytes;
-}
 
 function usesTid(proofs: readonly Proof[]): boolean {
   const users = [HELPER_GET_CURRENT_PID_TGID, HELPER_TRACE_PRINTK, HELPER_TRACE_VPRINTK];

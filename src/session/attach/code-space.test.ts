@@ -2,8 +2,8 @@ import { describe, expect, test } from "vitest";
 import { Journal, journalBytes, parseJournal } from "../../probe/journal.ts";
 import { readMaps } from "../../target/process/proc-fs.ts";
 import type { AddrRange } from "../../target/target.ts";
-import { providePrivate } from "./attachment.ts";
 import { CodeSpaces, NoCodeSpaceError } from "./code-space.ts";
+import { providePrivate } from "./target-memory.ts";
 
 const CAPACITY = 64;
 const image = { start: 0x10_0000_0000n, end: 0x10_0010_0000n };

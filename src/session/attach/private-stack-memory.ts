@@ -7,21 +7,24 @@ import type { ProcessTarget } from "../../target/process/tracer.ts";
 import type { AddrRange } from "../../target/target.ts";
 import { MOST_TRIES, NoCodeSpaceError } from "./code-space.ts";
 
-/** Maps it and returns its address. A record in the journal precedes the mapping. */
+/**
+ * Maps it and returns its address. A record in the journal precedes the mapping. The process may be quicker to map something
+ * there: then it is elsewhere.
+ */
 export async function createStackMemory(
   target: ProcessTarget,
   journal: Journal,
   near: AddrRange,
 ): Promise<bigint> {
   const lenBytes = PRIVATE_STACKS_BYTES + STACK_STRIDE;
+  const stride = BigInt(STACK_STRIDE);
   for (let tries = 1; tries <= MOST_TRIES; tries++) {
     const place = findArenaPlace(readMaps(target.pid), near, lenBytes);
     if (place === undefined) break;
-    const stride = BigInt(STACK_STRIDE);
     const base = (place.start + stride - 1n) & -stride;
-    const record = journal.addMemory("memory", base, PRIVATE_STACKS_BYTES);
+    // What does not bear our name is left alone by whoever reads the record, so it may stand for nothing.
+    journal.addMemory("memory", base, PRIVATE_STACKS_BYTES);
     if (await target.createStacks(base, PRIVATE_STACKS_BYTES, guardPages(base))) return base;
-    journal.setState(record, "removed");
   }
   throw new NoCodeSpaceError("the journal", lenBytes);
 }
