@@ -22,5 +22,8 @@ export default defineConfig({
     cleanDir: true,
     entryFileNames: "[name].js",
     chunkFileNames: "chunks/[name].js",
+    // What Node has to read and parse at each start: names stay, so that stacks can be read.
+    comments: false,
+    minify: { compress: false, mangle: false, codegen: { removeWhitespace: true } },
   },
 });
