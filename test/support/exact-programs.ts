@@ -82,11 +82,13 @@ const running = join(folder, `running-${`${process.pid}`.padStart(8, "0")}`);
 const unused = join(folder, `nothing-${`${process.pid}`.padStart(8, "0")}`);
 process.on("exit", () => rmSync(unused, { force: true }));
 
+const stepCounter = (): string =>
+  buildFixture("step-counter", { flags: ["-shared", "-fPIC"], variant: "preload" });
+
 /** A program that waits for its input, where every run finds the same addresses. */
 export async function startExact({ argv }: ExactProgram, countsFile = unused): Promise<UnmanagedChild> {
-  const library = buildFixture("step-counter", { flags: ["-shared", "-fPIC"], variant: "preload" });
   const variables = [
-    `LD_PRELOAD=${library}`,
+    `LD_PRELOAD=${stepCounter()}`,
     `STEP_COUNTS=${countsFile}`,
     "PYTHONHASHSEED=0",
     "PYTHONMALLOC=malloc",
@@ -130,6 +132,9 @@ export async function referenceOf(program: ExactProgram): Promise<ExactReference
     2,
     argv,
     input,
+    // Where things lie in memory depends on how long the names are that a program is given.
+    stepCounter(),
+    process.cwd(),
     statSync(realpathSync(argv[0]!)).mtimeMs,
     statSync("/lib/x86_64-linux-gnu/libc.so.6").mtimeMs,
   ];
