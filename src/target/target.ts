@@ -44,7 +44,7 @@ export interface SitePoke {
    * this one gets its fallback.
    */
   readonly requires?: readonly number[];
-  /** It is left as it is while an unwinder may be on its way through replaced return addresses. */
+  /** It is left as it is while somebody may unwind through replaced return addresses, now or after leaving the code. */
   readonly awaitsUnwinders?: boolean;
   /** It is no text, but a word of data. */
   readonly isData?: boolean;

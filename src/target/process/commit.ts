@@ -71,7 +71,8 @@ function applyStopped(
   const returnsRestored = restoreReturns(memory, transaction.returnTables);
   const unwinders = findUnwinders(freeze, saved, transaction, mappings, memory);
   const hemmed = findHemmed(transaction.sites, saved.flat());
-  if (unwinders.length > 0)
+  // A thread that is still in our code may be about to replace a return address, and then throw.
+  if (unwinders.length > 0 || hasStayers(freeze, saved, transaction, mappings, memory))
     for (const site of transaction.sites) if (site.awaitsUnwinders === true) hemmed.add(site);
   moveThreads(freeze, transaction, hemmed);
   const { outcomes, writtenNs } = writeSites(memory, transaction.sites, hemmed);
@@ -133,6 +134,21 @@ function findUnwinders(
     const isUnwinding = words.some((at) => isIn(unwindInfo, at) || (isIn(vacate, at) && isStub(at)));
     return isUnwinding ? [{ tid, ip: regs.get("rip"), how: "unwinding" as const }] : [];
   });
+}
+
+/** Whether somebody is in code that is to be vacated, and not at a position with a twin elsewhere. */
+function hasStayers(
+  freeze: Freeze,
+  saved: readonly (readonly SavedPosition[])[],
+  { sites, moves, vacate }: Transaction,
+  mappings: readonly MapEntry[],
+  memory: MemoryFile,
+): boolean {
+  if (!sites.some(({ awaitsUnwinders }) => awaitsUnwinders === true)) return false;
+  const leaving = new Set([...moves, ...sites.flatMap((site) => site.moves)].map(({ from }) => from));
+  return findOccupants(freeze, saved, vacate, mappings, memory).some(
+    ({ how, ip }) => how !== "running" || !leaving.has(ip),
+  );
 }
 
 /** Another process with the same memory has signal actions of its own, unless it was made with those that it has. */
