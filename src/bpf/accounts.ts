@@ -45,6 +45,19 @@ export interface HitCounts {
   readonly unwound: bigint;
 }
 
+/** What became of the hits of two probes together. */
+export function addHitCounts(a: HitCounts, b: HitCounts): HitCounts {
+  return {
+    hits: a.hits + b.hits,
+    run: a.run + b.run,
+    filtered: a.filtered + b.filtered,
+    recursed: a.recursed + b.recursed,
+    dropped: a.dropped + b.dropped,
+    missed: a.missed + b.missed,
+    unwound: a.unwound + b.unwound,
+  };
+}
+
 /**
  * Reads the account at `offset`. While programs run, a hit may be seen in one of its words and not yet in another; what is
  * returned fits together all the same.

@@ -7,6 +7,7 @@ export {
   ACCOUNT_RECURSED,
   ACCOUNT_SHARD_BYTES,
   ACCOUNT_SHARDS,
+  addHitCounts,
   type HitCounts,
   readAccount,
 } from "./accounts.ts";

@@ -1,3 +1,4 @@
+export { encodeJump } from "../x86/punning.ts";
 export {
   Blacklist,
   type BlacklistEntry,

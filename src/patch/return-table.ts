@@ -30,6 +30,7 @@
  * Not handled: code that copies stacks to other addresses or runs several stacks at the same addresses in turn.
  */
 import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
+import type { Label } from "../x86/assembler.ts";
 import { R10, R11, RAX, RCX, RDX, type RegSet, regSet } from "../x86/registers.ts";
 
 export const RETURN_ENTRY_BYTES = 16;
@@ -114,7 +115,7 @@ export function emitReturnRuntime(at: bigint, table: ReturnTableSpec): ReturnRun
 }
 
 /** rdx = the bucket of the key in r10. */
-export function emitBucket(writer: CodeWriter, table: ReturnTableSpec): void {
+function emitBucket(writer: CodeWriter, table: ReturnTableSpec): void {
   const { asm } = writer;
   const buckets = table.entries / ENTRIES_PER_BUCKET;
   asm.mov(RDX, R10);
@@ -126,6 +127,19 @@ export function emitBucket(writer: CodeWriter, table: ReturnTableSpec): void {
   } else {
     asm.mov(RDX, { ripTo: writer.literal(table.at) });
   }
+}
+
+/** r10 = key; goes to `hit` with rdx = its entry, and on behind this if there is none. */
+export function emitSearch(writer: CodeWriter, table: ReturnTableSpec, hit: Label): void {
+  const { asm } = writer;
+  const look = asm.label("look");
+  emitBucket(writer, table);
+  asm.bind(look);
+  asm.cmp({ base: RDX }, R10);
+  asm.jcc("e", hit);
+  asm.addImm(RDX, RETURN_ENTRY_BYTES);
+  asm.testImm(RDX, BUCKET_BYTES - 1, 8);
+  asm.jcc("ne", look);
 }
 
 /** r10 = slot, r11 = stubs of the point. */
@@ -195,16 +209,9 @@ function emitClaimRoutine(writer: CodeWriter, table: ReturnTableSpec): void {
 /** r10 = key; r11 = the original return address; the entry becomes free. */
 function emitFindRoutine(writer: CodeWriter, table: ReturnTableSpec): void {
   const { asm } = writer;
-  const look = asm.label("look");
   const hit = asm.label("hit");
   writer.note("find the entry of this slot and depth");
-  emitBucket(writer, table);
-  asm.bind(look);
-  asm.cmp({ base: RDX }, R10);
-  asm.jcc("e", hit);
-  asm.addImm(RDX, RETURN_ENTRY_BYTES);
-  asm.testImm(RDX, BUCKET_BYTES - 1, 8);
-  asm.jcc("ne", look);
+  emitSearch(writer, table, hit);
   writer.note("nobody knows where to return to: stop here rather than anywhere");
   asm.ud2();
   asm.bind(hit);
@@ -217,16 +224,9 @@ function emitFindRoutine(writer: CodeWriter, table: ReturnTableSpec): void {
 /** r10 = key; r11 = the original return address, or 0 if there is none. */
 function emitPeekRoutine(writer: CodeWriter, table: ReturnTableSpec): void {
   const { asm } = writer;
-  const look = asm.label("look");
   const hit = asm.label("hit");
   writer.note("find the entry of this slot and depth, and leave it there");
-  emitBucket(writer, table);
-  asm.bind(look);
-  asm.cmp({ base: RDX }, R10);
-  asm.jcc("e", hit);
-  asm.addImm(RDX, RETURN_ENTRY_BYTES);
-  asm.testImm(RDX, BUCKET_BYTES - 1, 8);
-  asm.jcc("ne", look);
+  emitSearch(writer, table, hit);
   asm.zero(R11);
   asm.ret();
   asm.bind(hit);

@@ -41,7 +41,7 @@ import {
   regSet,
 } from "../x86/registers.ts";
 import {
-  emitBucket,
+  emitSearch,
   HASH_FACTOR,
   MAX_RETURN_DEPTH,
   RETURN_ADDRESS_OFFSET,
@@ -156,7 +156,6 @@ export function emitUnwindHook({ at, table, cfaOffset }: UnwindHookSpec): Unwind
 function emitPersonality(writer: CodeWriter, table: ReturnTableSpec, cfaOffset: number): void {
   const { asm } = writer;
   const { start, end } = table.own ?? table.trampolines;
-  const look = asm.label("look");
   const hit = asm.label("hit");
   const out = asm.label("out");
   writer.note("is the frame left for good?");
@@ -177,13 +176,7 @@ function emitPersonality(writer: CodeWriter, table: ReturnTableSpec, cfaOffset: 
   asm.andImm(RAX, MAX_RETURN_DEPTH, 32);
   asm.or(R10, RAX);
   writer.note("its entry");
-  emitBucket(writer, table);
-  asm.bind(look);
-  asm.cmp({ base: RDX }, R10);
-  asm.jcc("e", hit);
-  asm.addImm(RDX, RETURN_ENTRY_BYTES);
-  asm.testImm(RDX, BUCKET_BYTES - 1, 8);
-  asm.jcc("ne", look);
+  emitSearch(writer, table, hit);
   asm.jmp(out);
   asm.bind(hit);
   writer.note("put the return address back, free the entry, count");

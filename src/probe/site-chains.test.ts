@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
+import { encodeJump } from "../patch/index.ts";
 import type { JournalContents, JournalHook, JournalMechanism, JournalSite } from "./journal.ts";
-import { heldPlaces, jumpBytes, jumpTarget, linkOf, type SiteMember, unchain } from "./site-chains.ts";
+import { heldPlaces, jumpTarget, linkOf, type SiteMember, unchain } from "./site-chains.ts";
 
 const AT = 0x40_1000n;
 const OLD = Uint8Array.of(0x55, 0x48, 0x89, 0xe5, 0x53);
@@ -20,7 +21,7 @@ class Chain {
       const detour = detours[name];
       const before = names[index - 1];
       const newBytes =
-        mechanism === "int3" ? trap : mechanism === "punned" && index > 0 ? OLD : jumpBytes(AT, detour)!;
+        mechanism === "int3" ? trap : mechanism === "punned" && index > 0 ? OLD : encodeJump(AT, detour)!;
       const site: JournalSite = {
         kind: "site",
         record: index,
@@ -40,7 +41,7 @@ class Chain {
           at: detours[before],
           state: "armed",
           oldBytes: NOP,
-          newBytes: jumpBytes(detours[before], detour)!,
+          newBytes: encodeJump(detours[before], detour)!,
           detour,
           site: AT,
           linkOffset: COPY - 5,
@@ -51,7 +52,7 @@ class Chain {
       if (index === 0) this.memory.set(AT, newBytes);
       else {
         this.memory.set(detours[before!], hook!.newBytes);
-        this.memory.set(linkOf(member), jumpBytes(linkOf(member), detours[before!] + 5n)!);
+        this.memory.set(linkOf(member), encodeJump(linkOf(member), detours[before!] + 5n)!);
       }
     });
   }
@@ -191,7 +192,7 @@ test("what comes next is hooked into the newest one's slot, and keeps out of wha
 
 test("a site whose first detour has other uses for its slot is not to be had", () => {
   const chain = new Chain(["A"]);
-  chain.memory.set(detours.A, jumpBytes(detours.A, 0x50_8000n)!);
+  chain.memory.set(detours.A, encodeJump(detours.A, 0x50_8000n)!);
   const sessions = [{ journal: journal(chain.members.get("A")!, 100), isAlive: true }];
   expect(heldPlaces(sessions, chain.read).sites.get(AT)?.mechanism).toBe("other");
 });

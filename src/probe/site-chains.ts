@@ -20,17 +20,16 @@
  * decides, not what a journal says was done. Only where the root's text cannot be another's (a punned route belongs to its landings)
  * it has to stay as it is, with the memory of its session: that is a husk, whose programs nobody reaches.
  */
+import { SLOT, SLOT_BYTES } from "../patch/detour.ts";
 import { APPROACH_JUMP_OFFSET, APPROACH_SPACE_BYTES } from "../patch/function-trampoline.ts";
+import { encodeJump } from "../patch/index.ts";
 import type { HeldSite, HeldText, OtherTracers } from "../patch/plan.ts";
 import type { AddrRange, SitePoke } from "../target/target.ts";
 import { isBesideSite, type JournalContents, type JournalHook, type JournalSite } from "./journal.ts";
 import { siteState } from "./site-state.ts";
 
-export const SLOT_BYTES = 5;
 const JMP_REL32 = 0xe9;
 const CALL_REL32 = 0xe8;
-/** `0f 1f 44 00 00`, as at the entry of each detour. */
-const NOP5: Uint8Array = Uint8Array.of(0x0f, 0x1f, 0x44, 0x00, 0x00);
 
 /** Reads what is in the target now; undefined where nothing can be read. */
 export type ReadText = (at: bigint, lenBytes: number) => Uint8Array | undefined;
@@ -96,15 +95,6 @@ function targetOf(opcode: number, at: bigint, bytes: Uint8Array | undefined): bi
   if (bytes === undefined || bytes.length < SLOT_BYTES || bytes[0] !== opcode) return undefined;
   const distance = new DataView(bytes.buffer, bytes.byteOffset).getInt32(1, true);
   return at + BigInt(SLOT_BYTES + distance);
-}
-
-/** `e9 rel32`; undefined when it is too far. */
-export function jumpBytes(at: bigint, to: bigint): Uint8Array | undefined {
-  const distance = to - at - BigInt(SLOT_BYTES);
-  if (BigInt.asIntN(32, distance) !== distance) return undefined;
-  const bytes = Uint8Array.of(JMP_REL32, 0, 0, 0, 0);
-  new DataView(bytes.buffer).setInt32(1, Number(distance), true);
-  return bytes;
 }
 
 /** The members of each site that is in the journals, in their order. */
@@ -174,7 +164,7 @@ export function unchain(own: SiteMember, others: readonly SiteMember[], read: Re
   if (next !== undefined) pokes.push(...closeLink(own, next, read));
   if (before !== undefined) {
     const slot = before.site.detour;
-    const write = next === undefined ? NOP5 : jumpBytes(slot, next.site.detour);
+    const write = next === undefined ? SLOT : encodeJump(slot, next.site.detour);
     if (write === undefined) return { kind: "husk", pokes };
     pokes.push(poke(slot, read(slot, SLOT_BYTES)!, write));
   }
@@ -207,13 +197,13 @@ function unchainCall({ site }: SiteMember, others: readonly SiteMember[], read: 
   const calling = others.filter((other) => isCalling(other, read));
   return {
     kind: "passed-on",
-    pokes: calling.map((other) => poke(linkOf(other), read(linkOf(other), SLOT_BYTES)!, NOP5)),
+    pokes: calling.map((other) => poke(linkOf(other), read(linkOf(other), SLOT_BYTES)!, SLOT)),
   };
 }
 
 /** `e8 rel32` to a trampoline that has been called from there. */
 function callBytes(at: bigint, to: bigint): Uint8Array {
-  const bytes = jumpBytes(at, to)!;
+  const bytes = encodeJump(at, to)!;
   bytes[0] = CALL_REL32;
   return bytes;
 }
@@ -235,14 +225,14 @@ function closeLink(own: SiteMember, next: SiteMember, read: ReadText): SitePoke[
     const to = trampolineOf(own, read)!;
     if (approach !== undefined && jump !== undefined)
       return [
-        poke(jump, read(jump, SLOT_BYTES)!, jumpBytes(jump, to)!),
-        poke(at, now!, jumpBytes(at, approach)!),
+        poke(jump, read(jump, SLOT_BYTES)!, encodeJump(jump, to)!),
+        poke(at, now!, encodeJump(at, approach)!),
       ];
   }
   const ownLink = own.hook === undefined ? undefined : linkOf(own);
   const onward = ownLink === undefined ? undefined : jumpTarget(ownLink, read(ownLink, SLOT_BYTES));
   // Where its own link is closed, what comes behind it is the displaced instructions; the next one has them as well.
-  const write = onward === undefined ? NOP5 : (jumpBytes(at, onward) ?? NOP5);
+  const write = onward === undefined ? SLOT : (encodeJump(at, onward) ?? SLOT);
   return [poke(at, now!, write)];
 }
 
@@ -285,7 +275,7 @@ export function heldPlaces(sessions: readonly HoldingSession[], read: ReadText):
       const own = all.find((member) => member.site === site)!;
       if (isHookedInto(own.hook, all) || (state === "foreign" && all.length > 1)) continue;
       const slot = lastOf(own, all, read).site.detour;
-      const hasSlot = read(slot, SLOT_BYTES)?.every((byte, index) => byte === NOP5[index]) === true;
+      const hasSlot = read(slot, SLOT_BYTES)?.every((byte, index) => byte === SLOT[index]) === true;
       const lenBytesHeld = site.oldBytes.length;
       const call = heldCall(own, found, read);
       if (site.mechanism === "call") {

@@ -5,7 +5,14 @@
  * Every probe brings its own maps, in memory of its own. Changes are made one after the other, each in one transaction.
  */
 
-import { type HitCounts, type Insn, type MapSpec, type Proof, verifyProgram } from "../bpf/index.ts";
+import {
+  addHitCounts,
+  type HitCounts,
+  type Insn,
+  type MapSpec,
+  type Proof,
+  verifyProgram,
+} from "../bpf/index.ts";
 import type { OpenedMap } from "../bpf/maps/index.ts";
 import { compileScript, printDiagnostics, type Script } from "../lang/index.ts";
 import type { MapEntry, MapValue, MapView, OutputValue } from "../output/index.ts";
@@ -300,15 +307,7 @@ class LiveProbe implements Probe {
     if (this.#last !== undefined) return this.#last.counts;
     const { requests, targets } = this.#parts;
     const all = requests.map(({ account }) => targets.accounts.countsOf(account!, targets.maps));
-    return all.reduce((a, b) => ({
-      hits: a.hits + b.hits,
-      run: a.run + b.run,
-      filtered: a.filtered + b.filtered,
-      recursed: a.recursed + b.recursed,
-      dropped: a.dropped + b.dropped,
-      missed: a.missed + b.missed,
-      unwound: a.unwound + b.unwound,
-    }));
+    return all.reduce(addHitCounts);
   }
 
   get mechanisms(): readonly string[] {

@@ -103,25 +103,26 @@ export interface BpfExecOptions {
   readonly unverified: boolean;
 }
 
-export interface RunObjectOptions
-  extends Pick<
-    TraceOptions,
-    | "pids"
-    | "command"
-    | "mechanism"
-    | "format"
-    | "quiet"
-    | "verbose"
-    | "dryRun"
-    | "maxActive"
-    | "budget"
-    | "returns"
-    | "verify"
-    | "perfMap"
-    | "pokeLog"
-    | "symbols"
-    | "gate"
-  > {
+/** What a run is asked for, whoever wrote its programs. */
+export type RunOptions = Pick<
+  TraceOptions,
+  | "pids"
+  | "command"
+  | "mechanism"
+  | "format"
+  | "quiet"
+  | "verbose"
+  | "maxActive"
+  | "budget"
+  | "returns"
+  | "verify"
+  | "perfMap"
+  | "pokeLog"
+  | "symbols"
+  | "gate"
+>;
+
+export interface RunObjectOptions extends RunOptions, Pick<TraceOptions, "dryRun"> {
   /** An object file. */
   readonly path: string;
   /** `PROGRAM=IMAGE:SYMBOL`: goes before what the program's section says. */

@@ -19,7 +19,7 @@ import { endCommand } from "./command-end.ts";
 import { Interrupts } from "./interrupts.ts";
 import { reportLeft, reportMissedReturns } from "./leave/left-report.ts";
 import { reportProofs } from "./leave/proof-report.ts";
-import type { SessionIo, TraceOptions } from "./options.ts";
+import type { RunOptions, SessionIo } from "./options.ts";
 import { pause } from "./pause.ts";
 import { Progress } from "./progress.ts";
 import { PokeLog } from "./reports/poke-log.ts";
@@ -31,24 +31,6 @@ const POLL_MS = 5;
 const IDLE_POLL_MS = 25;
 const OPTIMIZE_EVERY_MS = 100;
 const RECORDS_AT_ONCE = 10_000;
-
-export type RunOptions = Pick<
-  TraceOptions,
-  | "pids"
-  | "command"
-  | "mechanism"
-  | "format"
-  | "quiet"
-  | "verbose"
-  | "maxActive"
-  | "budget"
-  | "returns"
-  | "verify"
-  | "perfMap"
-  | "pokeLog"
-  | "symbols"
-  | "gate"
->;
 
 /** What is to be run where. */
 export interface RunPrograms {

@@ -1,4 +1,5 @@
 /** What became of the hits of each probe, said at the end of a run. */
+import { addHitCounts } from "../../bpf/index.ts";
 import type { SessionIo, TraceOptions } from "../options.ts";
 import type { ProbeCounts } from "./probe-accounts.ts";
 
@@ -51,17 +52,7 @@ function describePlaces({ mechanisms }: ProbeCounts): string {
 }
 
 function addCounts(a: ProbeCounts, b: ProbeCounts): ProbeCounts {
-  return {
-    probe: "",
-    hits: a.hits + b.hits,
-    run: a.run + b.run,
-    filtered: a.filtered + b.filtered,
-    recursed: a.recursed + b.recursed,
-    dropped: a.dropped + b.dropped,
-    missed: a.missed + b.missed,
-    unwound: a.unwound + b.unwound,
-    mechanisms: {},
-  };
+  return { ...addHitCounts(a, b), probe: "", mechanisms: {} };
 }
 
 /** The counts are integers of 64 bits, which JSON.stringify does not write. */

@@ -24,6 +24,7 @@ import { maskedCodeOf } from "../../patch/masked-code.ts";
 import { emitUnwindHook } from "../../patch/unwind-table.ts";
 import { JOURNAL_SCRATCH, Journal, journalBytes } from "../../probe/journal.ts";
 import { ArmError, type ArmReport, ProbeSet } from "../../probe/probe-set.ts";
+import { sameBytes } from "../../target/process/commit.ts";
 import type { ProcessImages } from "../../target/process/images.ts";
 import { futexWakeAll, type Mapping } from "../../target/process/libc.ts";
 import type { MappedImage } from "../../target/process/mapped-image.ts";
@@ -609,7 +610,7 @@ export class Attachment {
     try {
       const memory = MemoryFile.open(this.target.pid, "r");
       try {
-        if (memory.readInto(this.journalMemory.start, found) === found.length && equalBytes(found, mark))
+        if (memory.readInto(this.journalMemory.start, found) === found.length && sameBytes(found, mark))
           return false;
       } finally {
         memory.close();
@@ -676,8 +677,6 @@ export class Attachment {
 
 /** The mark of a journal, and whose it is. */
 const JOURNAL_MARK_BYTES = 48;
-
-const equalBytes = (a: Uint8Array, b: Uint8Array): boolean => a.every((byte, index) => byte === b[index]);
 
 const isHemmed = ({ mechanism, isIdle }: ProbeSet["points"][number]): boolean =>
   mechanism === "none" && !isIdle;

@@ -13,6 +13,7 @@
 import { emitSlotJump, SLOT } from "../../patch/detour.ts";
 import { planAsTrap } from "../../patch/plan.ts";
 import { describeCommitRefusal, type ProbePoint, type ProbeSet } from "../../probe/probe-set.ts";
+import { sameBytes } from "../../target/process/commit.ts";
 import type { CommitRefusal } from "../../target/target.ts";
 import { SessionError } from "../session-error.ts";
 import type { FunctionOps } from "./function-ops.ts";
@@ -254,7 +255,7 @@ export class LivePoints {
       const { detour, code } = live.built.get(key)!;
       // The list that the first detour was made for runs in that one.
       const slot = detour.entry === point.detour ? SLOT : emitSlotJump(point.detour, detour.entry);
-      return same(slot, point.slot ?? SLOT) ? [] : [{ point, slot, code }];
+      return sameBytes(slot, point.slot ?? SLOT) ? [] : [{ point, slot, code }];
     });
     if (leads.length > 0) await set.lead(leads);
     const idle = changes.flatMap(({ live: { point } }) => (point.isIdle ? [point] : []));
@@ -341,11 +342,7 @@ function cannot(operation: string, at: bigint, reason: string): SessionError {
 
 /** Whether the slot of a point's first detour leads to a detour: also while nothing runs there. */
 function isSlotTo({ slot = SLOT, detour }: ProbePoint, built: BuiltPoint): boolean {
-  return built.detour.entry !== detour && same(slot, emitSlotJump(detour, built.detour.entry));
-}
-
-function same(a: Uint8Array, b: Uint8Array): boolean {
-  return a.length === b.length && a.every((byte, index) => byte === b[index]);
+  return built.detour.entry !== detour && sameBytes(slot, emitSlotJump(detour, built.detour.entry));
 }
 
 function move(points: readonly ProbePoint[], from: Map<bigint, LivePoint>, to: Map<bigint, LivePoint>): void {
