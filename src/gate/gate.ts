@@ -170,6 +170,7 @@ export function emitOverride(writer: CodeWriter, frame: GateFrame, aboveBytes = 
 
 export function emitLeave(writer: CodeWriter, frame: GateFrame, sides?: SwitchSides): void {
   const { asm } = writer;
+  if (sides !== undefined) asm.bind(sides.leave);
   if (frame.flagsSlot !== undefined) {
     writer.note("status flags back");
     asm.mov(RAX, { base: RSP, disp: frame.flagsSlot }, 32);

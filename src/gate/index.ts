@@ -14,8 +14,13 @@ export {
 export {
   emitStackRoutines,
   guardPages,
+  HEAD_RECOVER,
+  HEAD_SP,
   PRIVATE_STACKS_BYTES,
   type PrivateStacks,
+  STACK_HEAD,
   STACK_STRIDE,
   type StackRoutines,
+  type ThreadSource,
 } from "./private-stacks.ts";
+export { FRAME_SIZE_BEFORE_RECOVERY } from "./stack-switch.ts";

@@ -10,7 +10,13 @@
  *
  *     slot + 0              guard page, not accessible
  *     slot + 4096 ..        stack, growing down from `head`
- *     slot + STRIDE - 64    head: +0 fs base of the owner, 0: free    +8 stack pointer that the owner left behind, 0: not in use
+ *     slot + STRIDE - 64    head: +0   fs base of the owner, 0: free
+ *                                 +8   stack pointer that the owner left behind, 0: not in use
+ *                                 +16  while in use: where the programs of this hit can be left at any instruction (`emitRecovery`)
+ *
+ * Reading the fs base takes some 6 ns on processors where the instruction for that waits for everything before it (Zen). The C
+ * libraries keep the same address in the word that it points to, as the psABI wants; where all threads of a process do so, it is
+ * read from there. `find` compares the two before a thread gets a slot.
  *
  * Invariants: `sp` is 0 exactly while its thread may enter. A signal handler that comes by while it is not 0 is turned away
  * and counted, wherever it interrupted the way in or out. If a handler left by longjmp, `sp` stays: a thread that is at a
@@ -40,6 +46,7 @@ export const STACK_HEAD = STACK_STRIDE - 64;
 /** Offsets from the head. */
 export const HEAD_OWNER = 0;
 export const HEAD_SP = 8;
+export const HEAD_RECOVER = 16;
 /** Stack that a thread has for the gate's frame, a program, and a signal frame with a handler on top. */
 export const PRIVATE_STACK_BYTES = STACK_HEAD - GUARD_BYTES;
 
@@ -51,27 +58,32 @@ export function guardPages(base: bigint): { readonly at: bigint; readonly lenByt
   }));
 }
 
+/** Where a thread's fs base is read: in the register itself, or in the word at fs:0. */
+export type ThreadSource = "fs base" | "fs:0";
+
 /** The stacks of one target, and the code that the ways in share. */
 export interface PrivateStacks {
   /** A multiple of the stride. */
   readonly base: bigint;
+  readonly thread: ThreadSource;
   readonly routines: StackRoutines;
 }
 
 export interface StackRoutines {
-  /** In: r11 = fs base, r10 = the slot that its hash says. Out: r10 = the thread's slot, 0: none is left. Changes flags. */
+  /**
+   * In: r11 = fs base as read, r10 = the slot that its hash says. Out: r10 = the thread's slot, 0: none is left, or what was read
+   * is no fs base. Changes flags.
+   */
   readonly find: bigint;
   /** In: r10 = a slot in use. Out: r11 = 0 if nobody will come back to what is there. Changes flags. */
   readonly isHeld: bigint;
 }
 
-/**
- * r10 = the slot where the thread's hash leads, r11 = its fs base. `rdfsbase` because a thread's own pointer at fs:0 is a
- * custom of the C libraries only.
- */
-export function emitHash(writer: CodeWriter, base: bigint): void {
+/** r10 = the slot where the thread's hash leads, r11 = its fs base. */
+export function emitHash(writer: CodeWriter, { base, thread }: Pick<PrivateStacks, "base" | "thread">): void {
   const { asm } = writer;
-  asm.rdfsbase(R11);
+  if (thread === "fs:0") asm.mov(R11, { fs: 0 });
+  else asm.rdfsbase(R11);
   asm.movabs(R10, HASH);
   asm.imul(R10, R11);
   asm.shr(R10, 64 - COUNT_LOG2 - STRIDE_LOG2);
@@ -101,6 +113,10 @@ function emitFind(writer: CodeWriter, base: bigint): void {
   const owner = { base: R10, disp: STACK_HEAD + HEAD_OWNER };
   asm.push(RAX);
   asm.push(RCX);
+  const none = asm.label("none");
+  asm.rdfsbase(RAX);
+  asm.cmp(RAX, R11);
+  asm.jcc("ne", none);
   asm.movImm(RCX, STACK_COUNT, 32);
   asm.bind(look);
   asm.mov(RAX, owner);
@@ -118,6 +134,7 @@ function emitFind(writer: CodeWriter, base: bigint): void {
   asm.bind(inside);
   asm.dec(RCX, 32);
   asm.jcc("ne", look);
+  asm.bind(none);
   asm.zero(R10);
   asm.bind(done);
   asm.pop(RCX);

@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { Machine, type NativeMemory, nativeMemory, randomWords } from "../../test/support/native-code.ts";
 import { Assembler } from "../x86/assembler.ts";
-import { R11, R14, RAX, RSP, regSet } from "../x86/registers.ts";
+import { R10, R11, R14, RAX, RSP, regSet } from "../x86/registers.ts";
 import { CodeWriter } from "./code-writer.ts";
 import { emitEnter, emitLeave, emitPrograms } from "./gate.ts";
 import { planFrame } from "./gate-frame.ts";
@@ -11,19 +11,21 @@ import {
   emitStackRoutines,
   guardPages,
   HEAD_OWNER,
+  HEAD_RECOVER,
   HEAD_SP,
   PRIVATE_STACKS_BYTES,
   STACK_COUNT,
   STACK_HEAD,
   STACK_STRIDE,
 } from "./private-stacks.ts";
+import { FRAME_SIZE_BEFORE_RECOVERY } from "./stack-switch.ts";
 
 const GATE = 0;
 const PROGRAM = 1024;
 const ROUTINES = 2048;
 const PROBE = 3072;
-/** Where the program writes its stack pointer and its count; the counter of those who pass by. */
-const [SEEN_SP, RUNS, PASSED] = [4096, 4104, 4112];
+/** Where the program writes its stack pointer and its count; the counter of those who pass by; whether it is left in the middle. */
+const [SEEN_SP, RUNS, PASSED, ABANDONED] = [4096, 4104, 4112, 4120];
 
 let machine: Machine;
 let code: NativeMemory;
@@ -39,7 +41,7 @@ beforeAll(() => {
   stacks = nativeMemory(PRIVATE_STACKS_BYTES + STACK_STRIDE);
   base = (stacks.at + BigInt(STACK_STRIDE) - 1n) & -BigInt(STACK_STRIDE);
   const probe = new CodeWriter(code.at + BigInt(PROBE));
-  emitHash(probe, base);
+  emitHash(probe, { base, thread: "fs base" });
   probe.asm.jmp32(machine.exit);
   code.bytes.set(probe.finish().bytes, PROBE);
   const { regs } = machine.run(code.at + BigInt(PROBE), { regs: registers(), flags: 0x202n });
@@ -54,7 +56,7 @@ afterAll(() => {
 });
 beforeEach(() => {
   for (let slot = 0; slot < STACK_COUNT; slot++) setHead(slot, 0n, 0n);
-  for (const at of [SEEN_SP, RUNS, PASSED]) code.view.setBigUint64(at, 0n, true);
+  for (const at of [SEEN_SP, RUNS, PASSED, ABANDONED]) code.view.setBigUint64(at, 0n, true);
 });
 
 /** A gate with everything live, and a program that changes everything and says where its stack is. */
@@ -65,7 +67,15 @@ function writeGate(): void {
   program.lock().inc({ ripTo: at(RUNS) });
   const clobbers = 0xffff & ~(1 << RSP);
   for (let reg = 0; reg < 16; reg++) if (reg !== RSP) program.movImm(reg, 0xdead_0000 + reg);
+  const abandon = program.label("abandon");
+  program.cmpImm({ ripTo: at(ABANDONED) }, 0);
+  program.jcc("ne", abandon);
   program.ret();
+  program.bind(abandon);
+  program.mov(R10, RSP);
+  program.andImm(R10, -STACK_STRIDE);
+  program.subImm(RSP, 1000);
+  program.jmpTo({ base: R10, disp: STACK_HEAD + HEAD_RECOVER });
   code.bytes.set(program.finish(), PROGRAM);
 
   const routines = emitStackRoutines(at(ROUTINES), base);
@@ -79,7 +89,7 @@ function writeGate(): void {
     isEntry: false,
     otherClobbers: 0,
     otherClobbersFlags: false,
-    stacks: { base, routines },
+    stacks: { base, thread: "fs base", routines },
   });
   const writer = new CodeWriter(at(GATE));
   const sides = emitEnter(writer, frame, {
@@ -91,7 +101,7 @@ function writeGate(): void {
   emitPrograms(writer, frame, programs);
   emitLeave(writer, frame, sides);
   writer.asm.jmp32(machine.exit);
-  sides!.emit();
+  sides!.emit(frame.totalBytes);
   code.bytes.set(writer.finish().bytes, GATE);
 }
 
@@ -170,6 +180,17 @@ describe("a program runs on the thread's private stack", () => {
     expect([word(RUNS), word(PASSED), spOf(home)]).toEqual([0n, 1n, 8n]);
   });
 
+  test("what is left in the middle of a program goes on behind it, with everything as it was", () => {
+    code.view.setBigUint64(ABANDONED, 1n, true);
+    pass();
+    pass();
+    expect([word(RUNS), word(PASSED), spOf(home)]).toEqual([2n, 0n, 0n]);
+    const recover = stacks.view.getBigUint64(headOffset(home) + HEAD_RECOVER, true);
+    const frameBytes = code.view.getBigUint64(Number(recover - code.at) - FRAME_SIZE_BEFORE_RECOVERY, true);
+    // The program had been called from the bottom of the frame.
+    expect(word(SEEN_SP) - base - BigInt(home * STACK_STRIDE)).toBe(BigInt(STACK_HEAD) - frameBytes - 8n);
+  });
+
   test("no slot is left: passed by", () => {
     for (let slot = 0; slot < STACK_COUNT; slot++) setHead(slot, BigInt(slot + 1), 0n);
     pass();
@@ -180,11 +201,11 @@ describe("a program runs on the thread's private stack", () => {
 test("the frame is for the switch only where registers are dead and flags too", () => {
   const frame = planFrame({
     programs: [],
-    liveness: { regs: 0xffff & ~regSet(R11, 10), flagsLive: false },
+    liveness: { regs: 0xffff & ~regSet(R11, R10), flagsLive: false },
     isEntry: true,
     otherClobbers: regSet(RAX, R14),
     otherClobbersFlags: true,
-    stacks: { base: 0n, routines: { find: 0n, isHeld: 0n } },
+    stacks: { base: 0n, thread: "fs:0", routines: { find: 0n, isHeld: 0n } },
   });
   expect(frame.sill).toMatchObject({ lenBytes: 8, regs: [], flagsSlot: undefined });
 });

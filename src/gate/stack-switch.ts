@@ -6,6 +6,7 @@
  *     lahf; seto al; mov [rsp + ..]     if flags are live
  *     r10 = the thread's slot           private-stacks.ts; first time: `find`
  *     cmp [r10 + sp], 0; jne            in use: unless it is held by nobody (`isHeld`), pass by without running
+ *     mov [r10 + recover], ..           where the way back begins, for whoever has to leave the programs in between
  *     mov [r10 + sp], rsp               from here on in use
  *     mov [rsp], r10
  *     lea rsp, [r10 + head]
@@ -23,21 +24,23 @@ import type { Label } from "../x86/assembler.ts";
 import { hasReg, R10, R11, RAX, type RegSet, RSP } from "../x86/registers.ts";
 import type { CodeWriter } from "./code-writer.ts";
 import type { GateFrame, Sill } from "./gate-frame.ts";
-import { emitHash, HEAD_OWNER, HEAD_SP, STACK_HEAD } from "./private-stacks.ts";
+import { emitHash, HEAD_OWNER, HEAD_RECOVER, HEAD_SP, STACK_HEAD } from "./private-stacks.ts";
 
 /** What has to be emitted once the straight way through the gate is complete. */
 export interface SwitchSides {
   /** Where the thread's own stack has been left for, or never was: registers and flags come back from the sill. */
   readonly undo: Label;
-  /** The sides of the way in; they are seldom taken. */
-  emit(): void;
+  /** Where the way out of the gate begins, from behind the programs. */
+  readonly leave: Label;
+  /** The sides of the way in; they are seldom taken. `totalBytes`: from the head down to the stack pointer of the programs. */
+  emit(totalBytes: number): void;
 }
 
 /** `turnedAway` are addresses of counters of hits whose thread was in the gate already. */
 export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonly bigint[]): SwitchSides {
   const { asm } = writer;
   const { stacks } = sill;
-  const undo = asm.label("undo");
+  const [undo, leave] = [asm.label("undo"), asm.label("leave")];
   const [search, found, inUse, take] = [
     asm.label("search"),
     asm.label("found"),
@@ -58,13 +61,16 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
     const saved = sill.regs.find(({ reg }) => reg === RAX);
     if (saved !== undefined) asm.mov(RAX, { base: RSP, disp: saved.slot });
   }
-  emitHash(writer, stacks.base);
+  emitHash(writer, stacks);
   asm.cmp({ base: R10, disp: STACK_HEAD + HEAD_OWNER }, R11);
   asm.jcc("ne", search);
   asm.bind(found);
   asm.cmpImm({ base: R10, disp: STACK_HEAD + HEAD_SP }, 0);
   asm.jcc("ne", inUse);
   asm.bind(take);
+  const recover = asm.label("recover");
+  asm.lea(R11, { ripTo: recover });
+  asm.mov({ base: R10, disp: STACK_HEAD + HEAD_RECOVER }, R11);
   asm.mov({ base: R10, disp: STACK_HEAD + HEAD_SP }, RSP);
   asm.mov({ base: RSP, disp: sill.stackSlot }, R10);
   asm.lea(RSP, { base: R10, disp: STACK_HEAD });
@@ -76,7 +82,7 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
       asm.mov(reg, { base: R11, disp: slot });
   }
 
-  const emit = () => {
+  const emit = (totalBytes: number) => {
     writer.note("first time here, or not where the hash says");
     asm.bind(search);
     writer.call(stacks.routines.find);
@@ -95,9 +101,29 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
     asm.test(R11, R11);
     asm.jcc("e", take);
     asm.jmp(pass);
+    emitRecovery(writer, recover, totalBytes, leave);
   };
-  return { undo, emit };
+  return { undo, leave, emit };
 }
+
+/**
+ * The way out for a thread that something has gone wrong with in a program: with r10 = its slot it goes on as if the programs
+ * had returned, whatever the other registers hold. The word before it says how far below the head the frame lies: right below
+ * that is the return address of the program that was running.
+ */
+function emitRecovery(writer: CodeWriter, recover: Label, totalBytes: number, leave: Label): void {
+  const { asm } = writer;
+  asm.align(8, "int3");
+  writer.note("size of the frame", true);
+  asm.data64(BigInt(totalBytes));
+  writer.note("leave a program that cannot go on");
+  asm.bind(recover);
+  asm.lea(RSP, { base: R10, disp: STACK_HEAD - totalBytes });
+  asm.jmp(leave);
+}
+
+/** Bytes before the recovery where the size of its frame stands. */
+export const FRAME_SIZE_BEFORE_RECOVERY = 8;
 
 /** From the bottom of the gate's frame, which must be gone, back to the sill. */
 export function emitSwitchBack(writer: CodeWriter): void {

@@ -199,7 +199,10 @@ function privateStack(): PrivateStackHook {
   const at = memory.at + BigInt(ROUTINES);
   const routines = emitStackRoutines(at, stacksAt);
   memory.bytes.set(routines.bytes, ROUTINES);
-  return { stacks: { base: stacksAt, routines }, turnedAway: [memory.at + BigInt(TURNED_AWAY)] };
+  return {
+    stacks: { base: stacksAt, thread: "fs:0", routines },
+    turnedAway: [memory.at + BigInt(TURNED_AWAY)],
+  };
 }
 
 const variants = bodies.flatMap((body) =>

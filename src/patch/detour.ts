@@ -166,7 +166,7 @@ export function emitDetour(spec: DetourSpec): DetourResult {
   const relocated = relocateBehind(writer, plan);
   if (relocated.kind === "refused") return relocated;
   const taken = isBranch ? emitTaken(writer, plan, hook) : undefined;
-  sides?.emit();
+  sides?.emit(frame.totalBytes);
   const written = writer.finish();
   const displacedOffset = written.notes.find((note) => note.text === DISPLACED)!.offset;
   const copy = relocate(plan.region, at + BigInt(displacedOffset));

@@ -101,7 +101,7 @@ export function emitFunctionTrampoline(spec: FunctionTrampolineSpec): FunctionTr
   emitLeave(writer, frame, sides);
   writer.note("back behind the call");
   asm.ret();
-  sides?.emit();
+  sides?.emit(frame.totalBytes);
   const { bytes, notes } = writer.finish();
   const stackBytes = frame.stackBytes + PUSHED_BYTES;
   const usesScratch = [PT_REGS_IP, PT_REGS_SP, PT_REGS_COOKIE].some((slot) => frame.reads.has(slot));

@@ -13,6 +13,12 @@
 import type { Assembler, Label } from "../x86/assembler.ts";
 import { R8, R9, R10, R11, RAX, RCX, RDI, RDX, type RegSet, RSI, RSP, regSet } from "../x86/registers.ts";
 
+/**
+ * Called by glibc's and musl's loaders whenever the list of loaded images has changed, for debuggers to stop at; for a new
+ * image before its constructors run.
+ */
+export const LOAD_GATE_FUNCTION = "_dl_debug_state";
+
 export const loadGateWords = { announced: 0, acknowledged: 4, heartbeat: 8, abandoned: 12 } as const;
 export const LOAD_GATE_BYTES = 16;
 

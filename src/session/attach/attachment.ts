@@ -48,7 +48,7 @@ import { symbolFileOf } from "../names/gdb-symbols.ts";
 import { PerfMap, type PerfMapResult } from "../names/perf-map.ts";
 import { CodeSpaces } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
-import type { ChosenGate } from "./gate-level.ts";
+import { type ChosenGate, threadSourceIn } from "./gate-level.ts";
 import { LivePoints } from "./live-points.ts";
 import {
   type BuiltPoint,
@@ -157,7 +157,7 @@ export class Attachment {
       privateAt: bigint;
       env: LinkEnv;
       returnEntries: number;
-      stacksAt: bigint | undefined;
+      stacks: { readonly at: bigint; readonly hasThreadPointers: boolean } | undefined;
     },
   ) {
     const { input } = parts;
@@ -199,10 +199,15 @@ export class Attachment {
       tableAt: parts.privateAt + BigInt(PAGE),
       entries: parts.returnEntries,
       missedAt: (probes) => accountAt(accounts.forMissed(probes)) + BigInt(ACCOUNT_MISSED),
-      stacks:
-        parts.stacksAt === undefined
-          ? undefined
-          : { base: parts.stacksAt, recursedAt: (account) => accountAt(account) + BigInt(ACCOUNT_RECURSED) },
+      stacks: parts.stacks && {
+        base: parts.stacks.at,
+        threadIn: ({ range }) => {
+          const { list } = input.images;
+          const image = list.find(({ start }) => start === range.start);
+          return threadSourceIn(image, list, parts.stacks!.hasThreadPointers);
+        },
+        recursedAt: (account) => accountAt(account) + BigInt(ACCOUNT_RECURSED),
+      },
     });
     this.#traps = new TrapHandling({
       target: input.target,
@@ -297,8 +302,13 @@ export class Attachment {
       privateAt,
       env,
       returnEntries,
-      stacksAt:
-        input.gate.level === "stack" ? await createStackMemory(target, journal, journalMemory) : undefined,
+      stacks:
+        input.gate.level === "none"
+          ? undefined
+          : {
+              at: await createStackMemory(target, journal, journalMemory),
+              hasThreadPointers: await target.hasThreadPointers(),
+            },
     });
   }
 

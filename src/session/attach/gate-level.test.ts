@@ -1,12 +1,20 @@
 import { expect, test } from "vitest";
-import { chooseGate, type GateImage } from "./gate-level.ts";
+import { chooseGate, type GateImage, threadSourceIn } from "./gate-level.ts";
 
-/** An image with a section and imported functions of these names. */
-const image = (name: string, sections: readonly string[], imported: readonly string[]): GateImage => ({
+/** An image with a section, imported and own functions of these names. */
+const image = (
+  name: string,
+  sections: readonly string[],
+  imported: readonly string[],
+  defined: readonly string[] = [],
+): GateImage => ({
   name,
   elf: {
     findSection: (section: string) => (sections.includes(section) ? {} : undefined),
-    symbols: { imports: (symbol: string) => imported.includes(symbol) },
+    symbols: {
+      imports: (symbol: string) => imported.includes(symbol),
+      find: (symbol: string) => (defined.includes(symbol) ? [{}] : []),
+    },
   } as unknown as GateImage["elf"],
 });
 
@@ -18,4 +26,16 @@ test.each([
   ["an ordinary program, and told to", image("cat", [], []), "stack", "stack", "--gate stack"],
 ] as const)("%s", (_, found, choice, level, reason) => {
   expect(chooseGate(choice, [found])).toMatchObject({ level, reason: expect.stringContaining(reason) });
+});
+
+test("threads are told apart by fs:0 only where that is known to hold their fs base", () => {
+  const program = image("cat", [], []);
+  const loader = image("ld.so", [], [], ["_dl_debug_state"]);
+  // Attached to while it runs.
+  expect(threadSourceIn(loader, [program, loader], true)).toBe("fs:0");
+  // At its first instruction.
+  expect(threadSourceIn(program, [program, loader], false)).toBe("fs:0");
+  expect(threadSourceIn(loader, [program, loader], false)).toBe("fs base");
+  expect(threadSourceIn(program, [program], false)).toBe("fs base");
+  expect(threadSourceIn(undefined, [program, loader], false)).toBe("fs base");
 });

@@ -4,6 +4,8 @@
  * The rule of `auto`: a private stack where a thread may have little room on its own (goroutines; programs that switch stacks
  * by hand), its own elsewhere, which is some nanoseconds cheaper.
  */
+import type { ThreadSource } from "../../gate/index.ts";
+import { LOAD_GATE_FUNCTION } from "../../patch/load-gate.ts";
 import type { MappedImage } from "../../target/process/mapped-image.ts";
 import type { GateChoice } from "../options.ts";
 import { isGoProgram } from "./return-ways.ts";
@@ -38,4 +40,19 @@ export function chooseGate(choice: GateChoice, images: readonly GateImage[]): Ch
       return { level: "stack", reason: `${image.name} makes stacks of its own, with ${maker}` };
   }
   return { level: "none", reason: "threads have room on their stacks" };
+}
+
+/**
+ * How threads are told apart in the code of an image. `hasThreadPointers`: all threads are known to have their fs base in
+ * memory as well. Before its first instruction a command's thread has none at all; its dynamic loader makes one before any code but
+ * the loader's own runs.
+ */
+export function threadSourceIn(
+  image: GateImage | undefined,
+  images: readonly GateImage[],
+  hasThreadPointers: boolean,
+): ThreadSource {
+  if (hasThreadPointers) return "fs:0";
+  const isLoader = ({ elf }: GateImage) => elf.symbols.find(LOAD_GATE_FUNCTION).length > 0;
+  return image !== undefined && !isLoader(image) && images.some(isLoader) ? "fs:0" : "fs base";
 }

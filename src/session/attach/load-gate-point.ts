@@ -1,14 +1,9 @@
 /** The engine's own probe at the dynamic loader, by which a target waits for probes in what it has just loaded. */
 import { type OtherTracers, planSites } from "../../patch/index.ts";
+import { LOAD_GATE_FUNCTION } from "../../patch/load-gate.ts";
 import type { Attachment } from "./attachment.ts";
 import type { PlannedPoint } from "./point-builder.ts";
 import type { CodeCache } from "./probe-resolution.ts";
-
-/**
- * Called by glibc's and musl's loaders whenever the list of loaded images has changed, for debuggers to stop at; for a new
- * image before its constructors run.
- */
-export const LOAD_GATE_FUNCTION = "_dl_debug_state";
 
 /** The point to be armed; undefined in a program without a loader, which will never load anything. */
 export function loadGatePoint(

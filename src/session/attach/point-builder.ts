@@ -8,6 +8,7 @@ import {
   emitStackRoutines,
   type GateProgram,
   type StackRoutines,
+  type ThreadSource,
   type WrittenCode,
 } from "../../gate/index.ts";
 import {
@@ -112,7 +113,14 @@ export interface PointMemory {
   /** Address of the counter of returns that these probes have missed. */
   missedAt(probes: readonly AttachedProbe[]): bigint;
   /** Private stacks, and the counters of hits that find theirs in use; undefined: threads use their own. */
-  readonly stacks: { readonly base: bigint; recursedAt(account: number): bigint } | undefined;
+  readonly stacks:
+    | {
+        readonly base: bigint;
+        /** How threads are told apart in the code of an image. */
+        threadIn(image: PlannedPoint["image"]): ThreadSource;
+        recursedAt(account: number): bigint;
+      }
+    | undefined;
 }
 
 /** The part of a target that code is written through. */
@@ -470,14 +478,14 @@ export class PointBuilder {
   }
 
   /** The engine's own code stays on the thread's stack: it counts nothing. */
-  #privateStack({ probes }: PlannedPoint): PrivateStackHook | undefined {
+  #privateStack({ probes, image }: PlannedPoint): PrivateStackHook | undefined {
     const { stacks } = this.#memory;
     if (stacks === undefined || probes.some(({ run }) => run.kind !== "program")) return undefined;
     const accounts = probes.flatMap(({ run, when }) =>
       run.kind === "program" && run.account !== undefined && when !== "return" ? [run.account] : [],
     );
     return {
-      stacks: { base: stacks.base, routines: this.#stackRoutines! },
+      stacks: { base: stacks.base, thread: stacks.threadIn(image), routines: this.#stackRoutines! },
       turnedAway: accounts.map((account) => stacks.recursedAt(account)),
     };
   }

@@ -95,7 +95,10 @@ export class TrampolineStore {
 
   /** A trampoline for each need, in order; those that are new are handed to `write`. Not yet held. */
   async provide(needs: readonly TrampolineNeed[], write: WriteBytes): Promise<PlacedTrampoline[]> {
-    const keys = needs.map(({ plan, programs }) => trampolineKey(programs, entryDistanceOf(plan)));
+    const keys = needs.map(
+      ({ plan, programs, privateStack }) =>
+        `${trampolineKey(programs, entryDistanceOf(plan))}, ${privateStack?.stacks.thread}`,
+    );
     const chosen: PlacedTrampoline[] = [];
     for (const [index, need] of needs.entries()) {
       const key = keys[index]!;

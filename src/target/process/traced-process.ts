@@ -355,6 +355,20 @@ export class TracedProcess {
     );
   }
 
+  /** Whether the fs base of every thread points to a word with its own address, as C libraries have it (psABI 3.4.2). */
+  hasThreadPointers(): boolean {
+    return this.#stopped(
+      (freeze) =>
+        ownThreads(freeze).length > 0 &&
+        ownThreads(freeze).every(({ regs }) => {
+          const word = new Uint8Array(8);
+          const base = regs.get("fsBase");
+          if (base === 0n || this.#memory.readInto(base, word) < 8) return false;
+          return new DataView(word.buffer).getBigUint64(0, true) === base;
+        }),
+    );
+  }
+
   commit(transaction: Transaction): CommitReport {
     this.lock();
     try {

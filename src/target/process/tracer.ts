@@ -155,6 +155,7 @@ export class ProcessTarget {
   readonly call = this.#forward("call");
   readonly readTrapAction = this.#forward("readTrapAction");
   readonly findTidOffset = this.#forward("findTidOffset");
+  readonly hasThreadPointers = this.#forward("hasThreadPointers");
   readonly #commit = this.#forward("commit");
   readonly release = this.#forward("release");
   readonly reopen = this.#forward("reopen");
