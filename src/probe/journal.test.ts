@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { Journal, JournalError, journalBytes, parseJournal } from "./journal.ts";
+import { JOURNAL_KEY, Journal, JournalError, journalBytes, parseJournal } from "./journal.ts";
 
 const header = { tracerPid: 17, tracerStart: 123_456n, targetPid: 99, sharedBytes: 1 << 20 };
 
@@ -30,6 +30,7 @@ test("what is written is read back", () => {
   };
   const memory = journalWith((journal) => {
     journal.setPrivateMemory(0x5000n, 8192);
+    journal.setOpenMemory(0x8000n, 4096);
     journal.setReturnTable({
       at: 0x6000n,
       entries: 64,
@@ -45,12 +46,15 @@ test("what is written is read back", () => {
     journal.addKept(0x7f00_1234_5680n, Uint8Array.of(0x90, 0xc3));
     journal.addHook(hook);
   });
+  memory[JOURNAL_KEY] = 15;
   expect(parseJournal(memory)).toEqual({
     header,
     isLeft: false,
     unwind: [],
     debug: [],
     privateMemory: { at: 0x5000n, lenBytes: 8192 },
+    openMemory: { at: 0x8000n, lenBytes: 4096 },
+    key: 15,
     returnTable: { at: 0x6000n, entries: 64, entryBytes: 16, slotOffset: 0, returnAddressOffset: 8 },
     trapAction: { previous: new Uint8Array(32).fill(7), handler: 0xabcn, previousAt: 0xbcdn },
     sites: [{ kind: "site", record: 2, state: "armed", ...site }],
@@ -89,9 +93,10 @@ test("more records than there is room for are refused by the writer", () => {
 
 test.each([
   ["memory of zeroes", () => new Uint8Array(4096)],
-  ["another version", (bytes: Uint8Array) => bytes.with(8, 3)],
+  ["another version", (bytes: Uint8Array) => bytes.with(8, 2)],
   ["more records than fit", (bytes: Uint8Array) => bytes.with(18, 255)],
   ["a site longer than an instruction and a jump", (bytes: Uint8Array) => bytes.with(256 + 1, 17)],
+  ["a key that no processor has", (bytes: Uint8Array) => bytes.with(JOURNAL_KEY, 16)],
   ["memory that ends in the header", (bytes: Uint8Array) => bytes.slice(0, 100)],
 ])("is not understood: %s", (_, damage) => {
   const memory = journalWith((journal) => {

@@ -14,7 +14,8 @@
  *      20  flags u32: 1 left         128  our handler's address, 92 how far behind it its copy of that struct lies u32
  *      24  tracer pid u32
  *      32  tracer start time u64     136  length of the whole shared memory
- *      40  target pid u32               144  scratch for system calls (104 bytes)
+ *      40  target pid u32               144  open memory: address, 152 length
+ *                                       160  protection key u8: 1 to 15, 0 none
  *     record (64 bytes each)
  *       0  kind u8: 1 site, 2 code, 3 other memory, 4 kept, 5 hook, 6 unwind, 7 image, 8 debug
  *       1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
@@ -29,16 +30,22 @@
  * An `image` is the range at which a file lies that sites behind the record belong to: bytes 16 to 31 hold its device as maps
  * names it, 48 the length of the range, 56 its inode. When something else lies there, the sites are gone with their image.
  *
+ * All memory has the protection key, if there is one, but for code and the open memory: its first page is for answers
+ * of system calls that are made in the target's name, and behind it lies the table of return addresses. The key belongs to each process
+ * that has the journal: a forked child has a copy of the whole set of keys.
+ *
  * The memory belongs to the target: whoever reads it treats it as possibly damaged, and gets an error rather than nonsense.
  */
 import type { ReturnTable } from "../target/target.ts";
 
 const MAGIC = 0x454e_494c_5041_5254n; // "TRAPLINE", little-endian
-const VERSION = 2;
+const VERSION = 3;
 export const JOURNAL_HEADER_BYTES = 256;
 const RECORD_BYTES = 64;
-/** Offset of memory in the header that the target's system calls may write their answers to. */
-export const JOURNAL_SCRATCH = 144;
+/** Offset of the protection key in the header: it is written where the key is allocated. */
+export const JOURNAL_KEY = 160;
+/** Keys are numbers of four bits, and 0 is that of all memory (Intel SDM 3A, 4.6.2). */
+const LAST_KEY = 15;
 /** Longest region that is ever replaced: an instruction is at most 15 bytes and a jump 5. */
 const MAX_PATCH_BYTES = 16;
 
@@ -197,6 +204,10 @@ export interface JournalContents {
   /** Whether its session has ended in order and left the rest to those who hook into its detours. */
   readonly isLeft: boolean;
   readonly privateMemory: { readonly at: bigint; readonly lenBytes: number } | undefined;
+  /** Private memory that no key guards: what code outside of the gate reads, and what system calls answer to. */
+  readonly openMemory: { readonly at: bigint; readonly lenBytes: number } | undefined;
+  /** Protection key of the other memory. */
+  readonly key: number | undefined;
   readonly returnTable: ReturnTable | undefined;
   /** What SIGTRAP did before our handler; undefined when it was never touched. */
   readonly trapAction: JournalTrapAction | undefined;
@@ -243,6 +254,11 @@ export class Journal {
   setPrivateMemory(at: bigint, lenBytes: number): void {
     this.#view.setBigUint64(56, BigInt(lenBytes), true);
     this.#view.setBigUint64(48, at, true);
+  }
+
+  setOpenMemory(at: bigint, lenBytes: number): void {
+    this.#view.setBigUint64(152, BigInt(lenBytes), true);
+    this.#view.setBigUint64(144, at, true);
   }
 
   setReturnTable(table: ReturnTable): void {
@@ -462,6 +478,9 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
       });
   }
   const privateAt = view.getBigUint64(48, true);
+  const openAt = view.getBigUint64(144, true);
+  const key = bytes[JOURNAL_KEY]!;
+  if (key > LAST_KEY) throw new JournalError(`it has ${key} as a protection key`);
   const tableAt = view.getBigUint64(64, true);
   return {
     header: {
@@ -473,6 +492,8 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
     isLeft: (view.getUint32(FLAGS, true) & FLAG_LEFT) !== 0,
     privateMemory:
       privateAt === 0n ? undefined : { at: privateAt, lenBytes: Number(view.getBigUint64(56, true)) },
+    openMemory: openAt === 0n ? undefined : { at: openAt, lenBytes: Number(view.getBigUint64(152, true)) },
+    key: key === 0 ? undefined : key,
     returnTable:
       tableAt === 0n
         ? undefined

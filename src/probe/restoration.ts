@@ -14,6 +14,7 @@ import { approachesTo, membersBySite, type ReadText, type Unchaining, unchain } 
 import { siteState } from "./site-state.ts";
 
 const SYS_MUNMAP = 11;
+const SYS_PKEY_FREE = 331;
 const SYS_RT_SIGACTION = 13;
 const SIGTRAP = 5n;
 /** `struct sigaction` as the kernel takes it: handler, flags, restorer, and a mask of this many bytes. */
@@ -231,7 +232,10 @@ class HomeMoves {
   }
 }
 
-/** The journal goes last: as long as there is something to undo, there is a record of it. */
+/**
+ * The journal goes last: as long as there is something to undo, there is a record of it. Only the key is given back when no memory has
+ * it any more: were it free earlier, the process could get it for memory of its own, and another tracer, who sees the journal, free it.
+ */
 function finalCalls(input: RestorationInput, code: readonly AddrRange[]): RemoteCall[] {
   const { journal } = input;
   const calls: RemoteCall[] = [];
@@ -243,10 +247,12 @@ function finalCalls(input: RestorationInput, code: readonly AddrRange[]): Remote
     if (memory.kind === "memory" && memory.state !== "removed")
       calls.push(unmap({ start: memory.at, end: memory.at + BigInt(memory.lenBytes) }));
   for (const { at, lenBytes } of journal.debug) calls.push(unmap({ start: at, end: at + BigInt(lenBytes) }));
-  const { privateMemory } = journal;
-  if (privateMemory !== undefined)
-    calls.push(unmap({ start: privateMemory.at, end: privateMemory.at + BigInt(privateMemory.lenBytes) }));
+  for (const memory of [journal.privateMemory, journal.openMemory])
+    if (memory !== undefined)
+      calls.push(unmap({ start: memory.at, end: memory.at + BigInt(memory.lenBytes) }));
   calls.push(unmap(input.journalMemory));
+  if (journal.key !== undefined)
+    calls.push({ name: "pkey_free", number: SYS_PKEY_FREE, args: [BigInt(journal.key)] });
   return calls;
 }
 

@@ -166,6 +166,8 @@ function journal(member: SiteMember, tracerPid: number): JournalContents {
     header: { tracerPid, tracerStart: 0n, targetPid: 1, sharedBytes: 0 },
     isLeft: false,
     privateMemory: undefined,
+    openMemory: undefined,
+    key: undefined,
     returnTable: undefined,
     trapAction: undefined,
     sites: [member.site],

@@ -9,8 +9,11 @@ export type MechanismChoice = "auto" | "call" | "jump" | "punned" | "int3";
 /** Where returns are probed: at the function's exits, by a replaced return address, or what is best. */
 export type ReturnChoice = "auto" | "sites" | "stack";
 
-/** What programs run behind: nothing, a private stack of the thread, or what the process needs. */
-export type GateChoice = "auto" | "none" | "stack";
+/**
+ * What programs run behind: nothing, a private stack of the thread, that with signals deferred and a protection key, or what the
+ * process needs.
+ */
+export type GateChoice = "auto" | "none" | "stack" | "strict";
 
 /** `text` for people, `json` for programs: one JSON object a line. */
 export type OutputFormat = "text" | "json";

@@ -12,6 +12,7 @@ import { isEnding } from "../target/process/address-space.ts";
 import { ElfCache } from "../target/process/elf-cache.ts";
 import { ProcessImages } from "../target/process/images.ts";
 import { readProcLink, readStatus } from "../target/process/proc-fs.ts";
+import { describeKeyRefusal, type KeyRefusal } from "../target/process/protection-keys.ts";
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
 import { findTrapObstacle } from "../target/process/trap-obstacle.ts";
 import { ProbeAccounts, type ProbeCounts } from "./accounts/probe-accounts.ts";
@@ -143,6 +144,7 @@ export class Targets {
   /** Processes that have become programs that cannot be attached to. */
   readonly #strangers: ProcessTarget[] = [];
   readonly #sites: CountedSite[] = [];
+  #hasSaidNoKeys = false;
   #maps:
     | { readonly maps: SharedMaps; readonly unmap: () => void; readonly fd: number | undefined }
     | undefined;
@@ -287,6 +289,7 @@ export class Targets {
       symbols: this.#input.symbols,
       gate: chooseGate(this.#input.gate ?? "auto", images.program === undefined ? [] : [images.program]),
     });
+    if (attachment.keyRefusal !== undefined) this.#sayWithoutKey(pid, attachment.keyRefusal);
     if (attachment.ownMaps !== undefined) {
       const { mapping, fd } = attachment.ownMaps;
       const { bundle } = this.#input;
@@ -311,6 +314,17 @@ export class Targets {
       isLocked: true,
       witness,
     });
+  }
+
+  /** What the machine lacks is said once, what a process lacks for each. */
+  #sayWithoutKey(pid: number, refusal: KeyRefusal): void {
+    const isOfMachine = refusal.kind === "no-hardware" || refusal.kind === "not-switched-on";
+    if (isOfMachine && this.#hasSaidNoKeys) return;
+    this.#hasSaidNoKeys ||= isOfMachine;
+    const who = isOfMachine ? "" : `process ${pid}: `;
+    this.#input.notify?.(
+      `${who}memory of probes is not guarded by a protection key: ${describeKeyRefusal(refusal)}`,
+    );
   }
 
   /** Finds all places of the script in a process; throws when one that must be there is not. */

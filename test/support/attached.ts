@@ -104,6 +104,11 @@ export class Attached {
     return this.maps.account(this.#requests[probe]!.account!);
   }
 
+  /** Puts back a child that the process has forked. */
+  async restoreHeir(pid: number): Promise<RestoreReport> {
+    return await this.attachment.restoreHeir(asTarget(TracedProcess.open(pid)));
+  }
+
   async restore(): Promise<RestoreReport> {
     const report = await this.attachment.restore();
     await this.attachment.close();

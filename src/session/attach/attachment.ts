@@ -3,8 +3,11 @@
  *
  *     journal memory   shared with the tracer: the journal, then the words of the load gate
  *     maps memory      shared with the tracer and with the session's other targets
- *     private memory   a copy in each forked child: page 0 the pid cache, then the table of return addresses
+ *     private memory   a copy in each forked child: the pid cache
+ *     open memory      the same: a page for answers of system calls, then the table of return addresses
  *     code memory      near each image
+ *
+ * At gate level `strict` all data but the open memory gets a protection key, if there is one: nothing outside of the gate can touch it.
  */
 import { closeSync, fstatSync, writeFileSync } from "node:fs";
 import {
@@ -22,7 +25,7 @@ import { returnTableBytes, returnTableEntries } from "../../patch/index.ts";
 import { LOAD_GATE_BYTES, loadGateWords } from "../../patch/load-gate.ts";
 import { maskedCodeOf } from "../../patch/masked-code.ts";
 import { emitUnwindHook } from "../../patch/unwind-table.ts";
-import { JOURNAL_SCRATCH, Journal, journalBytes } from "../../probe/journal.ts";
+import { JOURNAL_KEY, Journal, journalBytes } from "../../probe/journal.ts";
 import { ArmError, type ArmReport, ProbeSet } from "../../probe/probe-set.ts";
 import { sameBytes } from "../../target/process/commit.ts";
 import type { ProcessImages } from "../../target/process/images.ts";
@@ -30,7 +33,8 @@ import { futexWakeAll, type Mapping } from "../../target/process/libc.ts";
 import type { MappedImage } from "../../target/process/mapped-image.ts";
 import { MemoryFile } from "../../target/process/memory-file.ts";
 import { readAuxv, readMaps, readStat } from "../../target/process/proc-fs.ts";
-import { JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../../target/process/traced-process.ts";
+import type { KeyGrant, KeyRefusal } from "../../target/process/protection-keys.ts";
+import { JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME, READ_WRITE } from "../../target/process/traced-process.ts";
 import type { ProcessTarget } from "../../target/process/tracer.ts";
 import { findTrapObstacle } from "../../target/process/trap-obstacle.ts";
 import type { AddrRange } from "../../target/target.ts";
@@ -106,6 +110,10 @@ export class Attachment {
   readonly images: ProcessImages;
   /** What programs run behind here. */
   readonly gate: ChosenGate;
+  /** Protection key of the memory for data; undefined: it has none. */
+  readonly key: number | undefined;
+  /** Why it has none, where it was to have one. */
+  readonly keyRefusal: KeyRefusal | undefined;
   readonly probes: ProbeSet;
   readonly builtPoints: BuiltPoint[] = [];
   /** Consumers at function entries that come and go. */
@@ -155,6 +163,8 @@ export class Attachment {
       ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
       mapsAt: bigint;
       privateAt: bigint;
+      openAt: bigint;
+      grant: KeyGrant | undefined;
       env: LinkEnv;
       returnEntries: number;
       stacks: { readonly at: bigint; readonly hasThreadPointers: boolean } | undefined;
@@ -166,6 +176,8 @@ export class Attachment {
     this.#symbols = input.symbols;
     this.#perfMap = input.perfMap ? PerfMap.find(input.target.pid) : undefined;
     this.gate = input.gate;
+    this.key = parts.grant?.kind === "granted" ? parts.grant.number : undefined;
+    this.keyRefusal = parts.grant?.kind === "refused" ? parts.grant.refusal : undefined;
     this.#journal = parts.journal;
     this.journalMemory = parts.journalMemory;
     this.#journalInode = parts.journalInode;
@@ -196,7 +208,7 @@ export class Attachment {
       accounts: { at: accountAt, map: accounts.map },
     });
     this.#builder = new PointBuilder(input.target, this.#spaces, this.#compiler, {
-      tableAt: parts.privateAt + BigInt(PAGE),
+      tableAt: parts.openAt + BigInt(PAGE),
       entries: parts.returnEntries,
       missedAt: (probes) => accountAt(accounts.forMissed(probes)) + BigInt(ACCOUNT_MISSED),
       stacks: parts.stacks && {
@@ -213,6 +225,7 @@ export class Attachment {
       target: input.target,
       journal: parts.journal,
       journalMemory: parts.journalMemory,
+      scratch: parts.openAt,
       spaces: this.#spaces,
       builder: this.#builder,
       probes: this.probes,
@@ -279,13 +292,31 @@ export class Attachment {
   static async #fill(input: AttachmentInput, first: JournalParts): Promise<Attachment> {
     const { target } = input;
     const { journal, journalMemory } = first;
-    const { ownMaps, mapsAt } = await provideMaps(input, journalMemory.start + BigInt(JOURNAL_SCRATCH));
-    journal.addMemory("memory", mapsAt, input.mapsLayout.totalBytes);
+    const grant =
+      input.gate.level === "strict"
+        ? await target.allocateKey(journalMemory.start + BigInt(JOURNAL_KEY))
+        : undefined;
+    const key = grant?.kind === "granted" ? grant.number : undefined;
+    const guard = async (at: bigint, lenBytes: number) => {
+      if (key === undefined) return;
+      await target.protectWithKey({ start: at, end: at + BigInt(lenBytes) }, READ_WRITE, key);
+    };
+    await guard(journalMemory.start, Number(journalMemory.end - journalMemory.start));
 
     const returnEntries = returnTableEntries(input.maxActive);
-    const privateLen = PAGE + pages(returnTableBytes(returnEntries));
-    const privateAt = await providePrivate(target, journal, journalMemory, privateLen);
+    const openLen = PAGE + pages(returnTableBytes(returnEntries));
+    const openAt = await providePrivate(target, journalMemory, openLen, (at, lenBytes) =>
+      journal.setOpenMemory(at, lenBytes),
+    );
+    const privateAt = await providePrivate(target, journalMemory, PAGE, (at, lenBytes) =>
+      journal.setPrivateMemory(at, lenBytes),
+    );
+    await guard(privateAt, PAGE);
     await target.write(privateAt, pidCacheBytes(target.pid));
+
+    const { ownMaps, mapsAt } = await provideMaps(input, openAt);
+    journal.addMemory("memory", mapsAt, input.mapsLayout.totalBytes);
+    await guard(mapsAt, input.mapsLayout.totalBytes);
 
     const env: LinkEnv = {
       mapAddr: (index) => mapsAt + BigInt(input.mapsLayout.offsets[index]!),
@@ -300,13 +331,15 @@ export class Attachment {
       ownMaps,
       mapsAt,
       privateAt,
+      openAt,
+      grant,
       env,
       returnEntries,
       stacks:
         input.gate.level === "none"
           ? undefined
           : {
-              at: await createStackMemory(target, journal, journalMemory),
+              at: await createStackMemory(target, journal, journalMemory, key),
               hasThreadPointers: await target.hasThreadPointers(),
             },
     });
@@ -351,6 +384,12 @@ export class Attachment {
     closeSync(fd);
     this.#laterMaps.push(mapping);
     this.#journal.addMemory("memory", at, layout.totalBytes);
+    if (this.key !== undefined)
+      await this.target.protectWithKey(
+        { start: at, end: at + BigInt(layout.totalBytes) },
+        READ_WRITE,
+        this.key,
+      );
     const env: LinkEnv = {
       ...this.#env,
       mapAddr: (index) => at + BigInt(layout.offsets[index]!),

@@ -72,11 +72,12 @@ test("private memory that the process has taken first is not recorded as ours", 
       return seen.length === 3;
     },
   };
-  const at = await providePrivate(target, journal, near!, 4096);
+  const record = (at: bigint, lenBytes: number) => journal.setPrivateMemory(at, lenBytes);
+  const at = await providePrivate(target, near!, 4096, record);
   expect(seen).toHaveLength(3);
   expect(parseJournal(bytes).privateMemory).toEqual({ at, lenBytes: 4096 });
   await expect(
-    providePrivate({ ...target, createPrivate: async () => false }, journal, near!, 4096),
+    providePrivate({ ...target, createPrivate: async () => false }, near!, 4096, record),
   ).rejects.toThrow(NoCodeSpaceError);
   expect(parseJournal(bytes).privateMemory).toBeUndefined();
 });

@@ -10,7 +10,7 @@ import type { MappedImage } from "../../target/process/mapped-image.ts";
 import type { GateChoice } from "../options.ts";
 import { isGoProgram } from "./return-ways.ts";
 
-export type GateLevel = "none" | "stack";
+export type GateLevel = "none" | "stack" | "strict";
 
 /** Functions of the C library and of others with which a program makes stacks of its own. */
 const stackMakers = [

@@ -15,6 +15,7 @@ export async function createStackMemory(
   target: ProcessTarget,
   journal: Journal,
   near: AddrRange,
+  key: number | undefined,
 ): Promise<bigint> {
   const lenBytes = PRIVATE_STACKS_BYTES + STACK_STRIDE;
   const stride = BigInt(STACK_STRIDE);
@@ -24,7 +25,7 @@ export async function createStackMemory(
     const base = (place.start + stride - 1n) & -stride;
     // What does not bear our name is left alone by whoever reads the record, so it may stand for nothing.
     journal.addMemory("memory", base, PRIVATE_STACKS_BYTES);
-    if (await target.createStacks(base, PRIVATE_STACKS_BYTES, guardPages(base))) return base;
+    if (await target.createStacks(base, PRIVATE_STACKS_BYTES, guardPages(base), key)) return base;
   }
   throw new NoCodeSpaceError("the journal", lenBytes);
 }

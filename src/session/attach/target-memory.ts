@@ -1,6 +1,5 @@
 /** Memory that a session puts into a target: what is shared with the tracer, and what is the process's own. */
 import { findArenaPlace } from "../../probe/arena.ts";
-import type { Journal } from "../../probe/journal.ts";
 import type { Mapping } from "../../target/process/libc.ts";
 import { readMaps, readStatus } from "../../target/process/proc-fs.ts";
 import { MAPS_MEMORY_NAME } from "../../target/process/traced-process.ts";
@@ -12,20 +11,23 @@ export const PAGE = 4096;
 
 export const pages = (lenBytes: number): number => Math.ceil(lenBytes / PAGE) * PAGE;
 
-/** Maps private memory near the journal. The process may be quicker to map something there: then it is elsewhere. */
+/**
+ * Maps private memory near the journal, whose place is recorded before by `record`. The process may be quicker to map something
+ * there: then it is elsewhere.
+ */
 export async function providePrivate(
   target: Pick<ProcessTarget, "pid" | "createPrivate">,
-  journal: Pick<Journal, "setPrivateMemory">,
   journalMemory: AddrRange,
   lenBytes: number,
+  record: (at: bigint, lenBytes: number) => void,
 ): Promise<bigint> {
   for (let tries = 1; tries <= MOST_TRIES; tries++) {
     const place = findArenaPlace(readMaps(target.pid), journalMemory, lenBytes);
     if (place === undefined) break;
-    journal.setPrivateMemory(place.start, lenBytes);
+    record(place.start, lenBytes);
     if (await target.createPrivate(place.start, lenBytes)) return place.start;
     // What lies there is not ours: nobody may unmap it.
-    journal.setPrivateMemory(0n, 0);
+    record(0n, 0);
   }
   throw new NoCodeSpaceError("the journal", lenBytes);
 }

@@ -12,7 +12,7 @@ import {
   SIGNAL_ACTION_BYTES,
   TrapTable,
 } from "../../patch/index.ts";
-import { JOURNAL_SCRATCH, type Journal } from "../../probe/journal.ts";
+import type { Journal } from "../../probe/journal.ts";
 import type { ProbeSet } from "../../probe/probe-set.ts";
 import { askTrapAction, setTrapAction } from "../../probe/restoration.ts";
 import type { ProcessTarget } from "../../target/process/tracer.ts";
@@ -27,6 +27,8 @@ export interface TrapHandlingInput {
   readonly target: ProcessTarget;
   readonly journal: Journal;
   readonly journalMemory: AddrRange;
+  /** Memory that system calls of the target may answer to. */
+  readonly scratch: bigint;
   readonly spaces: CodeSpaces;
   readonly builder: Pick<PointBuilder, "provideTrapEntry">;
   readonly probes: ProbeSet;
@@ -130,8 +132,7 @@ export class TrapHandling {
   }
 
   async #currentAction(): Promise<Uint8Array> {
-    const { target, journalMemory } = this.#input;
-    const scratch = journalMemory.start + BigInt(JOURNAL_SCRATCH);
+    const { target, scratch } = this.#input;
     await target.call([askTrapAction(scratch)]);
     return await target.read(scratch, SIGNAL_ACTION_BYTES);
   }

@@ -60,7 +60,7 @@ export async function changedPieces(target: ProcessTarget, { sites }: JournalCon
     .map(({ at, oldBytes }) => ({ at, bytes: oldBytes }));
 }
 
-function memoryOf({ memory, privateMemory }: JournalContents): AddrRange[] {
-  const all = privateMemory === undefined ? memory : [...memory, privateMemory];
+function memoryOf({ memory, privateMemory, openMemory }: JournalContents): AddrRange[] {
+  const all = [...memory, ...[privateMemory, openMemory].filter((each) => each !== undefined)];
   return all.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) }));
 }

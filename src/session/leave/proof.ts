@@ -52,6 +52,8 @@ export interface DetachProof {
   };
   /** Descriptors of ours that are still open in the process. */
   readonly descriptors: readonly string[];
+  /** The protection key of our memory, if it was not given back. */
+  readonly key: number | undefined;
   readonly trapAction: { readonly before: Uint8Array; readonly after: Uint8Array };
   /** Tracers that are still in the process: what they have changed in it is not looked at. */
   readonly otherTracers: readonly number[];
@@ -132,6 +134,7 @@ export class Witness implements Disposable {
         left: leftMemory(target.pid, memory, others.memory),
       },
       descriptors: ourDescriptors(target.pid),
+      key: evidence.findLast(({ key }) => key?.isFreed === false)?.key?.number,
       trapAction: { before: this.#trapAction, after },
       otherTracers: others.tracers,
     };
@@ -206,6 +209,7 @@ function findReasons(
   for (const { start, end } of facts.memory.left)
     reasons.push(`memory of ours is still mapped: 0x${start.toString(16)}-0x${end.toString(16)}`);
   for (const fd of facts.descriptors) reasons.push(`descriptor ${fd} of ours is still open`);
+  if (facts.key !== undefined) reasons.push(`protection key ${facts.key} of ours is still allocated`);
   const { before, after } = facts.trapAction;
   if (hex(before) !== hex(after))
     reasons.push(

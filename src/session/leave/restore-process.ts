@@ -9,7 +9,6 @@ import { readdirSync } from "node:fs";
 import { SIGNAL_ACTION_BYTES } from "../../patch/index.ts";
 import {
   JOURNAL_HEADER_BYTES,
-  JOURNAL_SCRATCH,
   type JournalContents,
   JournalError,
   type JournalSite,
@@ -54,6 +53,8 @@ export interface RestoreEvidence {
   readonly inspection: Inspection | undefined;
   /** Memory of ours, and whether the process gave it back. */
   readonly memory: readonly { readonly range: AddrRange; readonly isFreed: boolean }[];
+  /** The protection key of that memory, and whether the process has it back. */
+  readonly key: { readonly number: number; readonly isFreed: boolean } | undefined;
 }
 
 const RETRY_AFTER_MS = [1, 2, 5, 10, 20, 50, 100, 200, 400, 800] as const;
@@ -87,7 +88,7 @@ async function restoreLocked(
     if (!foundNow.every((bytes) => bytes !== undefined) && stops <= RETRY_AFTER_MS.length) continue;
     const found = foundNow.map((bytes) => bytes ?? new Uint8Array(0));
     const others = await readOtherJournals(target, journalMemory);
-    const trap = await readTrapChain(target, journal, journalMemory, others);
+    const trap = await readTrapChain(target, journal, others);
     const read = await readShared(target, journal, others, found);
     const plan = planRestoration({ journal, journalMemory, found, trap, moves, others, read });
     const unlinking: SitePoke[] = [];
@@ -123,6 +124,15 @@ async function restoreLocked(
                 name === "munmap" && args[0] === range.start && report.callResults[index] === 0n,
             ),
           })),
+          key:
+            journal.key === undefined
+              ? undefined
+              : {
+                  number: journal.key,
+                  isFreed: plan.transaction.finalCalls.some(
+                    ({ name }, index) => name === "pkey_free" && report.callResults[index] === 0n,
+                  ),
+                },
         },
       };
     await new Promise((resolve) => setTimeout(resolve, waitMs));
@@ -137,11 +147,11 @@ function removeNames(pid: number, code: readonly AddrRange[]): void {
 
 /** All memory that the journal says was put into the process. */
 function ourMemory(journal: JournalContents, journalMemory: AddrRange): AddrRange[] {
-  const { memory, privateMemory, debug } = journal;
+  const { memory, privateMemory, openMemory, debug } = journal;
   const ranges = [
     ...debug,
     ...memory.filter(({ state }) => state !== "removed"),
-    ...(privateMemory ? [privateMemory] : []),
+    ...[privateMemory, openMemory].filter((each) => each !== undefined),
   ];
   return [...ranges.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) })), journalMemory];
 }
@@ -178,7 +188,9 @@ export function withoutUnmapped(journal: JournalContents, maps: readonly MapEntr
         covered = map.end;
     return covered >= end;
   };
-  const { privateMemory } = journal;
+  const { privateMemory, openMemory } = journal;
+  const isOwn = ({ at, lenBytes }: { readonly at: bigint; readonly lenBytes: number }) =>
+    isMapped(at, lenBytes, "rw-p", "");
   return {
     ...journal,
     sites: journal.sites.filter((site) => isThere(site, maps)),
@@ -187,11 +199,9 @@ export function withoutUnmapped(journal: JournalContents, maps: readonly MapEntr
         ? isMapped(at, lenBytes, "r-xp", "")
         : isMapped(at, lenBytes, undefined, "/memfd:trapline"),
     ),
-    debug: journal.debug.filter(({ at, lenBytes }) => isMapped(at, lenBytes, "rw-p", "")),
-    privateMemory:
-      privateMemory !== undefined && isMapped(privateMemory.at, privateMemory.lenBytes, "rw-p", "")
-        ? privateMemory
-        : undefined,
+    debug: journal.debug.filter(isOwn),
+    privateMemory: privateMemory !== undefined && isOwn(privateMemory) ? privateMemory : undefined,
+    openMemory: openMemory !== undefined && isOwn(openMemory) ? openMemory : undefined,
   };
 }
 
@@ -219,16 +229,20 @@ export async function readOtherJournals(target: ProcessTarget, own?: AddrRange):
 /** The handlers of SIGTRAP now; asked only where one of this journal's was installed. */
 async function readTrapChain(
   target: ProcessTarget,
-  { trapAction }: JournalContents,
-  memory: AddrRange,
+  { trapAction, openMemory }: JournalContents,
   others: readonly JournalContents[],
 ): Promise<TrapChain | undefined> {
   if (trapAction === undefined) return undefined;
-  const scratch = memory.start + BigInt(JOURNAL_SCRATCH);
-  await target.call([askTrapAction(scratch)]);
-  const current = firstWord(await target.read(scratch, 8));
+  const current = firstWord(await askCurrentAction(target, openMemory?.at));
   const previous = await target.read(trapAction.previousAt, SIGNAL_ACTION_BYTES);
   return { current, previous, chained: await findChained(target, trapAction.handler, others) };
+}
+
+/** The action of SIGTRAP now; `scratch` is memory of ours that the call can answer to, where there is some. */
+async function askCurrentAction(target: ProcessTarget, scratch: bigint | undefined): Promise<Uint8Array> {
+  if (scratch === undefined) return await target.readTrapAction();
+  await target.call([askTrapAction(scratch)]);
+  return await target.read(scratch, SIGNAL_ACTION_BYTES);
 }
 
 /** Where another session's handler keeps this one as what was there before it. */

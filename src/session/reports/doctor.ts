@@ -318,8 +318,8 @@ function lookAtShadowStacks(machine: Machine): Finding {
 function lookAtProtectionKeys(machine: Machine): Finding {
   const flags = cpuFlags(machine);
   if (flags.has("ospke"))
-    return ok("pku, in use", "memory of probes could be guarded by a key; this version does not do it yet");
-  const meaning = "memory of probes cannot be guarded by a key; this version does not do it yet";
+    return ok("pku, in use", "--gate strict guards the memory of probes by a key of the process");
+  const meaning = "--gate strict works, but memory of probes is not guarded by a key";
   return flags.has("pku")
     ? missing("pku, not switched on", meaning, "the kernel was started with nopku, or built without it")
     : missing("the processor has none", meaning);

@@ -48,6 +48,33 @@ export const ptraceBuffer = lib.func("long ptrace(long request, int pid, uintptr
   data: Uint8Array,
 ) => number;
 
+/** Memory for a register set of ptrace: a `struct iovec`, and behind it what that describes. Kept for the tracer's life. */
+export class RegisterSet {
+  /** Address of the iovec. */
+  readonly at: bigint;
+  readonly bytes: Uint8Array;
+  readonly #iovec: DataView;
+
+  constructor(capacityBytes: number) {
+    const IOVEC_BYTES = 16;
+    const memory = koffi.alloc("uint8_t", IOVEC_BYTES + capacityBytes);
+    this.at = koffi.address(memory);
+    const buffer = koffi.view(memory, IOVEC_BYTES + capacityBytes);
+    this.#iovec = new DataView(buffer, 0, IOVEC_BYTES);
+    this.#iovec.setBigUint64(0, this.at + BigInt(IOVEC_BYTES), true);
+    this.bytes = new Uint8Array(buffer, IOVEC_BYTES);
+  }
+
+  /** How much there is room for, and after a read how much there is. */
+  get lenBytes(): number {
+    return Number(this.#iovec.getBigUint64(8, true));
+  }
+
+  set lenBytes(value: number) {
+    this.#iovec.setBigUint64(8, BigInt(value), true);
+  }
+}
+
 export const waitpidRaw = lib.func("int waitpid(int pid, void *status, int options)") as (
   pid: number,
   status: Int32Array,

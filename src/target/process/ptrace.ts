@@ -2,7 +2,7 @@
  * ptrace and wait, typed. All of it must be called from one OS thread: ptrace attaches to the calling thread, not to
  * the process (ptrace(2)). That thread is the tracer worker.
  */
-import { errno, ptraceBuffer, ptraceRaw, SystemError, waitpidRaw } from "./libc.ts";
+import { errno, ptraceBuffer, ptraceRaw, RegisterSet, SystemError, waitpidRaw } from "./libc.ts";
 import { UserRegs } from "./user-regs.ts";
 
 const PTRACE_CONT = 7;
@@ -11,6 +11,8 @@ const PTRACE_SETREGS = 13;
 const PTRACE_DETACH = 17;
 const PTRACE_SYSCALL = 24;
 const PTRACE_SETOPTIONS = 0x4200;
+const PTRACE_GETREGSET = 0x4204;
+const PTRACE_SETREGSET = 0x4205;
 const PTRACE_SEIZE = 0x4206;
 const PTRACE_INTERRUPT = 0x4207;
 const PTRACE_EVENT_STOP = 128;
@@ -61,6 +63,30 @@ export function getRegs(tid: number, into = new UserRegs()): UserRegs {
 export function setRegs(tid: number, regs: UserRegs): void {
   if (ptraceBuffer(PTRACE_SETREGS, tid, 0, regs.bytes) < 0)
     throw new SystemError(`write registers of ${tid}`, errno());
+}
+
+/** The state that XSAVE saves, in its standard format (include/uapi/linux/elf.h). */
+const NT_X86_XSTATE = 0x202;
+/** With all tiles of AMX it takes 11 KiB. */
+const EXTENDED_STATE_BYTES = 16 << 10;
+let extendedState: RegisterSet | undefined;
+
+/** A stopped thread's vector and other extended registers. */
+export function readExtendedState(tid: number): Uint8Array {
+  extendedState ??= new RegisterSet(EXTENDED_STATE_BYTES);
+  extendedState.lenBytes = EXTENDED_STATE_BYTES;
+  if (ptraceRaw(PTRACE_GETREGSET, tid, NT_X86_XSTATE, extendedState.at) < 0)
+    throw new SystemError(`read extended registers of ${tid}`, errno());
+  return extendedState.bytes.slice(0, extendedState.lenBytes);
+}
+
+/** `state` as it was read, with changes. */
+export function writeExtendedState(tid: number, state: Uint8Array): void {
+  extendedState ??= new RegisterSet(EXTENDED_STATE_BYTES);
+  extendedState.bytes.set(state);
+  extendedState.lenBytes = state.length;
+  if (ptraceRaw(PTRACE_SETREGSET, tid, NT_X86_XSTATE, extendedState.at) < 0)
+    throw new SystemError(`write extended registers of ${tid}`, errno());
 }
 
 export function cont(tid: number, signal: number): void {

@@ -3,7 +3,14 @@
  * thread of the target stopped (but for a command that was started stopped and has not been released).
  */
 import { closeSync, ftruncateSync, openSync, readFileSync } from "node:fs";
-import { type Addr, addr, type CommitReport, type RemoteCall, type Transaction } from "../target.ts";
+import {
+  type Addr,
+  type AddrRange,
+  addr,
+  type CommitReport,
+  type RemoteCall,
+  type Transaction,
+} from "../target.ts";
 import { AttachError, checkAttachable } from "./attach-check.ts";
 import { type BorrowedThread, borrowThread, STUB_BYTES } from "./borrowed-thread.ts";
 import { commit } from "./commit.ts";
@@ -19,6 +26,14 @@ import {
 } from "./libc.ts";
 import { MemoryFile } from "./memory-file.ts";
 import { readMaps, readStatus } from "./proc-fs.ts";
+import {
+  allocateKeyBy,
+  closeKeyOfAll,
+  findKeyObstacle,
+  freeKeyCall,
+  type KeyGrant,
+  protectWithKeyCall,
+} from "./protection-keys.ts";
 import * as ptrace from "./ptrace.ts";
 import { STACKS_MEMORY_NAME } from "./signal-frames.ts";
 import { BLOCKED_FOR_MS, findTrapObstacle } from "./trap-obstacle.ts";
@@ -39,6 +54,8 @@ const PROT_NONE = 0n;
 const PROT_READ = 1n;
 const PROT_WRITE = 2n;
 const PROT_EXEC = 4n;
+/** Rights of all memory for data, as numbers. */
+export const READ_WRITE = 3;
 const MAP_SHARED = 1n;
 const MAP_PRIVATE = 2n;
 const MAP_ANONYMOUS = 0x20n;
@@ -283,6 +300,7 @@ export class TracedProcess {
     at: bigint,
     lenBytes: number,
     guards: readonly { readonly at: bigint; readonly lenBytes: number }[],
+    key?: number,
   ): boolean {
     return this.#borrow((thread) => {
       const fd = this.#memfd(thread, STACKS_MEMORY_NAME);
@@ -296,6 +314,8 @@ export class TracedProcess {
       } finally {
         this.#must(thread, { name: "close", number: SYS_CLOSE, args: [fd] });
       }
+      if (key !== undefined)
+        this.#must(thread, protectWithKeyCall({ start: at, end: at + BigInt(lenBytes) }, READ_WRITE, key));
       for (const guard of guards)
         this.#must(thread, {
           name: "mprotect",
@@ -304,6 +324,41 @@ export class TracedProcess {
         });
       return true;
     });
+  }
+
+  /**
+   * Allocates a protection key that all threads have closed, and writes its number, one byte, to `recordAt` before anything
+   * else is done with it. Refused where there is none, or where a thread cannot be closed.
+   */
+  allocateKey(recordAt: bigint): KeyGrant {
+    const obstacle = findKeyObstacle();
+    if (obstacle !== undefined) return { kind: "refused", refusal: obstacle };
+    return this.#stopped((freeze) => {
+      const borrow = <Result>(use: (thread: BorrowedThread) => Result) =>
+        borrowThread(freeze, this.#memory, this.#stubAt(), this.#usesSeccomp(), use);
+      const grant = borrow((thread) => {
+        const granted = allocateKeyBy(thread);
+        if (granted.kind === "granted") this.#memory.write(recordAt, Uint8Array.of(granted.number));
+        return granted;
+      });
+      if (grant.kind === "refused") return grant;
+      const tids = freeze.threads.filter(({ isFixed }) => !isFixed).map(({ tid }) => tid);
+      const refusal = closeKeyOfAll(tids, grant.number);
+      if (refusal === undefined) return grant;
+      borrow((thread) => this.#must(thread, freeKeyCall(grant.number)));
+      this.#memory.write(recordAt, Uint8Array.of(0));
+      return { kind: "refused", refusal };
+    });
+  }
+
+  /** Gives a key back that no memory has any more. */
+  freeKey(number: number): void {
+    this.#borrow((thread) => this.#must(thread, freeKeyCall(number)));
+  }
+
+  /** Gives pages a key, and the rights `prot` of mprotect(2). */
+  protectWithKey(range: AddrRange, prot: number, key: number): void {
+    this.#borrow((thread) => this.#must(thread, protectWithKeyCall(range, prot, key)));
   }
 
   /** Maps code memory, read and execute only, at exactly these addresses, and says which were free. */

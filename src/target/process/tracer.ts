@@ -151,6 +151,9 @@ export class ProcessTarget {
   readonly write = this.#forward("write");
   readonly createPrivate = this.#forward("createPrivate");
   readonly createStacks = this.#forward("createStacks");
+  readonly allocateKey = this.#forward("allocateKey");
+  readonly freeKey = this.#forward("freeKey");
+  readonly protectWithKey = this.#forward("protectWithKey");
   readonly createCodeWhereFree = this.#forward("createCodeWhereFree");
   readonly call = this.#forward("call");
   readonly readTrapAction = this.#forward("readTrapAction");
