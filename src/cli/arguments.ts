@@ -314,7 +314,7 @@ function parseReturns(words: Words): ReturnChoice | undefined {
 /** Undefined: not said. */
 function parseGate(words: Words): GateChoice | undefined {
   return words.values.has("gate")
-    ? (parseChoice(words, "gate", ["auto", "none", "stack"], "auto") as GateChoice)
+    ? (parseChoice(words, "gate", ["auto", "none", "stack", "strict"], "auto") as GateChoice)
     : undefined;
 }
 

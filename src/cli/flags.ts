@@ -100,7 +100,7 @@ export const flags: readonly Flag[] = [
   define("dryRun", "--dry-run", undefined, ["trace", "run"], "compile, verify, plan and print; touch nothing"),
   define("mechanism", "--mechanism", "KIND", ["trace", "run", "explain"], "auto (default), jump, punned or int3"),
   define("returns", "--return", "WAY", ["trace", "run", "explain"], "probe returns by auto (default), sites (exits) or stack"),
-  define("gate", "--gate", "LEVEL", ["trace", "run"], "stack of programs: auto (default), none (the thread's), stack (private)"),
+  define("gate", "--gate", "LEVEL", ["trace", "run"], "what programs run behind: auto (default), none, stack (of their own), strict (and signals wait, and a key)"),
   define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),
   define("budget", "--budget", "PERCENT", ["trace", "run"], "disarm the hottest sites when all cost more: 2%"),
   define("verify", "--verify", undefined, ["trace", "run", "detach"], "prove at the end that each process is as before"),

@@ -36,8 +36,11 @@ import {
   type Reg,
   type RegSet,
   RSP,
+  regSet,
   regsOf,
 } from "../x86/registers.ts";
+import { DEFER_CLOBBERS } from "./deferred-signals.ts";
+import { type GateKey, KEY_CLOBBERS } from "./gate-key.ts";
 import { PRIVATE_STACK_BYTES, type PrivateStacks, SWITCH_STACK_BYTES } from "./private-stacks.ts";
 
 /** Bytes below rsp that a leaf function may use (psABI, 3.2.2). */
@@ -78,6 +81,8 @@ export interface GateSpec {
   readonly otherClobbersFlags: boolean;
   /** Undefined: the frame lies on the thread's own stack. */
   readonly stacks?: PrivateStacks | undefined;
+  /** Opened for what runs between the gate's sides on the thread's own stack: a window. */
+  readonly key?: GateKey | undefined;
 }
 
 export interface SavedReg {
@@ -94,7 +99,7 @@ export interface SavedReg {
  * What stays on a thread's own stack while it is on its private one:
  *
  *      rsp + 0            address of the private stack's slot
- *      rsp + 8 ..         registers that the switch itself needs, and status flags
+ *      rsp + 8 ..         registers that the switch itself needs, status flags, and the signal mask if signals wait
  *      rsp + lenBytes     original rsp; below it the red zone, unless the point is a function's entry
  */
 export interface Sill {
@@ -111,6 +116,8 @@ export interface Sill {
   readonly flagsSlot: number | undefined;
   /** All flags, if a program reads them. */
   readonly rflagsSlot: number | undefined;
+  /** The thread's signal mask, if signals wait. */
+  readonly maskSlot: number | undefined;
 }
 
 export interface GateFrame {
@@ -128,6 +135,8 @@ export interface GateFrame {
   readonly stackBytes: number;
   /** Undefined: the frame is on the thread's own stack. */
   readonly sill: Sill | undefined;
+  /** The key of a window. */
+  readonly window: GateKey | undefined;
 }
 
 /** Slots that are no general-purpose register, and the stack pointer. */
@@ -149,8 +158,10 @@ export function planFrame(spec: GateSpec): GateFrame {
     clobbers |= program.clobbers;
     for (const slot of program.ctxReads) reads.add(slot);
   }
+  const window = spec.stacks === undefined ? spec.key : undefined;
+  if (window !== undefined) clobbers |= KEY_CLOBBERS;
   clobbers &= ~(1 << RSP);
-  const changesFlags = spec.programs.length > 0 || spec.otherClobbersFlags;
+  const changesFlags = spec.programs.length > 0 || spec.otherClobbersFlags || window !== undefined;
   const keepsFlags = changesFlags && spec.liveness.flagsLive;
   // lahf and seto go through rax.
   if (keepsFlags) clobbers |= 1 << RAX;
@@ -197,29 +208,40 @@ export function planFrame(spec: GateSpec): GateFrame {
     scratch,
     stackBytes: sill === undefined ? frameNeed : sill.lenBytes + SWITCH_STACK_BYTES,
     sill,
+    window,
   };
 }
 
-/** The registers of the switch, r10 and r11, are kept on the sill; so is rax where the flags go through it. */
+/** What the way to a private stack and back changes. */
+export function switchClobbers({ defersSignals, key }: PrivateStacks): RegSet {
+  return regSet(R10, R11) | (defersSignals ? DEFER_CLOBBERS : 0) | (key === undefined ? 0 : KEY_CLOBBERS);
+}
+
+/** The registers of the switch are kept on the sill; so is rax where the flags, or a value for the caller, go through it. */
 function planSill(
   spec: GateSpec,
   stacks: PrivateStacks,
   reads: ReadonlySet<number>,
   keepsFlags: boolean,
 ): Sill {
+  const { liveness } = spec;
   let lenBytes = 8;
-  const regs: Sill["regs"][number][] = [];
-  for (const reg of keepsFlags ? [RAX, R10, R11] : [R10, R11]) {
-    const isLive = hasReg(spec.liveness.regs, reg);
-    const isRead = reads.has(ptRegsOffset[reg]!);
-    if (!isLive && !isRead) continue;
-    regs.push({ reg, slot: lenBytes, isLive, isRead });
+  const take = (wanted: boolean): number | undefined => {
+    if (!wanted) return undefined;
     lenBytes += 8;
-  }
-  const flagsSlot = keepsFlags ? lenBytes : undefined;
-  if (keepsFlags) lenBytes += 8;
-  const rflagsSlot = reads.has(PT_REGS_FLAGS) ? lenBytes : undefined;
-  if (rflagsSlot !== undefined) lenBytes += 8;
+    return lenBytes - 8;
+  };
+  const changed = switchClobbers(stacks) | (keepsFlags ? regSet(RAX) : 0);
+  const overrides = reads.has(GATE_OVERRIDES);
+  const regs = regsOf(changed).flatMap((reg): Sill["regs"][number][] => {
+    const isLive = hasReg(liveness.regs, reg) || (reg === RAX && overrides);
+    const isRead = reads.has(ptRegsOffset[reg]!);
+    const slot = take(isLive || isRead);
+    return slot === undefined ? [] : [{ reg, slot, isLive, isRead }];
+  });
+  const flagsSlot = take(keepsFlags);
+  const rflagsSlot = take(reads.has(PT_REGS_FLAGS));
+  const maskSlot = take(stacks.defersSignals);
   return {
     stacks,
     lenBytes: lenBytes + (spec.isEntry ? 0 : RED_ZONE_BYTES),
@@ -227,5 +249,6 @@ function planSill(
     regs,
     flagsSlot,
     rflagsSlot,
+    maskSlot,
   };
 }

@@ -1,6 +1,6 @@
 /**
  * Into the world of the programs and back: on the thread's own stack (level "none"), or on a private one (level "stack",
- * stack-switch.ts); signals as they are.
+ * stack-switch.ts), there with signals deferred and a protection key opened (level "strict").
  *
  *     lea rsp, [rsp - total]      over the red zone; lea, because sub would change the flags
  *     mov [rsp + slot], reg       registers that are read or must survive
@@ -41,6 +41,7 @@ import {
   type GateFrame,
   type GateProgram,
 } from "./gate-frame.ts";
+import { emitKeyClose, emitKeyOpen } from "./gate-key.ts";
 import { HEAD_SP } from "./private-stacks.ts";
 import { emitOriginalSp, emitSill, emitSwitchBack, emitSwitchIn, type SwitchSides } from "./stack-switch.ts";
 
@@ -92,6 +93,7 @@ export function emitEnter(writer: CodeWriter, frame: GateFrame, place: GatePlace
     asm.mov({ base: RSP, disp: PT_REGS_FLAGS }, R11);
   }
   emitContextSlots(writer, frame, place);
+  if (frame.window !== undefined) emitKeyOpen(writer, frame.window);
   return sides;
 }
 
@@ -171,6 +173,7 @@ export function emitOverride(writer: CodeWriter, frame: GateFrame, aboveBytes = 
 export function emitLeave(writer: CodeWriter, frame: GateFrame, sides?: SwitchSides): void {
   const { asm } = writer;
   if (sides !== undefined) asm.bind(sides.leave);
+  if (frame.window !== undefined) emitKeyClose(writer, frame.window);
   if (frame.flagsSlot !== undefined) {
     writer.note("status flags back");
     asm.mov(RAX, { base: RSP, disp: frame.flagsSlot }, 32);

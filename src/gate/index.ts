@@ -1,4 +1,5 @@
 export { type CodeNote, CodeWriter, type WrittenCode } from "./code-writer.ts";
+export { DEFERRED_SIGNALS } from "./deferred-signals.ts";
 export { emitEnter, emitLeave, emitOverride, emitPrograms, type GatePlace } from "./gate.ts";
 export {
   GATE_OVERRIDE_VALUE,
@@ -11,6 +12,7 @@ export {
   RED_ZONE_BYTES,
   type SavedReg,
 } from "./gate-frame.ts";
+export { type GateKey, keyBits } from "./gate-key.ts";
 export {
   emitStackRoutines,
   guardPages,

@@ -30,6 +30,7 @@
 import type { Assembler } from "../x86/assembler.ts";
 import { R10, R11, RAX, RCX, RDI, RDX, RSI, RSP } from "../x86/registers.ts";
 import { CodeWriter, type WrittenCode } from "./code-writer.ts";
+import type { GateKey } from "./gate-key.ts";
 
 const COUNT_LOG2 = 10;
 const STRIDE_LOG2 = 16;
@@ -67,6 +68,10 @@ export interface PrivateStacks {
   readonly base: bigint;
   readonly thread: ThreadSource;
   readonly routines: StackRoutines;
+  /** Signals wait while a thread is in the gate. */
+  readonly defersSignals: boolean;
+  /** The stacks, and everything that programs use, are under this key. */
+  readonly key: GateKey | undefined;
 }
 
 export interface StackRoutines {

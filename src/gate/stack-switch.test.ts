@@ -89,7 +89,7 @@ function writeGate(): void {
     isEntry: false,
     otherClobbers: 0,
     otherClobbersFlags: false,
-    stacks: { base, thread: "fs base", routines },
+    stacks: { base, thread: "fs base", routines, defersSignals: false, key: undefined },
   });
   const writer = new CodeWriter(at(GATE));
   const sides = emitEnter(writer, frame, {
@@ -205,7 +205,13 @@ test("the frame is for the switch only where registers are dead and flags too", 
     isEntry: true,
     otherClobbers: regSet(RAX, R14),
     otherClobbersFlags: true,
-    stacks: { base: 0n, thread: "fs:0", routines: { find: 0n, isHeld: 0n } },
+    stacks: {
+      base: 0n,
+      thread: "fs:0",
+      routines: { find: 0n, isHeld: 0n },
+      defersSignals: false,
+      key: undefined,
+    },
   });
   expect(frame.sill).toMatchObject({ lenBytes: 8, regs: [], flagsSlot: undefined });
 });

@@ -4,6 +4,7 @@
  *     lea rsp, [rsp - sill]             over the red zone; a few words on the thread's own stack, the sill
  *     mov [rsp + ..], r10, r11          if they are live
  *     lahf; seto al; mov [rsp + ..]     if flags are live
+ *     signals wait, key open            at level "strict": deferred-signals.ts, gate-key.ts
  *     r10 = the thread's slot           private-stacks.ts; first time: `find`
  *     cmp [r10 + sp], 0; jne            in use: unless it is held by nobody (`isHeld`), pass by without running
  *     mov [r10 + recover], ..           where the way back begins, for whoever has to leave the programs in between
@@ -13,7 +14,8 @@
  *         gate's frame, programs
  *     mov rsp, [rsp + sp]
  *     mov r11, [rsp]; mov [r11 + sp], 0
- *     flags, r10, r11 back
+ *     key closed, signals as before
+ *     flags, registers back
  *     lea rsp, [rsp + sill]
  *
  * A signal may arrive between any two of them. Until the third line from the end a handler that comes by the same or another
@@ -23,7 +25,9 @@
 import type { Label } from "../x86/assembler.ts";
 import { hasReg, R10, R11, RAX, type RegSet, RSP } from "../x86/registers.ts";
 import type { CodeWriter } from "./code-writer.ts";
+import { emitDefer, emitDeliver } from "./deferred-signals.ts";
 import type { GateFrame, Sill } from "./gate-frame.ts";
+import { emitKeyClose, emitKeyOpen } from "./gate-key.ts";
 import { emitHash, HEAD_OWNER, HEAD_RECOVER, HEAD_SP, STACK_HEAD } from "./private-stacks.ts";
 
 /** What has to be emitted once the straight way through the gate is complete. */
@@ -47,7 +51,7 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
     asm.label("in use"),
     asm.label("take"),
   ];
-  writer.note("to the thread's private stack");
+  writer.note("what the switch changes is kept on the thread's own stack");
   asm.lea(RSP, { base: RSP, disp: -sill.lenBytes });
   if (sill.rflagsSlot !== undefined) {
     asm.pushfq();
@@ -58,9 +62,10 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
     asm.lahf();
     asm.set("o", RAX);
     asm.mov({ base: RSP, disp: sill.flagsSlot }, RAX, 32);
-    const saved = sill.regs.find(({ reg }) => reg === RAX);
-    if (saved !== undefined) asm.mov(RAX, { base: RSP, disp: saved.slot });
   }
+  if (sill.maskSlot !== undefined) emitDefer(writer, sill.maskSlot);
+  if (stacks.key !== undefined) emitKeyOpen(writer, stacks.key);
+  writer.note("to the thread's private stack");
   emitHash(writer, stacks);
   asm.cmp({ base: R10, disp: STACK_HEAD + HEAD_OWNER }, R11);
   asm.jcc("ne", search);
@@ -74,7 +79,7 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
   asm.mov({ base: R10, disp: STACK_HEAD + HEAD_SP }, RSP);
   asm.mov({ base: RSP, disp: sill.stackSlot }, R10);
   asm.lea(RSP, { base: R10, disp: STACK_HEAD });
-  const again = sill.regs.filter(({ reg, isRead }) => isRead && reg !== RAX);
+  const again = sill.regs.filter(({ isRead }) => isRead);
   if (again.length > 0) {
     asm.mov(R11, { base: RSP, disp: HEAD_SP });
     // r11 leads to the others, so it comes last.
@@ -145,14 +150,20 @@ export function emitSill(
   const { asm } = writer;
   asm.mov(R11, { base: RSP, disp: sill.stackSlot });
   asm.movImm({ base: R11, disp: STACK_HEAD + HEAD_SP }, 0);
+  if (hasReg(kept, RAX)) {
+    // What follows goes through rax.
+    const value = sill.regs.find(({ reg }) => reg === RAX);
+    if (value !== undefined) asm.mov({ base: RSP, disp: value.slot }, RAX);
+  }
   if (undo !== undefined) asm.bind(undo);
+  if (sill.stacks.key !== undefined) emitKeyClose(writer, sill.stacks.key);
+  if (sill.maskSlot !== undefined) emitDeliver(writer, sill.maskSlot);
   if (sill.flagsSlot !== undefined && !hasReg(kept, RAX)) {
     asm.mov(RAX, { base: RSP, disp: sill.flagsSlot }, 32);
     asm.addImm(RAX, 0x7f, 8);
     asm.sahf();
   }
-  for (const { reg, slot, isLive } of sill.regs)
-    if (isLive && !hasReg(kept, reg)) asm.mov(reg, { base: RSP, disp: slot });
+  for (const { reg, slot, isLive } of sill.regs) if (isLive) asm.mov(reg, { base: RSP, disp: slot });
   asm.lea(RSP, { base: RSP, disp: sill.lenBytes + aboveBytes });
 }
 

@@ -194,28 +194,28 @@ function visibleStack(rsp: bigint, isEntry: boolean): Buffer {
   return Buffer.from(machine.stack.bytes.slice(offset, offset + 1024));
 }
 
+const stackLevels = ["its own stack", "a private stack", "a private stack, signals waiting"] as const;
+
 /** Puts the routines of the private stacks into the memory. */
-function privateStack(): PrivateStackHook {
+function privateStack(defersSignals = false): PrivateStackHook {
   const at = memory.at + BigInt(ROUTINES);
   const routines = emitStackRoutines(at, stacksAt);
   memory.bytes.set(routines.bytes, ROUTINES);
   return {
-    stacks: { base: stacksAt, thread: "fs:0", routines },
+    stacks: { base: stacksAt, thread: "fs:0", routines, defersSignals, key: undefined },
     turnedAway: [memory.at + BigInt(TURNED_AWAY)],
   };
 }
 
 const variants = bodies.flatMap((body) =>
   (["jump", "int3"] as const).flatMap((mechanism) =>
-    clobbersTable.flatMap((clobbers) =>
-      (["its own", "a private"] as const).map((stack) => ({ body, mechanism, clobbers, stack })),
-    ),
+    clobbersTable.flatMap((clobbers) => stackLevels.map((stack) => ({ body, mechanism, clobbers, stack }))),
   ),
 );
 
 describe("a detour leaves everything as it was", () => {
   for (const { body, mechanism, clobbers, stack } of variants) {
-    test(`${body.name}, ${mechanism}, program changes ${clobbers.name}, on ${stack} stack`, () => {
+    test(`${body.name}, ${mechanism}, program changes ${clobbers.name}, on ${stack}`, () => {
       for (const reads of readsTable) {
         for (const programCount of [1, 3]) {
           const original = writeFunction(body.emit);
@@ -238,7 +238,7 @@ describe("a detour leaves everything as it was", () => {
               cookie: i === 1 ? 0x1234_5678_9abc_def0n : BigInt(i),
             });
           }
-          const hook = stack === "a private" ? privateStack() : undefined;
+          const hook = stack === "its own stack" ? undefined : privateStack(stack.endsWith("waiting"));
           const detour = emitDetour({
             plan,
             at: memory.at + BigInt(DETOUR),

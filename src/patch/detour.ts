@@ -30,7 +30,9 @@ import {
   type GateFrame,
   type GateProgram,
   planFrame,
+  RED_ZONE_BYTES,
 } from "../gate/gate-frame.ts";
+import type { GateKey } from "../gate/gate-key.ts";
 import type { PrivateStacks } from "../gate/private-stacks.ts";
 import { emitOriginalSp, emitTopWord } from "../gate/stack-switch.ts";
 import type { Label } from "../x86/assembler.ts";
@@ -78,6 +80,8 @@ export interface DetourSpec {
   readonly behind?: bigint | undefined;
   /** Programs run on the thread's private stack; undefined: on its own. */
   readonly privateStack?: PrivateStackHook | undefined;
+  /** What runs on the thread's own stack uses data under this key. */
+  readonly key?: GateKey | undefined;
 }
 
 /** What a detour needs for private stacks. */
@@ -130,13 +134,17 @@ export function emitDetour(spec: DetourSpec): DetourResult {
   // A branch that is not taken claims nothing.
   const isBranch = hook !== undefined && plan.region.insns[0]!.flow === "branch";
   const claimsHere = hook !== undefined && !isBranch;
+  const stacks = programs.length + leaving.length > 0 ? privateStack?.stacks : undefined;
+  // Return addresses lie on the thread's own stack, and their table is no part of what the gate protects.
+  const claimsInside = claimsHere && stacks === undefined;
   const frame = planFrame({
     programs: [...programs, ...leaving],
     liveness: overrides ? withCalleeSaved(plan.liveness) : plan.liveness,
     isEntry: plan.isEntry,
-    otherClobbers: claimsHere ? CLAIM_CLOBBERS | regSet(R10, R11) : 0,
-    otherClobbersFlags: claimsHere,
-    stacks: programs.length + leaving.length > 0 ? privateStack?.stacks : undefined,
+    otherClobbers: claimsInside ? CLAIM_CLOBBERS : 0,
+    otherClobbersFlags: claimsInside,
+    stacks,
+    key: programs.length + leaving.length > 0 ? spec.key : undefined,
   });
   const writer = new CodeWriter(at);
   writer.note("slot of a later detour");
@@ -155,8 +163,9 @@ export function emitDetour(spec: DetourSpec): DetourResult {
     if (!isLeavingOnly) emitReturnContext(writer, frame, returnedBytes(plan));
     emitPrograms(writer, frame, leaving);
   }
-  if (claimsHere) emitClaim(writer, frame, hook);
+  if (claimsInside) emitClaim(writer, frame, hook);
   emitLeave(writer, frame, sides);
+  if (claimsHere && !claimsInside) emitClaimBehind(writer, plan, plan.liveness, hook);
   if (spec.behind !== undefined) {
     writer.note("on to the other session's detour of this site");
     writer.asm.jmp32(spec.behind);
@@ -249,20 +258,30 @@ function returnedBytes({ region }: SitePlan): number {
 /** Where a conditional tail call goes when it is taken. Whatever the branch led to finds everything as it was. */
 function emitTaken(writer: CodeWriter, plan: SitePlan, hook: ReturnHook): Label {
   const { asm } = writer;
-  const frame = planFrame({
-    programs: [],
-    liveness: everythingLive,
-    isEntry: plan.isEntry,
-    otherClobbers: CLAIM_CLOBBERS | regSet(R10, R11),
-    otherClobbersFlags: true,
-  });
   const taken = asm.here("taken");
-  emitEnter(writer, frame, { ip: undefined, spDelta: 0, isEntry: plan.isEntry });
-  emitClaim(writer, frame, hook);
-  emitLeave(writer, frame);
+  emitClaimBehind(writer, plan, everythingLive, hook);
   writer.note("on to where the branch leads");
   asm.jmp32(plan.region.insns[0]!.target!);
   return taken;
+}
+
+/** Behind the gate, in a frame of its own. */
+function emitClaimBehind(
+  writer: CodeWriter,
+  { isEntry }: SitePlan,
+  liveness: Liveness,
+  hook: ReturnHook,
+): void {
+  const frame = planFrame({
+    programs: [],
+    liveness,
+    isEntry,
+    otherClobbers: CLAIM_CLOBBERS,
+    otherClobbersFlags: true,
+  });
+  emitEnter(writer, frame, { ip: undefined, spDelta: 0, isEntry });
+  emitClaim(writer, frame, hook);
+  emitLeave(writer, frame);
 }
 
 function emitClaim(writer: CodeWriter, frame: GateFrame, hook: ReturnHook): void {
@@ -273,10 +292,12 @@ function emitClaim(writer: CodeWriter, frame: GateFrame, hook: ReturnHook): void
   writer.call(hook.claim);
 }
 
+/** Registers that a claim saves, behind the red zone. */
+const CLAIM_FRAME_BYTES = RED_ZONE_BYTES + 6 * 8;
+
 /** Stack that a hit of this detour may use below the thread's stack pointer. */
-export function stackNeed(detour: Detour, hook: ReturnHook | undefined): number {
-  return Math.max(
-    detour.frame.stackBytes,
-    hook === undefined ? 0 : detour.frame.totalBytes + CLAIM_STACK_BYTES,
-  );
+export function stackNeed({ frame }: Detour, hook: ReturnHook | undefined): number {
+  if (hook === undefined) return frame.stackBytes;
+  const claimBytes = frame.sill === undefined ? frame.totalBytes : CLAIM_FRAME_BYTES;
+  return Math.max(frame.stackBytes, claimBytes + CLAIM_STACK_BYTES);
 }

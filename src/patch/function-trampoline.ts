@@ -23,20 +23,11 @@
  */
 import { type CodeNote, CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
 import { emitEnter, emitLeave, emitOverride, emitPrograms } from "../gate/gate.ts";
-import { type GateFrame, type GateProgram, planFrame } from "../gate/gate-frame.ts";
+import { type GateFrame, type GateProgram, planFrame, switchClobbers } from "../gate/gate-frame.ts";
 import { emitTopWord } from "../gate/stack-switch.ts";
 import { Assembler } from "../x86/assembler.ts";
 import type { Liveness } from "../x86/liveness.ts";
-import {
-  PT_REGS_COOKIE,
-  PT_REGS_IP,
-  PT_REGS_SP,
-  R10,
-  R11,
-  type RegSet,
-  RSP,
-  regSet,
-} from "../x86/registers.ts";
+import { PT_REGS_COOKIE, PT_REGS_IP, PT_REGS_SP, type RegSet, RSP } from "../x86/registers.ts";
 import type { Twin } from "../x86/relocate.ts";
 import type { PrivateStackHook } from "./detour.ts";
 import type { SitePlan } from "./plan.ts";
@@ -116,7 +107,7 @@ export function emitFunctionTrampoline(spec: FunctionTrampolineSpec): FunctionTr
     notes,
     changes: programs.reduce(
       (changed, { clobbers }) => changed | clobbers,
-      scratch | (frame.sill === undefined ? 0 : regSet(R10, R11)),
+      scratch | (privateStack === undefined ? 0 : switchClobbers(privateStack.stacks)),
     ),
     liveRegs,
   };

@@ -30,7 +30,8 @@
  * Not handled: code that copies stacks to other addresses or runs several stacks at the same addresses in turn.
  */
 import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
-import type { Label } from "../x86/assembler.ts";
+import { emitKeyClose, emitKeyOpen, type GateKey } from "../gate/gate-key.ts";
+import type { Assembler, Label, Mem } from "../x86/assembler.ts";
 import { R10, R11, RAX, RCX, RDX, type RegSet, regSet } from "../x86/registers.ts";
 
 export const RETURN_ENTRY_BYTES = 16;
@@ -57,6 +58,8 @@ export interface ReturnTableSpec {
   readonly trampolines: { readonly start: bigint; readonly end: bigint };
   /** The part of it that has the stubs of this table; undefined: all of it. */
   readonly own?: { readonly start: bigint; readonly end: bigint };
+  /** The counters are under this key. The table itself is not: unwinders of the application read it. */
+  readonly key?: GateKey | undefined;
 }
 
 export function returnTableBytes(entries: number): number {
@@ -147,7 +150,6 @@ function emitClaimRoutine(writer: CodeWriter, table: ReturnTableSpec): void {
   const { asm } = writer;
   const place = asm.label("place");
   const look = asm.label("look");
-  const mine = asm.label("mine");
   const take = asm.label("take");
   const missed = asm.label("missed");
   const leftover = asm.label("leftover");
@@ -184,26 +186,39 @@ function emitClaimRoutine(writer: CodeWriter, table: ReturnTableSpec): void {
   asm.bind(missed);
   writer.note("no room: count it and leave the return address alone");
   asm.andImm(R11, -STUBS_BYTES);
-  asm.mov(RAX, { base: R11, disp: -8 });
-  asm.lock().inc({ base: RAX });
+  asm.mov(R11, { base: R11, disp: -8 });
+  emitCount(writer, table, { base: R11 });
   asm.ret();
   asm.bind(leftover);
-  writer.note("whoever had it will not return: by longjmp, or its thread has ended");
-  asm.mov(RAX, R11);
-  asm.andImm(RAX, -STUBS_BYTES);
-  asm.mov(RAX, { base: RAX, disp: -8 });
-  asm.lock().inc({ base: RAX, disp: UNWOUND_BEHIND_MISSED });
-  asm.jmp(mine);
+  writer.note(
+    "whoever had it will not return, by longjmp, or its thread has ended: it is taken over and counted",
+  );
+  emitReplace(asm);
+  asm.andImm(R11, -STUBS_BYTES);
+  asm.mov(R11, { base: R11, disp: -8 });
+  emitCount(writer, table, { base: R11, disp: UNWOUND_BEHIND_MISSED });
+  asm.ret();
   asm.bind(take);
   writer.note("free: take it, unless another thread was faster");
   asm.lock().cmpxchg({ base: RDX }, R10);
   asm.jcc("ne", look);
-  asm.bind(mine);
   writer.note("keep the return address, put the trampoline in its place");
+  emitReplace(asm);
+  asm.ret();
+}
+
+/** rdx = the entry, which is ours, rcx = return address, r10 = slot and depth, r11 = what to return to instead. */
+function emitReplace(asm: Assembler): void {
   asm.mov({ base: RDX, disp: RETURN_ADDRESS_OFFSET }, RCX);
   asm.andImm(R10, -8);
   asm.mov({ base: R10 }, R11);
-  asm.ret();
+}
+
+/** Adds one to a counter. Changes rax, rcx, rdx and flags. */
+export function emitCount(writer: CodeWriter, { key }: ReturnTableSpec, counter: Mem): void {
+  if (key !== undefined) emitKeyOpen(writer, key);
+  writer.asm.lock().inc(counter);
+  if (key !== undefined) emitKeyClose(writer, key);
 }
 
 /** r10 = key; r11 = the original return address; the entry becomes free. */

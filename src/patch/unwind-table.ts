@@ -41,6 +41,7 @@ import {
   regSet,
 } from "../x86/registers.ts";
 import {
+  emitCount,
   emitSearch,
   HASH_FACTOR,
   MAX_RETURN_DEPTH,
@@ -185,8 +186,8 @@ function emitPersonality(writer: CodeWriter, table: ReturnTableSpec, cfaOffset: 
   asm.mov({ base: R10 }, R11);
   asm.movImm({ base: RDX }, 0);
   asm.andImm(R8, -STUBS_BYTES);
-  asm.mov(RAX, { base: R8, disp: -8 });
-  asm.lock().inc({ base: RAX, disp: UNWOUND_BEHIND_MISSED });
+  asm.mov(R8, { base: R8, disp: -8 });
+  emitCount(writer, table, { base: R8, disp: UNWOUND_BEHIND_MISSED });
   asm.bind(out);
   asm.movImm(RAX, CONTINUE_UNWIND, 32);
   asm.ret();

@@ -10,8 +10,8 @@ export type MechanismChoice = "auto" | "call" | "jump" | "punned" | "int3";
 export type ReturnChoice = "auto" | "sites" | "stack";
 
 /**
- * What programs run behind: nothing, a private stack of the thread, that with signals deferred and a protection key, or what the
- * process needs.
+ * What programs run behind: nothing, a private stack of the thread, that with signals deferred and a protection key, or what
+ * the process needs of the first two.
  */
 export type GateChoice = "auto" | "none" | "stack" | "strict";
 

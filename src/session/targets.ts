@@ -624,6 +624,17 @@ export class Targets {
   #checkSeccomp(pid: number): void {
     if (readStatus(pid).seccomp === "none") return;
     const helper = findSyscallHelper(this.#input.proofs);
+    if (this.#input.gate === "strict")
+      throw new SessionError(
+        "seccomp",
+        {
+          operation: "attach",
+          object: `process ${pid}`,
+          reason:
+            "it runs under seccomp, and --gate strict makes two system calls a hit that its filter may forbid",
+        },
+        "use --gate stack",
+      );
     if (helper === undefined && this.#input.mechanism !== "int3") return;
     throw new SessionError(
       "seccomp",

@@ -27,12 +27,14 @@ async function storm(stack: "own" | "alt", handlers: "stay" | "leave", args: rea
   return { probedCalls: probedCalls!, calmCalls: calmCalls!, probed: probed!, calm: calm!, result };
 }
 
+const stays = [
+  ["their handlers on the interrupted stack", "own", "jump"],
+  ["their handlers on a small alternate stack", "alt", "jump"],
+  ["their handlers on a small alternate stack, through int3", "alt", "int3"],
+] as const;
+
 describe("programs on private stacks", () => {
-  it.each([
-    ["their handlers on the interrupted stack", "own", "jump"],
-    ["their handlers on a small alternate stack", "alt", "jump"],
-    ["their handlers on a small alternate stack, through int3", "alt", "int3"],
-  ] as const)(
+  it.each(stays)(
     "signals in a storm, %s: every call is run or counted as recursed",
     async (_, stack, mechanism) => {
       const { probedCalls, calmCalls, probed, calm, result } = await storm(stack, "stay", [
@@ -60,4 +62,46 @@ describe("programs on private stacks", () => {
       expect(calmCalls).toBe(THREADS * 1000);
     },
   );
+});
+
+describe("signals wait while a program runs", () => {
+  it.each(stays)("signals in a storm, %s: no program is interrupted", async (_, stack, mechanism) => {
+    const args = ["--gate", "strict", "--mechanism", mechanism];
+    const { probedCalls, calmCalls, probed, calm } = await storm(stack, "stay", args);
+    expect(probedCalls).toBeGreaterThan(THREADS * CALLS);
+    expect(probed).toMatchObject({ hits: probedCalls, run: probedCalls, recursed: 0 });
+    expect(calm).toMatchObject({ hits: calmCalls, run: calmCalls, recursed: 0 });
+  });
+
+  it.each(["own", "alt"] as const)("handlers that leave by siglongjmp, on their %s stack", async (stack) => {
+    const { probedCalls, calmCalls, probed, calm } = await storm(stack, "leave", ["--gate", "strict"]);
+    expect(probed.hits).toBeGreaterThanOrEqual(probedCalls);
+    expect(probed.recursed).toBe(0);
+    expect(calm).toMatchObject({ hits: calmCalls, run: calmCalls, recursed: 0 });
+  });
+});
+
+describe.each(["stack", "strict"])("returns at level %s", (level) => {
+  it.each(["sites", "stack"])("in a storm of signals, by --return %s: as many as entries", async (way) => {
+    using child = await UnmanagedChild.start([
+      buildFixture("gate-stacks"),
+      `${THREADS}`,
+      `${CALLS}`,
+      "own",
+      "stay",
+    ]);
+    const script =
+      "uprobe:gate-stacks:probed { @in = count(); } uretprobe:gate-stacks:probed { @out[retval & 1] = count(); }";
+    const args = ["--gate", level, "--return", way, "-p", `${child.pid}`];
+    await using tracing = await Tracing.armed(args, script);
+    child.send("\n");
+    const [calls] = (await child.line(60_000)).split(" ").map(Number);
+    const result = await tracing.interrupt();
+    expect(result.code).toBe(0);
+    const [entries, returns] = accountingOf(result.lines);
+    expect(entries!.hits).toBe(calls);
+    expect(returns!.hits + returns!.missed).toBe(calls);
+    expect(isBalanced(entries!) && isBalanced(returns!)).toBe(true);
+    if (level === "strict") expect([entries!.recursed, returns!.recursed]).toEqual([0, 0]);
+  });
 });

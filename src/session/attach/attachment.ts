@@ -211,8 +211,10 @@ export class Attachment {
       tableAt: parts.openAt + BigInt(PAGE),
       entries: parts.returnEntries,
       missedAt: (probes) => accountAt(accounts.forMissed(probes)) + BigInt(ACCOUNT_MISSED),
+      key: undefined,
       stacks: parts.stacks && {
         base: parts.stacks.at,
+        defersSignals: input.gate.level === "strict",
         threadIn: ({ range }) => {
           const { list } = input.images;
           const image = list.find(({ start }) => start === range.start);

@@ -6,6 +6,7 @@
 import type { ReturnLookup } from "../../bpf/jit/index.ts";
 import {
   emitStackRoutines,
+  type GateKey,
   type GateProgram,
   type StackRoutines,
   type ThreadSource,
@@ -116,11 +117,14 @@ export interface PointMemory {
   readonly stacks:
     | {
         readonly base: bigint;
+        readonly defersSignals: boolean;
         /** How threads are told apart in the code of an image. */
         threadIn(image: PlannedPoint["image"]): ThreadSource;
         recursedAt(account: number): bigint;
       }
     | undefined;
+  /** What programs use is under this key. */
+  readonly key: GateKey | undefined;
 }
 
 /** The part of a target that code is written through. */
@@ -130,7 +134,7 @@ export interface CodeWritePort {
 
 const POINT_SPACE_BYTES = 800;
 /** What the switch to a private stack adds to a point; the routines for all of them. */
-const SWITCH_SPACE_BYTES = 384;
+const SWITCH_SPACE_BYTES = 640;
 const EVICTED_SPACE_BYTES = 256;
 const TRAMPOLINE_SPACE_BYTES = 1024;
 /** Least room for code that functions return to: there is one such space, and probes may be added later. */
@@ -286,6 +290,7 @@ export class PointBuilder {
       writes.push({ at, bytes });
     };
 
+    if (this.#memory.stacks !== undefined) this.#provideStackRoutines([...spaceOf.values()][0]!, write);
     const withReturns = points.filter(hasReturnProbe);
     if (withReturns.length > 0) await this.#provideReturns(points[0]!.image, withReturns, write);
     const trampolines = new Map<PlannedPoint, ReturnTrampoline>();
@@ -296,13 +301,13 @@ export class PointBuilder {
         at: space.next,
         programs,
         runtime,
+        privateStack: this.#privateStack(point, true),
         nmissed: this.#memory.missedAt(point.probes.filter(isReturnProbe)),
       });
       write(space, trampoline.at, trampoline.bytes);
       trampolines.set(point, trampoline);
     }
 
-    if (this.#memory.stacks !== undefined) this.#provideStackRoutines([...spaceOf.values()][0]!, write);
     // Between blocks lie others, which may be running.
     const blockWrites: { at: bigint; bytes: Uint8Array }[] = [];
     const called = points.filter(({ plan }) => plan.mechanism === "call");
@@ -459,7 +464,7 @@ export class PointBuilder {
     if (plan.held !== undefined && !reaches!.every((to) => canChain(to, at)))
       return { refusal: { reason: "detour-out-of-reach", site: plan.held.slot, detour: at } };
     const behind = plan.held && plan.held.slot + BigInt(SLOT_BYTES);
-    const hooks = { returnHook, privateStack: this.#privateStack(planned) };
+    const hooks = { returnHook, privateStack: this.#privateStack(planned), key: this.#memory.key };
     const approach = approachTo(plan, at);
     const detourAt = approach === undefined ? at : at + BigInt(APPROACH_SPACE_BYTES);
     const isCalling = plan.held?.mechanism === "call";
@@ -477,15 +482,17 @@ export class PointBuilder {
       : { plan: lower, detour: trap, route: undefined, approach: undefined };
   }
 
-  /** The engine's own code stays on the thread's stack: it counts nothing. */
-  #privateStack({ probes, image }: PlannedPoint): PrivateStackHook | undefined {
-    const { stacks } = this.#memory;
-    if (stacks === undefined || probes.some(({ run }) => run.kind !== "program")) return undefined;
-    const accounts = probes.flatMap(({ run, when }) =>
-      run.kind === "program" && run.account !== undefined && when !== "return" ? [run.account] : [],
+  /** For what runs at the site, or when the function returns. The engine's own code that waits or unwinds stays on the thread's stack. */
+  #privateStack({ probes, image }: PlannedPoint, isReturn = false): PrivateStackHook | undefined {
+    const { stacks, key } = this.#memory;
+    const runsThen = probes.filter(({ when }) => (when === "return") === isReturn);
+    if (stacks === undefined || runsThen.some(({ run }) => isOnThreadStack(run))) return undefined;
+    const accounts = runsThen.flatMap(({ run }) =>
+      run.kind === "program" && run.account !== undefined ? [run.account] : [],
     );
+    const { base, defersSignals } = stacks;
     return {
-      stacks: { base: stacks.base, thread: stacks.threadIn(image), routines: this.#stackRoutines! },
+      stacks: { base, defersSignals, key, thread: stacks.threadIn(image), routines: this.#stackRoutines! },
       turnedAway: accounts.map((account) => stacks.recursedAt(account)),
     };
   }
@@ -526,6 +533,7 @@ export class PointBuilder {
       entries: this.#memory.entries,
       trampolines: RETURN_WINDOW,
       own: space.range,
+      key: this.#memory.key,
     });
     write(space, runtime.at, runtime.bytes);
     this.#returnSpace = { space, runtime };
@@ -654,6 +662,8 @@ function getJump(from: bigint, to: bigint): Uint8Array {
     throw new Error(`chain detours: 0x${from.toString(16)} does not reach 0x${to.toString(16)}`);
   return bytes;
 }
+
+const isOnThreadStack = ({ kind }: Runnable): boolean => kind === "load-gate" || kind === "unwind-hook";
 
 function hasReturnProbe(point: PlannedPoint): boolean {
   return point.probes.some(isReturnProbe);

@@ -98,6 +98,7 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
     entries: 8192,
     missedAt: () => EXAMPLE_MAPS_AT,
     stacks: undefined,
+    key: undefined,
   });
   const { built, refused } = await builder.build(points.slice(0, MOST_POINTS));
   const print = (at: bigint) => images.symbolize(at).text;

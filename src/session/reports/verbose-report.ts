@@ -8,6 +8,8 @@ import type { ArmedTarget, LeftTarget, Targets } from "../targets.ts";
 /** More sites than this are counted, not listed. */
 const MOST_SITES = 50;
 
+const gateText = { stack: "private stacks", strict: "private stacks, signals wait" } as const;
+
 export class VerboseReport {
   readonly #isOn: boolean;
   readonly #io: SessionIo;
@@ -23,7 +25,7 @@ export class VerboseReport {
       this.#say(
         `process ${pid}: ${points} sites armed, stopped ${threads} threads for ${milliseconds(stoppedNs)} ms`,
       );
-      if (gate.level === "stack") this.#say(`  programs run on private stacks: ${gate.reason}`);
+      if (gate.level !== "none") this.#say(`  gate: ${gateText[gate.level]}: ${gate.reason}`);
       for (const { probe, reason } of skipped.slice(0, MOST_SITES))
         this.#say(`  left out, by ${probe}: ${reason}`);
     }

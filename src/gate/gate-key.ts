@@ -1,0 +1,55 @@
+/**
+ * The protection key that the engine's data is under, and how a thread lets itself in and out.
+ *
+ * A page has a key of 0 to 15; each thread's register PKRU has two bits for each key, "no access" and "no write". Outside the gate
+ * both bits of our key are set. Other keys are the application's: their bits are never changed.
+ *
+ * WRPKRU is an ordinary instruction, and whoever jumps to ours has chosen what it writes. So what was written is looked at behind
+ * it, and stops the process if it is not what this place is for: behind the way in the path leads through the gate and out of
+ * it, behind the way out our key is closed. Nothing between them returns through an address that the application could have changed.
+ *
+ * Facts: Intel SDM 3A 4.6.2 (bit 2i: access disable, 2i + 1: write disable), 2B (RDPKRU: ecx must be 0, edx becomes 0; WRPKRU: ecx
+ * and edx must be 0); pkeys(7): a new thread inherits PKRU, and a signal handler begins with all keys but 0 closed.
+ */
+import { RAX, RCX, RDX, type RegSet, regSet } from "../x86/registers.ts";
+import type { CodeWriter } from "./code-writer.ts";
+
+export interface GateKey {
+  /** 1 to 15. */
+  readonly number: number;
+}
+
+/** What both ways change, and the flags. */
+export const KEY_CLOBBERS: RegSet = regSet(RAX, RCX, RDX);
+
+/** Both bits of a key in PKRU; set: closed. */
+export const keyBits = ({ number }: GateKey): number => 3 << (2 * number);
+
+export function emitKeyOpen(writer: CodeWriter, key: GateKey): void {
+  const { asm } = writer;
+  writer.note("open the protection key");
+  asm.zero(RCX);
+  asm.rdpkru();
+  asm.andImm(RAX, ~keyBits(key), 32);
+  asm.wrpkru();
+  const open = asm.label("open");
+  asm.testImm(RAX, keyBits(key), 32);
+  asm.jcc("e", open);
+  asm.ud2();
+  asm.bind(open);
+}
+
+export function emitKeyClose(writer: CodeWriter, key: GateKey): void {
+  const { asm } = writer;
+  writer.note("close the protection key, and look that it is closed");
+  asm.zero(RCX);
+  asm.rdpkru();
+  asm.orImm(RAX, keyBits(key), 32);
+  asm.wrpkru();
+  const closed = asm.label("closed");
+  asm.not(RAX, 32);
+  asm.testImm(RAX, keyBits(key), 32);
+  asm.jcc("e", closed);
+  asm.ud2();
+  asm.bind(closed);
+}
