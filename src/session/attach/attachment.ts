@@ -211,7 +211,7 @@ export class Attachment {
       tableAt: parts.openAt + BigInt(PAGE),
       entries: parts.returnEntries,
       missedAt: (probes) => accountAt(accounts.forMissed(probes)) + BigInt(ACCOUNT_MISSED),
-      key: undefined,
+      key: this.key === undefined ? undefined : { number: this.key },
       stacks: parts.stacks && {
         base: parts.stacks.at,
         defersSignals: input.gate.level === "strict",
