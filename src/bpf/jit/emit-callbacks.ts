@@ -157,6 +157,9 @@ export function emitForEach(context: OperationContext, op: ForEachOp): void {
   asm.test(RAX, RAX);
   asm.jcc("e", end);
   asm.mov(cursor, RAX);
+  // Lists that the process has damaged can lead to one element from everywhere.
+  asm.cmpImm(visited, elements.most);
+  asm.jcc("ae", end);
   asm.inc(visited);
   passContext();
   if (callee.args.includes(1)) map(RDI, 0);

@@ -166,9 +166,14 @@ export type MapElements = {
     }
   /**
    * `next` takes a cursor in rdi, 0 at first, and the map in rsi if its address is not known, and gives another in rax, or 0 at the end; the address of the key in rsi and of
-   * the value in rdx.
+   * the value in rdx. After `most` elements it is enough.
    */
-  | { readonly kind: "cursor"; readonly next: Routine; readonly takesSlot: boolean }
+  | {
+      readonly kind: "cursor";
+      readonly next: Routine;
+      readonly takesSlot: boolean;
+      readonly most: number;
+    }
 );
 
 /** A program array in memory: slots of 8 bytes. */

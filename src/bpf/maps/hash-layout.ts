@@ -103,6 +103,17 @@ export const CLOCK_STEPS = 128;
 /** How many elements it looks at before it gives up. */
 export const CLOCK_MOST_STEPS = 4096;
 
+/** Steps that a traversal always has: as many times it can start over before another thread lets it through. */
+const STEPS_FOR_RESTARTS = 16_384;
+
+/**
+ * After how many elements, and restarts, the traversals of one operation give up: nobody who keeps to the invariants makes
+ * them take so many. It ends what damaged memory, such as a list that leads back to itself, would have go on for ever.
+ */
+export function mostSteps({ poolBytes, spareBytes, stride }: HashLayout): number {
+  return Math.min(0x7fff_ffff, (4 * (poolBytes + spareBytes)) / stride + STEPS_FOR_RESTARTS);
+}
+
 const isLruKind = (spec: MapSpec) => spec.kind === "lru_hash" || spec.kind === "lru_percpu_hash";
 
 /** `cpus` is the number of copies of per-CPU kinds; `valueBytes` what is stored per key. */

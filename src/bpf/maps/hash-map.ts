@@ -2,8 +2,8 @@
  * A hash map in shared memory, as the tracer sees it: the same algorithm as the routines of the JIT (hash-layout.ts
  * has the invariants), and as safe against everything that runs at the same time.
  *
- * The memory belongs to a traced process and may hold anything: refs are checked, loops are bounded, and a map
- * that makes no sense reads as empty.
+ * The memory belongs to a traced process and may hold anything: a word that names no element ends a list, and what takes more
+ * steps than any list has ends as busy, here as in the routines.
  *
  * Not handled: a value of more than 8 bytes that a program writes through a pointer can be read half old and half
  * new. A program that holds such a pointer while its key is deleted or replaced can see the value of the element's
@@ -30,19 +30,25 @@ import {
   HASH_REFUSED,
   type HashLayout,
   hashPool,
+  mostSteps,
   REF_IS_SPARE,
   sparePool,
 } from "./hash-layout.ts";
 import { hashOf } from "./key-hash.ts";
 import { SharedMap } from "./shared-map.ts";
 import type { SharedMemory } from "./shared-memory.ts";
-import { ElementPool, MARK, REF_MASK, retarget } from "./tagged-words.ts";
+import { ElementPool, LOW_HALF, MARK, REF_MASK, retarget } from "./tagged-words.ts";
 import { copyToWords, readValue, wordsOf } from "./value-access.ts";
 
-/** Traversals that start over before the tracer gives up; programs never wait for the tracer, it may for them. */
-const MAX_RESTARTS = 2000;
 /** Deletions in a full LRU map whose element another thread took. */
-const MAX_EVICTIONS = 100;
+const MAX_EVICTIONS = 64;
+/** A pass over all elements may take so many times as many steps as there are elements, where keys have one hash. */
+const PASS_FACTOR = 16;
+
+/** What is left of the steps that one operation may take. */
+interface Steps {
+  left: number;
+}
 
 /** Where a traversal for a key ended. Indexes are into `memory.words`. */
 type Found =
@@ -55,7 +61,8 @@ type Found =
       readonly fromWord: bigint;
     }
   | { readonly kind: "absent"; readonly headWord: bigint }
-  | { readonly kind: "broken" };
+  /** The steps are used up. */
+  | { readonly kind: "endless" };
 
 /** An element that is not in the map yet. */
 interface NewElement {
@@ -149,8 +156,10 @@ export class HashMap extends SharedMap<HashLayout> {
     const words = this.#words;
     const keyWords = wordsOf(key, this.spec.keyBytes);
     const head = this.#bucketOf(keyWords);
+    const steps = this.#steps();
     let taken: NewElement | undefined;
-    let writesInPlace = this.layout.spareBytes === 0;
+    const { spareBytes, touchedOffset } = this.layout;
+    let writesInPlace = spareBytes === 0;
     const fill = (element: number, isFresh: boolean) => {
       for (let i = 0; i < keyWords.length; i++)
         Atomics.store(words, element + ELEMENT_KEY / 8 + i, keyWords[i]!);
@@ -160,9 +169,9 @@ export class HashMap extends SharedMap<HashLayout> {
       if (taken !== undefined) (taken.isSpare ? this.#spares : this.#pool).release(taken.element);
       return result;
     };
-    for (let tries = 0; tries < MAX_RESTARTS; tries++) {
-      const found = this.#find(keyWords);
-      if (found.kind === "broken") return finish(EBUSY);
+    for (; steps.left >= 0; steps.left--) {
+      const found = this.#find(keyWords, steps);
+      if (found.kind === "endless") break;
       if (found.kind === "found") {
         if (flags === BPF_NOEXIST) return finish(EEXIST);
         if (writesInPlace) {
@@ -180,7 +189,7 @@ export class HashMap extends SharedMap<HashLayout> {
           }
           continue;
         }
-        if (this.#replace(found, taken)) return 0;
+        if (this.#replace(found, taken, keyWords, steps)) return 0;
         continue;
       }
       if (flags === BPF_EXIST) return finish(ENOENT);
@@ -199,8 +208,8 @@ export class HashMap extends SharedMap<HashLayout> {
         fill(fresh.element, fresh.isFresh);
       }
       const { element } = taken;
-      this.#touch(element, 0n);
-      Atomics.store(words, element, retarget(Atomics.load(words, element), found.headWord & REF_MASK));
+      if (touchedOffset !== undefined) Atomics.store(words, element + touchedOffset / 8, 0n);
+      Atomics.store(words, element, retarget(Atomics.load(words, element), found.headWord & LOW_HALF));
       const linked = retarget(found.headWord, BigInt(element - this.#base));
       if (Atomics.compareExchange(words, head, found.headWord, linked) === found.headWord) return 0;
     }
@@ -208,28 +217,37 @@ export class HashMap extends SharedMap<HashLayout> {
   }
 
   /** Puts the new element into the place of the one that was found; false if that has changed. */
-  #replace(found: Extract<Found, { kind: "found" }>, taken: NewElement): boolean {
+  #replace(
+    found: Extract<Found, { kind: "found" }>,
+    taken: NewElement,
+    keyWords: BigInt64Array,
+    steps: Steps,
+  ): boolean {
     const words = this.#words;
     const { element: old, next, from, fromWord } = found;
-    this.#touch(taken.element);
+    const { touchedOffset } = this.layout;
+    if (touchedOffset !== undefined) this.memory.bytes[taken.element * 8 + touchedOffset] = 1;
     Atomics.store(words, taken.element, retarget(Atomics.load(words, taken.element), next & REF_MASK));
     const ref = BigInt(taken.element - this.#base) | (taken.isSpare ? REF_IS_SPARE : 0n);
     const marked = retarget(next, ref) | MARK;
     if (Atomics.compareExchange(words, old, next, marked) !== next) return false;
-    if (!this.#unlink(from, fromWord, old, marked)) this.#find(this.#keyOf(taken.element));
+    if (!this.#unlink(from, fromWord, old, marked)) this.#find(keyWords, steps);
     return true;
   }
 
   delete(key: Uint8Array): number {
-    const keyWords = wordsOf(key, this.spec.keyBytes);
-    for (let tries = 0; tries < MAX_RESTARTS; tries++) {
-      const found = this.#find(keyWords);
+    return this.#delete(wordsOf(key, this.spec.keyBytes), this.#steps());
+  }
+
+  #delete(keyWords: BigInt64Array, steps: Steps): number {
+    for (; steps.left >= 0; steps.left--) {
+      const found = this.#find(keyWords, steps);
       if (found.kind === "absent") return ENOENT;
-      if (found.kind === "broken") return EBUSY;
+      if (found.kind === "endless") return EBUSY;
       const marked = retarget(found.next, found.next & REF_MASK) | MARK;
       if (Atomics.compareExchange(this.#words, found.element, found.next, marked) !== found.next) continue;
       // The next traversal unlinks it if this one cannot.
-      if (!this.#unlink(found.from, found.fromWord, found.element, marked)) this.#find(keyWords);
+      if (!this.#unlink(found.from, found.fromWord, found.element, marked)) this.#find(keyWords, steps);
       return 0;
     }
     return EBUSY;
@@ -242,10 +260,11 @@ export class HashMap extends SharedMap<HashLayout> {
   *entries(): Generator<HashEntry> {
     // A key that is deleted and inserted again meanwhile can turn up in two elements.
     const seen = new Set<string>();
-    for (const keyWords of this.#keys()) {
+    const steps = this.#stepsOfAll();
+    for (const keyWords of this.#keys(steps)) {
       const name = keyWords.join();
       if (seen.has(name)) continue;
-      const read = this.#read(keyWords);
+      const read = this.#read(keyWords, steps);
       if (read === undefined) continue;
       seen.add(name);
       yield { key: new Uint8Array(keyWords.buffer, 0, this.spec.keyBytes), ...read };
@@ -254,13 +273,17 @@ export class HashMap extends SharedMap<HashLayout> {
 
   /** Deletes every entry. One that a program inserts meanwhile may stay. */
   clear(): void {
-    for (const keyWords of this.#keys()) this.delete(new Uint8Array(keyWords.buffer));
+    const steps = this.#stepsOfAll();
+    for (const keyWords of this.#keys(steps)) this.#delete(keyWords, steps);
   }
 
   /** A copy of the value that no replacement or new user of the element came into. */
-  #read(keyWords: BigInt64Array): { readonly value: Uint8Array; readonly offset: number } | undefined {
-    for (let tries = 0; tries < MAX_RESTARTS; tries++) {
-      const found = this.#find(keyWords);
+  #read(
+    keyWords: BigInt64Array,
+    steps = this.#steps(),
+  ): { readonly value: Uint8Array; readonly offset: number } | undefined {
+    for (; steps.left >= 0; steps.left--) {
+      const found = this.#find(keyWords, steps);
       if (found.kind !== "found") return undefined;
       const offset = this.#valueOffset(found.element, 0);
       const value = readValue(this.memory, offset, this.layout.valueBytes);
@@ -273,9 +296,9 @@ export class HashMap extends SharedMap<HashLayout> {
    * The keys that are there. Where keys stay in their element the elements that were ever used are looked at, so that
    * buckets that nobody used stay untouched; where replacements move them, all buckets.
    */
-  *#keys(): Generator<BigInt64Array> {
+  *#keys(steps: Steps): Generator<BigInt64Array> {
     if (this.layout.spareBytes > 0) {
-      for (let bucket = 0; bucket < this.layout.buckets; bucket++) yield* this.#keysIn(bucket);
+      for (let bucket = 0; bucket < this.layout.buckets; bucket++) yield* this.#keysIn(bucket, steps);
       return;
     }
     const { stride, elementsOffset } = this.layout;
@@ -283,25 +306,23 @@ export class HashMap extends SharedMap<HashLayout> {
     for (let at = 0; at < used; at += stride) {
       const element = this.#base + (elementsOffset + at) / 8;
       const keyWords = this.#keyOf(element);
-      const found = this.#find(keyWords);
+      const found = this.#find(keyWords, steps);
       if (found.kind === "found" && found.element === element) yield keyWords;
     }
   }
 
   /** The keys of one bucket, at one moment. */
-  #keysIn(bucket: number): BigInt64Array[] {
+  #keysIn(bucket: number, steps: Steps): BigInt64Array[] {
     const words = this.#words;
     const head = this.#base + HASH_BUCKETS / 8 + bucket;
     const most = (this.layout.poolBytes + this.layout.spareBytes) / this.layout.stride;
-    restart: for (let tries = 0; tries < MAX_RESTARTS; tries++) {
+    restart: for (; steps.left >= 0; steps.left--) {
       const keys: BigInt64Array[] = [];
       let from = head;
       let fromWord = Atomics.load(words, head);
-      for (let steps = 0; steps <= most; steps++) {
-        const ref = Number(fromWord & REF_MASK);
-        if (ref === 0) return keys;
-        if (!this.#pool.isElement(ref)) return [];
-        const element = this.#base + ref;
+      for (let seen = 0; seen <= most; seen++, steps.left--) {
+        const element = this.#pool.elementAt(fromWord);
+        if (element === undefined) return keys;
         const next = Atomics.load(words, element);
         const key = this.#keyOf(element);
         if (Atomics.load(words, from) !== fromWord) continue restart;
@@ -318,6 +339,12 @@ export class HashMap extends SharedMap<HashLayout> {
     return [];
   }
 
+  /** For all keys together. */
+  #stepsOfAll(): Steps {
+    const { poolBytes, spareBytes, stride, buckets } = this.layout;
+    return { left: buckets + (PASS_FACTOR * (poolBytes + spareBytes)) / stride + mostSteps(this.layout) };
+  }
+
   #keyOf(element: number): BigInt64Array {
     const keyWords = new BigInt64Array(this.layout.keyWords);
     for (let i = 0; i < keyWords.length; i++)
@@ -329,7 +356,7 @@ export class HashMap extends SharedMap<HashLayout> {
   #valueOffset(element: number, slot: number): number {
     const { copies, valueOffset, elementsOffset } = this.layout;
     if (copies === undefined) return element * 8 + valueOffset;
-    const index = ((element - this.#base) * 8 - elementsOffset) / 2 ** copies.elementShift;
+    const index = Math.floor(((element - this.#base) * 8 - elementsOffset) / 2 ** copies.elementShift);
     return this.#base * 8 + copies.offset + (slot % copies.cpus) * copies.slotBytes + index * copies.stride;
   }
 
@@ -339,11 +366,12 @@ export class HashMap extends SharedMap<HashLayout> {
       copyToWords(this.memory, this.#valueOffset(element, slot), none, this.layout.valueBytes);
   }
 
-  #touch(element: number, how = 1n): void {
+  #touch(element: number): void {
     const { touchedOffset } = this.layout;
     if (touchedOffset === undefined) return;
-    const place = element + touchedOffset / 8;
-    if (Atomics.load(this.#words, place) !== how) Atomics.store(this.#words, place, how);
+    // The low byte, as the routines have it.
+    const place = element * 8 + touchedOffset;
+    if (this.memory.bytes[place] === 0) this.memory.bytes[place] = 1;
   }
 
   #bucketOf(keyWords: BigInt64Array): number {
@@ -351,19 +379,17 @@ export class HashMap extends SharedMap<HashLayout> {
     return this.#base + HASH_BUCKETS / 8 + Number(hash >> BigInt(this.layout.hashShift));
   }
 
-  #find(keyWords: BigInt64Array): Found {
+  /** Takes from `steps` what a routine takes. */
+  #find(keyWords: BigInt64Array, steps: Steps = this.#steps()): Found {
     const words = this.#words;
     const head = this.#bucketOf(keyWords);
-    const most = (this.layout.poolBytes + this.layout.spareBytes) / this.layout.stride;
-    restart: for (let tries = 0; tries < MAX_RESTARTS; tries++) {
+    restart: for (; steps.left >= 0; steps.left--) {
       const headWord = Atomics.load(words, head);
       let from = head;
       let fromWord = headWord;
-      for (let steps = 0; steps <= most; steps++) {
-        const ref = Number(fromWord & REF_MASK);
-        if (ref === 0) return { kind: "absent", headWord };
-        if (!this.#pool.isElement(ref)) return { kind: "broken" };
-        const element = this.#base + ref;
+      for (; steps.left >= 0; steps.left--) {
+        const element = this.#pool.elementAt(fromWord);
+        if (element === undefined) return { kind: "absent", headWord };
         const next = Atomics.load(words, element);
         const isMatch = keyWords.every(
           (word, i) => Atomics.load(words, element + ELEMENT_KEY / 8 + i) === word,
@@ -377,16 +403,20 @@ export class HashMap extends SharedMap<HashLayout> {
         from = element;
         fromWord = next;
       }
-      return { kind: "broken" };
     }
-    return { kind: "broken" };
+    return { kind: "endless" };
+  }
+
+  #steps(): Steps {
+    return { left: mostSteps(this.layout) };
   }
 
   /** Takes a marked element out of its list and gives it to its pool; false if the word before it has changed. */
   #unlink(from: number, fromWord: bigint, element: number, next: bigint): boolean {
-    const skipping = retarget(fromWord, next & REF_MASK & ~REF_IS_SPARE);
+    const spareBit = this.layout.spareBytes > 0 ? REF_IS_SPARE : 0n;
+    const skipping = retarget(fromWord, next & REF_MASK & ~spareBit);
     if (Atomics.compareExchange(this.#words, from, fromWord, skipping) !== fromWord) return false;
-    ((next & REF_IS_SPARE) === 0n ? this.#pool : this.#spares).release(element);
+    ((next & spareBit) === 0n ? this.#pool : this.#spares).release(element);
     return true;
   }
 
@@ -407,20 +437,22 @@ export class HashMap extends SharedMap<HashLayout> {
   #evict(): boolean {
     const { stride, poolBytes, spareBytes, elementsOffset, touchedOffset } = this.layout;
     const count = BigInt((poolBytes + spareBytes) / stride);
-    for (let steps = 0; steps < CLOCK_MOST_STEPS; steps++) {
+    const steps = this.#steps();
+    for (let looks = 0; looks < CLOCK_MOST_STEPS; looks++) {
       const hand = Atomics.add(this.#words, this.#base + HASH_HAND / 8, 1n);
       const index = Number(BigInt.asUintN(32, hand) % count);
       const element = this.#base + (elementsOffset + index * stride) / 8;
-      if (steps < CLOCK_STEPS && Atomics.load(this.#words, element + touchedOffset! / 8) !== 0n) {
-        this.#touch(element, 0n);
+      if (looks < CLOCK_STEPS && this.memory.bytes[element * 8 + touchedOffset!] !== 0) {
+        this.memory.bytes[element * 8 + touchedOffset!] = 0;
         continue;
       }
       const keyWords = this.#keyOf(element);
-      const found = this.#find(keyWords);
+      const found = this.#find(keyWords, steps);
+      if (found.kind === "endless") return false;
       if (found.kind !== "found" || found.element !== element) continue;
       const marked = retarget(found.next, found.next & REF_MASK) | MARK;
       if (Atomics.compareExchange(this.#words, element, found.next, marked) !== found.next) continue;
-      if (!this.#unlink(found.from, found.fromWord, element, marked)) this.#find(keyWords);
+      if (!this.#unlink(found.from, found.fromWord, element, marked)) this.#find(keyWords, steps);
       return true;
     }
     return false;

@@ -14,7 +14,7 @@ import {
 } from "./queue-layout.ts";
 import { SharedMap } from "./shared-map.ts";
 import type { SharedMemory } from "./shared-memory.ts";
-import { ElementPool, REF_MASK, retarget } from "./tagged-words.ts";
+import { ElementPool, retarget } from "./tagged-words.ts";
 import { copyToWords, readValue } from "./value-access.ts";
 
 /** Exchanges that fail before the tracer gives up; each time a program got something done. */
@@ -81,9 +81,9 @@ export class QueueMap extends SharedMap<QueueLayout> {
   pop(): Uint8Array | undefined {
     let value: Uint8Array | undefined;
     const result = this.#exchange((state) => {
-      if (state.count === 0) return EBUSY;
       const cell = this.#first(state);
-      value = this.#valueAt(cell);
+      value = state.count === 0 ? undefined : this.#valueAt(cell);
+      if (value === undefined) return EBUSY;
       const oldest = this.layout.isStack ? state.oldest : this.#wrap(state.oldest + 1);
       return { oldest, count: state.count - 1, before: 0n, after: 0n, frees: cell };
     });
@@ -117,7 +117,11 @@ export class QueueMap extends SharedMap<QueueLayout> {
   }
 
   clear(): void {
-    for (let i = 0; i <= this.spec.maxEntries; i++) if (this.pop() === undefined) return;
+    for (let i = 0; i <= this.spec.maxEntries; i++) if (this.pop() === undefined) break;
+    // What is left then comes out for nobody: its first cell names no value.
+    this.#exchange(({ count }) =>
+      count === 0 ? EBUSY : { oldest: 0, count: 0, before: 0n, after: 0n, frees: 0n },
+    );
   }
 
   /** Puts the state that `change` makes of the current one in its place; 0 or an error. */
@@ -148,28 +152,27 @@ export class QueueMap extends SharedMap<QueueLayout> {
   }
 
   #release(pool: ElementPool, word: bigint): void {
-    const ref = Number(word & REF_MASK);
-    if (ref !== 0 && pool.isElement(ref)) pool.release(this.#base + ref);
+    const element = pool.elementAt(word);
+    if (element !== undefined) pool.release(element);
   }
 
-  /** The current state; undefined if it makes no sense. */
+  /** The current state; one that makes no sense is empty. Undefined: programs change it all the time. */
   #settle(): Settled | undefined {
     const words = this.#words;
     for (let tries = 0; tries < MAX_TRIES; tries++) {
       const word = Atomics.load(words, this.#base + QUEUE_STATE / 8);
-      const ref = Number(word & REF_MASK);
-      if (ref === 0) return { word, oldest: 0, count: 0 };
-      if (!this.#records.isElement(ref)) return undefined;
-      const record = this.#base + ref;
+      const record = this.#records.elementAt(word);
+      if (record === undefined) return { word, oldest: 0, count: 0 };
       const bounds = BigInt.asUintN(64, Atomics.load(words, record + RECORD_BOUNDS / 8));
       const before = Atomics.load(words, record + RECORD_CELL_BEFORE / 8);
       const after = Atomics.load(words, record + RECORD_CELL_AFTER / 8);
       if (Atomics.load(words, this.#base + QUEUE_STATE / 8) !== word) continue;
       const oldest = Number(bounds & 0xffff_ffffn);
       const count = Number(bounds >> 32n);
-      if (oldest >= this.spec.maxEntries || count > this.spec.maxEntries) return undefined;
-      if (after !== 0n) {
-        const cell = this.#base + QUEUE_CELLS / 8 + this.#wrap(oldest + Math.max(0, count - 1));
+      if (oldest >= this.spec.maxEntries || count > this.spec.maxEntries)
+        return { word, oldest: 0, count: 0 };
+      if (after !== 0n && count !== 0) {
+        const cell = this.#base + QUEUE_CELLS / 8 + this.#wrap(oldest + count - 1);
         Atomics.compareExchange(words, cell, before, after);
       }
       return { word, oldest, count };
@@ -184,9 +187,8 @@ export class QueueMap extends SharedMap<QueueLayout> {
   }
 
   #valueAt(cell: bigint): Uint8Array | undefined {
-    const ref = Number(cell & REF_MASK);
-    if (!this.#nodes.isElement(ref)) return undefined;
-    return readValue(this.memory, (this.#base + ref) * 8, this.spec.valueBytes);
+    const node = this.#nodes.elementAt(cell);
+    return node === undefined ? undefined : readValue(this.memory, node * 8, this.spec.valueBytes);
   }
 
   #wrap(position: number): number {

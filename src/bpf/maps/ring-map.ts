@@ -49,7 +49,8 @@ export class RingMap extends SharedMap<RingLayout> {
         view.setUint32(cell + CELL_FLAGS, 0, true);
         return cell + CELL_RECORD;
       }
-      if (tail - head >= BigInt(cells)) {
+      // A head above the tail is no head.
+      if (BigInt.asUintN(64, tail - head) >= BigInt(cells)) {
         if (Atomics.load(words, base + RING_TAIL / 8) !== tail) continue;
         Atomics.add(words, base + RING_DROPPED / 8, 1n);
         return undefined;

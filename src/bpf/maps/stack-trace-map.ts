@@ -12,7 +12,7 @@ import {
   STACK_SLOTS,
   type StackTraceLayout,
 } from "./stack-trace-layout.ts";
-import { ElementPool, REF_MASK, retarget } from "./tagged-words.ts";
+import { ElementPool, retarget } from "./tagged-words.ts";
 
 const MAX_TRIES = 2000;
 
@@ -39,10 +39,10 @@ export class StackTraceMap extends SharedMap<StackTraceLayout> {
     const words = this.#words;
     for (let tries = 0; tries < MAX_TRIES; tries++) {
       const slot = Atomics.load(words, this.#slot(id));
-      const ref = Number(slot & REF_MASK);
-      if (ref === 0 || !this.#pool.isElement(ref)) return undefined;
-      const stack = this.#stackAt(this.#base + ref);
-      if (Atomics.load(words, this.#slot(id)) === slot) return stack?.addresses;
+      const element = this.#pool.elementAt(slot);
+      if (element === undefined) return undefined;
+      const stack = this.#stackAt(element);
+      if (Atomics.load(words, this.#slot(id)) === slot) return stack.addresses;
     }
     return undefined;
   }
@@ -63,14 +63,13 @@ export class StackTraceMap extends SharedMap<StackTraceLayout> {
     };
     for (let tries = 0; tries < MAX_TRIES; tries++) {
       const slot = Atomics.load(words, this.#slot(id));
-      const ref = Number(slot & REF_MASK);
-      if (ref !== 0) {
-        if (!this.#pool.isElement(ref)) return finish(EBUSY);
-        const there = this.#stackAt(this.#base + ref);
+      const old = this.#pool.elementAt(slot);
+      if (old !== undefined) {
+        const there = this.#stackAt(old);
         if (Atomics.load(words, this.#slot(id)) !== slot) continue;
         const isSame =
-          there?.hash === hash &&
-          ((flags & STACK_FAST_COMPARE) !== 0n || there.addresses.join() === kept.join());
+          there.hash === hash &&
+          ((flags & STACK_FAST_COMPARE) !== 0n || there.addresses?.join() === kept.join());
         if (isSame) return finish(id);
         if ((flags & STACK_REUSE_ID) === 0n) return finish(EEXIST);
       }
@@ -84,7 +83,7 @@ export class StackTraceMap extends SharedMap<StackTraceLayout> {
       }
       const word = retarget(slot, BigInt(element - this.#base));
       if (Atomics.compareExchange(words, this.#slot(id), slot, word) !== slot) continue;
-      element = ref === 0 ? undefined : this.#base + ref;
+      element = old;
       return finish(id);
     }
     return finish(EBUSY);
@@ -94,11 +93,11 @@ export class StackTraceMap extends SharedMap<StackTraceLayout> {
     if (!(Number.isInteger(id) && id >= 0 && id < this.layout.ids)) return ENOENT;
     for (let tries = 0; tries < MAX_TRIES; tries++) {
       const slot = Atomics.load(this.#words, this.#slot(id));
-      const ref = Number(slot & REF_MASK);
-      if (ref === 0) return ENOENT;
+      const element = this.#pool.elementAt(slot);
+      if (element === undefined) return ENOENT;
       const none = retarget(slot, 0n);
       if (Atomics.compareExchange(this.#words, this.#slot(id), slot, none) !== slot) continue;
-      if (this.#pool.isElement(ref)) this.#pool.release(this.#base + ref);
+      this.#pool.release(element);
       return 0;
     }
     return EBUSY;
@@ -119,12 +118,15 @@ export class StackTraceMap extends SharedMap<StackTraceLayout> {
     return this.#base + STACK_SLOTS / 8 + id;
   }
 
-  /** What an element holds, which may be nothing sensible. */
-  #stackAt(element: number): { readonly hash: bigint; readonly addresses: bigint[] } | undefined {
+  /** What an element holds; no addresses where their number makes no sense. */
+  #stackAt(element: number): { readonly hash: bigint; readonly addresses: bigint[] | undefined } {
     const load = (at: number) => BigInt.asUintN(64, Atomics.load(this.#words, element + at));
     const count = load(STACK_COUNT / 8);
-    if (count > BigInt(this.layout.frames)) return undefined;
-    const addresses = Array.from({ length: Number(count) }, (_, i) => load(STACK_ADDRESSES / 8 + i));
-    return { hash: load(STACK_HASH / 8), addresses };
+    const hash = load(STACK_HASH / 8);
+    if (count > BigInt(this.layout.frames)) return { hash, addresses: undefined };
+    return {
+      hash,
+      addresses: Array.from({ length: Number(count) }, (_, i) => load(STACK_ADDRESSES / 8 + i)),
+    };
   }
 }

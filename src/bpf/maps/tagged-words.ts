@@ -40,6 +40,9 @@ export interface PoolLayout {
   readonly link: number;
 }
 
+/** The ref of a word and the mark above it: a word with a mark names no element. */
+export const LOW_HALF = 0xffff_ffffn;
+
 /** `word` with another ref, without mark, and with the next tag. */
 export function retarget(word: bigint, ref: bigint): bigint {
   return BigInt.asIntN(64, (((word >> 32n) + 1n) << 32n) | ref);
@@ -58,11 +61,15 @@ export class ElementPool {
     this.#base = base;
   }
 
-  /** Whether a ref names an element that can be in this pool. */
-  isElement(ref: number): boolean {
+  /**
+   * Index of the element that the low half of a word names; undefined where it names nothing that lies in this pool whole: 0,
+   * a mark, or whatever the process has written there.
+   */
+  elementAt(word: bigint): number | undefined {
     const { region, stride } = this.#layout;
+    const ref = Number(word & LOW_HALF);
     const at = ref * 8 - region.offset;
-    return at >= 0 && at < region.lenBytes && at % stride === 0;
+    return at >= 0 && at <= region.lenBytes - stride ? this.#base + ref : undefined;
   }
 
   /** How many bytes of the pool were ever handed out. */
@@ -79,18 +86,18 @@ export class ElementPool {
     const freePlace = this.#base + free / 8;
     for (let tries = 0; tries < MAX_POOL_TRIES; tries++) {
       const word = Atomics.load(words, freePlace);
-      const ref = Number(word & REF_MASK);
-      if (ref === 0 || !this.isElement(ref)) break;
-      const next = Atomics.load(words, this.#base + ref + link / 8) & REF_MASK;
+      const element = this.elementAt(word);
+      if (element === undefined) break;
+      const next = Atomics.load(words, element + link / 8) & LOW_HALF;
       if (Atomics.compareExchange(words, freePlace, word, retarget(word, next)) === word)
-        return { element: this.#base + ref, isFresh: false };
+        return { element, isFresh: false };
     }
     const usedPlace = this.#base + used / 8;
-    const poolWords = BigInt(poolBytes / 8);
-    if (BigInt.asUintN(64, Atomics.load(words, usedPlace)) >= poolWords) return undefined;
+    /** The last place that an element can have. */
+    const last = BigInt((poolBytes - stride) / 8);
+    if (BigInt.asUintN(64, Atomics.load(words, usedPlace)) > last) return undefined;
     const at = BigInt.asUintN(64, Atomics.add(words, usedPlace, BigInt(stride / 8)));
-    // Another number than a multiple makes no sense.
-    if (at >= poolWords || at % BigInt(stride / 8) !== 0n) return undefined;
+    if (at > last) return undefined;
     return { element: this.#base + elementsOffset / 8 + Number(at), isFresh: true };
   }
 
@@ -100,7 +107,7 @@ export class ElementPool {
     const ref = BigInt(element - this.#base);
     for (let tries = 0; tries < MAX_POOL_TRIES; tries++) {
       const word = Atomics.load(words, freePlace);
-      Atomics.store(words, element + this.#layout.link / 8, word & REF_MASK);
+      Atomics.store(words, element + this.#layout.link / 8, word & LOW_HALF);
       if (Atomics.compareExchange(words, freePlace, word, retarget(word, ref)) === word) return;
     }
   }

@@ -1,10 +1,27 @@
 /** Taking elements out of a pool and giving them back (maps/tagged-words.ts has the layout and the reasons). */
-import type { Assembler } from "../../../x86/assembler.ts";
+import type { Assembler, Label } from "../../../x86/assembler.ts";
 import { R9, R10, RAX, RDI, RDX, type Reg, regSet } from "../../../x86/registers.ts";
 import type { PoolLayout } from "../../maps/tagged-words.ts";
 import type { Routine, RoutineBody, RoutineSet } from "./routine.ts";
 
 export const REF_MASK = 0x7fffffff;
+
+/**
+ * `dst` = address of the element that the low half of `word` names; the map is in rdi. Jumps to `none` where it names nothing
+ * that lies in the pool whole: 0, a mark, or whatever the process has written there. Costs no more than asking for 0.
+ */
+export function emitElement(
+  a: Assembler,
+  dst: Reg,
+  word: Reg,
+  { region, stride }: Pick<PoolLayout, "region" | "stride">,
+  none: Label,
+): void {
+  a.lea(dst, { base: word, disp: -region.offset / 8 }, 32);
+  a.cmpImm(dst, (region.lenBytes - stride) / 8, 32);
+  a.jcc("a", none);
+  a.lea(dst, { base: RDI, index: dst, scale: 8, disp: region.offset });
+}
 
 /** Replaces the low half of a word by zero and counts its tag. */
 export function emitNextTag(a: Assembler, word: Reg): void {
@@ -66,20 +83,19 @@ export function takeRoutine(routines: RoutineSet, name: string, pool: PoolLayout
         const [retry, unused, none] = [a.label("retry"), a.label("unused"), a.label("none")];
         a.mov(RAX, free);
         a.bind(retry);
-        a.mov(RDX, RAX, 32);
-        a.test(RDX, RDX, 32);
-        a.jcc("e", unused);
+        emitElement(a, RDX, RAX, pool, unused);
         a.mov(R9, RAX);
         emitNextTag(a, R9);
         // The link of an element that was taken meanwhile is garbage, but then the tag has changed.
-        a.mov(R10, { base: RDI, index: RDX, scale: 8, disp: pool.link }, 32);
+        a.mov(R10, { base: RDX, disp: pool.link }, 32);
         a.or(R9, R10);
         a.lock().cmpxchg(free, R9);
         a.jcc("ne", retry);
-        a.lea(RAX, { base: RDI, index: RDX, scale: 8 });
+        a.mov(RAX, RDX);
         a.ret();
 
         a.bind(unused);
+        a.zero(RDX);
         // The last place that an element can have.
         a.movImm(R9, (pool.poolBytes - pool.stride) / 8);
         a.cmp(used, R9);

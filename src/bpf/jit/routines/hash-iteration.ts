@@ -7,8 +7,10 @@
  * were still to come, one can be visited twice. Each bucket gives no more elements than it had when it was entered, so
  * that the walk ends whatever happens.
  */
-import { R8, R9, R10, RAX, RCX, RDI, RDX, RSI, regSet } from "../../../x86/registers.ts";
-import { ELEMENT_KEY, HASH_BUCKETS } from "../../maps/hash-layout.ts";
+import type { Label } from "../../../x86/assembler.ts";
+import { R8, R9, R10, RAX, RCX, RDI, RDX, RSI, RSP, regSet } from "../../../x86/registers.ts";
+import { ELEMENT_KEY, HASH_BUCKETS, hashPool, mostSteps } from "../../maps/hash-layout.ts";
+import { emitElement } from "./element-pool.ts";
 import { unlinkRoutine } from "./hash-pool.ts";
 import { emitValueAddress } from "./hash-routines.ts";
 import { emitMapAddress, type HashRoutineInput } from "./map-input.ts";
@@ -27,10 +29,11 @@ export function hashNext(input: HashRoutineInput): Routine {
   const { routines, name, layout } = input;
   return routines.get(`hash next ${name}`, (): RoutineBody => {
     const unlink = unlinkRoutine(input);
+    const pool = hashPool(layout);
     return {
       args: input.mapAddr === undefined ? [1, 2] : [1],
       clobbers: regSet(RAX, RCX, RDX, RDI, RSI, R8, R9, R10),
-      stackBytes: 0,
+      stackBytes: 8,
       calls: [unlink],
       emit: (a) => {
         const [enter, walk, counted, nextBucket] = [
@@ -39,7 +42,11 @@ export function hashNext(input: HashRoutineInput): Routine {
           a.label("counted"),
           a.label("next bucket"),
         ];
-        const [found, end, marked] = [a.label("found"), a.label("end"), a.label("marked")];
+        const [found, end, marked, again, senseless] = ["found", "end", "marked", "again", "senseless"].map(
+          (each) => a.label(each),
+        ) as [Label, Label, Label, Label, Label];
+        const steps = { base: RSP, disp: 0 };
+        a.pushImm(mostSteps(layout));
         // r9 = bucket, r10 = elements still to come, 0 at its beginning
         a.mov(R9, RDI, 32);
         a.mov(R10, RDI);
@@ -57,18 +64,15 @@ export function hashNext(input: HashRoutineInput): Routine {
         a.jcc("ae", end);
 
         /** Steps through the list, with the element in rax, until `atElement` leaves. */
-        const emitList = (listName: string, atEnd: () => void, atElement: () => void) => {
+        const emitList = (listName: string, atEnd: Label, atElement: () => void) => {
           const step = a.label(listName);
           a.lea(RCX, { base: RDI, index: R9, scale: 8, disp: HASH_BUCKETS });
           a.mov(R8, { base: RCX });
           a.bind(step);
-          a.mov(RAX, R8, 32);
-          a.test(RAX, RAX, 32);
-          atEnd();
-          a.lea(RAX, { base: RDI, index: RAX, scale: 8 });
+          emitElement(a, RAX, R8, pool, atEnd);
           a.mov(RSI, { base: RAX });
           a.cmp({ base: RCX }, R8);
-          a.jcc("ne", walk);
+          a.jcc("ne", again);
           a.test(RSI, RSI, 32);
           a.jcc("s", marked);
           atElement();
@@ -79,16 +83,12 @@ export function hashNext(input: HashRoutineInput): Routine {
 
         a.bind(walk);
         a.zero(RDX);
-        emitList(
-          "count",
-          () => a.jcc("e", counted),
-          () => {
-            a.inc(RDX, 32);
-            // More than there are elements: the list makes no sense.
-            a.cmpImm(RDX, (layout.poolBytes + layout.spareBytes) / layout.stride, 32);
-            a.jcc("a", nextBucket);
-          },
-        );
+        emitList("count", counted, () => {
+          a.inc(RDX, 32);
+          // More than there are elements: the list makes no sense.
+          a.cmpImm(RDX, (layout.poolBytes + layout.spareBytes) / layout.stride, 32);
+          a.jcc("a", senseless);
+        });
         a.bind(counted);
         a.test(RDX, RDX, 32);
         a.jcc("e", nextBucket);
@@ -100,14 +100,10 @@ export function hashNext(input: HashRoutineInput): Routine {
         a.mov(R10, RDX);
         a.bind(isNoMore);
         a.sub(RDX, R10);
-        emitList(
-          "skip",
-          () => a.jcc("e", walk),
-          () => {
-            a.subImm(RDX, 1);
-            a.jcc("b", found);
-          },
-        );
+        emitList("skip", again, () => {
+          a.subImm(RDX, 1);
+          a.jcc("b", found);
+        });
 
         a.bind(found);
         a.lea(RSI, { base: RAX, disp: ELEMENT_KEY });
@@ -117,13 +113,22 @@ export function hashNext(input: HashRoutineInput): Routine {
         a.shl(R10, 32);
         a.lea(RAX, { base: R9, disp: 1 });
         a.or(RAX, R10);
+        a.addImm(RSP, 8);
         a.ret();
         a.bind(end);
         a.zero(RAX);
+        a.addImm(RSP, 8);
         a.ret();
         a.bind(marked);
         a.call(unlink.label);
-        a.jmp(walk);
+        a.bind(again);
+        a.dec(steps);
+        a.jcc("ns", walk);
+        a.jmp(end);
+        a.bind(senseless);
+        a.sub(steps, RDX);
+        a.jcc("ns", nextBucket);
+        a.jmp(end);
       },
     };
   });

@@ -13,7 +13,7 @@ import {
 } from "../../maps/hash-layout.ts";
 import { emitCopyWords, emitFrame } from "../memory-moves.ts";
 import { emitNextTag, REF_MASK, releaseRoutine, takeRoutine } from "./element-pool.ts";
-import { emitTraversal, nextReg } from "./hash-traversal.ts";
+import { emitStartSteps, emitTraversal, nextReg } from "./hash-traversal.ts";
 import type { HashRoutineInput } from "./map-input.ts";
 import type { Routine, RoutineBody } from "./routine.ts";
 
@@ -138,7 +138,7 @@ function evictRoutine(input: HashRoutineInput): Routine {
   return routines.get(`hash evict ${name}`, (): RoutineBody => {
     const unlink = unlinkRoutine(input);
     const saved = [RCX, RDX, RSI, R8, R9, R10];
-    const [candidate, steps, isMarked, key] = [0, 8, 16, 24];
+    const [candidate, looks, isMarked, steps, key] = [0, 8, 16, 24, 32];
     const keyBytes = layout.keyWords * 8;
     const frameBytes = key + keyBytes;
     const next = nextReg(input);
@@ -154,10 +154,11 @@ function evictRoutine(input: HashRoutineInput): Routine {
         const [done, none, leave] = [a.label("done"), a.label("none"), a.label("leave")];
         for (const reg of saved) a.push(reg);
         emitFrame(a, frameBytes, () => {
-          a.movImm(local(steps), 0);
+          a.movImm(local(looks), 0);
+          emitStartSteps(a, input, local(steps));
           a.bind(look);
-          a.inc(local(steps));
-          a.cmpImm(local(steps), CLOCK_MOST_STEPS);
+          a.inc(local(looks));
+          a.cmpImm(local(looks), CLOCK_MOST_STEPS);
           a.jcc("a", none);
           a.movImm(RAX, 1);
           a.lock().xadd({ base: RDI, disp: HASH_HAND }, RAX);
@@ -168,7 +169,7 @@ function evictRoutine(input: HashRoutineInput): Routine {
           a.lea(RAX, { base: RDI, index: RAX, disp: elementsOffset });
           a.cmpImm({ base: RAX, disp: touchedOffset! }, 0, 8);
           a.jcc("e", consider);
-          a.cmpImm(local(steps), CLOCK_STEPS);
+          a.cmpImm(local(looks), CLOCK_STEPS);
           a.jcc("a", consider);
           a.movImm({ base: RAX, disp: touchedOffset! }, 0, 8);
           a.jmp(look);
@@ -180,7 +181,7 @@ function evictRoutine(input: HashRoutineInput): Routine {
           emitCopyWords(a, local(key), { base: RAX, disp: ELEMENT_KEY }, keyBytes, R8, R9, RCX);
           a.lea(RSI, local(key));
           a.mov(RDX, local(key));
-          const traversal = emitTraversal(a, input, unlink, {});
+          const traversal = emitTraversal(a, input, unlink, { steps: local(steps) });
           a.cmp(RAX, local(candidate));
           a.jcc("ne", traversal.absent);
           a.cmpImm(local(isMarked), 0);
@@ -204,6 +205,10 @@ function evictRoutine(input: HashRoutineInput): Routine {
           a.bind(traversal.absent);
           a.cmpImm(local(isMarked), 0);
           a.jcc("e", look);
+          a.jmp(done);
+          a.bind(traversal.endless);
+          a.cmpImm(local(isMarked), 0);
+          a.jcc("e", none);
           a.bind(done);
           a.movImm(RAX, 1);
           a.jmp(leave);

@@ -1,7 +1,7 @@
 /** Lookup, update, deletion and iteration in one hash map; hash-traversal.ts has the registers. */
 import type { Assembler } from "../../../x86/assembler.ts";
 import { R8, R9, R10, R11, RAX, RCX, RDI, RDX, RSI, RSP, regSet } from "../../../x86/registers.ts";
-import { E2BIG, EEXIST, EINVAL, ENOENT, ENOMEM } from "../../error-numbers.ts";
+import { E2BIG, EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM } from "../../error-numbers.ts";
 import { ELEMENT_KEY, HASH_REFUSED } from "../../maps/hash-layout.ts";
 import { emitCopyWords, emitFrame } from "../memory-moves.ts";
 import { emitNextTag, emitRefOf } from "./element-pool.ts";
@@ -13,7 +13,15 @@ import {
   takeUnlessFull,
   unlinkRoutine,
 } from "./hash-pool.ts";
-import { emitLoadMapAndKey, emitTraversal, isOneWord, keyFrameBytes, nextReg } from "./hash-traversal.ts";
+import {
+  emitLoadMapAndKey,
+  emitStartSteps,
+  emitTraversal,
+  isOneWord,
+  keyFrameBytes,
+  nextReg,
+  TRAVERSAL_STACK_BYTES,
+} from "./hash-traversal.ts";
 import { argsOf, type HashRoutineInput } from "./map-input.ts";
 import type { Routine, RoutineBody } from "./routine.ts";
 
@@ -75,7 +83,7 @@ function lookupRoutine(input: HashRoutineInput, slot: "r11" | "argument"): Routi
     return {
       args: argsOf(input, 2, ...(isArgument ? [3] : [])),
       clobbers: isOneWord(input) ? base : base | regSet(R9, R10),
-      stackBytes: frameBytes + longKeyBytes(input),
+      stackBytes: frameBytes + TRAVERSAL_STACK_BYTES + longKeyBytes(input),
       calls: [unlink],
       emit: (a) =>
         emitFrame(a, frameBytes, (leave) => {
@@ -90,12 +98,10 @@ function lookupRoutine(input: HashRoutineInput, slot: "r11" | "argument"): Routi
           emitTouch(a, input);
           emitValueAddress(a, input);
           leave();
-          if (isArgument) {
-            a.bind(noSlot);
-            a.zero(RAX);
-          }
+          a.bind(noSlot);
           a.bind(traversal.absent);
-          // eax is 0: the ref that ended the list.
+          a.bind(traversal.endless);
+          a.zero(RAX);
           leave();
           traversal.emitTail();
         }),
@@ -122,7 +128,7 @@ export function hashUpdate(input: HashRoutineInput): Routine {
     const { copies } = layout;
     const isLru = layout.touchedOffset !== undefined;
     // `how`: what a found key makes of the new element: 0 nothing yet, 1 it is a spare, 2 write in place, 3 done.
-    const [value, flags, element, headWord, head, slot, how, key] = [0, 8, 16, 24, 32, 40, 48, 56];
+    const [value, flags, element, headWord, head, slot, how, steps, key] = [0, 8, 16, 24, 32, 40, 48, 56, 64];
     const [IS_SPARE, IN_PLACE, DONE] = [1, 2, 3];
     const frameBytes = key + keyFrameBytes(input);
     const next = nextReg(input);
@@ -219,8 +225,10 @@ export function hashUpdate(input: HashRoutineInput): Routine {
           a.movImm(local(element), 0);
           if (copies !== undefined) a.mov(local(slot), R11);
           if (replaces) a.movImm(local(how), 0);
+          emitStartSteps(a, input, local(steps));
           emitLoadMapAndKey(a, input, key);
           const traversal = emitTraversal(a, input, unlink, {
+            steps: local(steps),
             atHead: () => {
               a.mov(local(headWord), R8);
               a.mov(local(head), RCX);
@@ -345,6 +353,13 @@ export function hashUpdate(input: HashRoutineInput): Routine {
           a.bind(exists);
           a.movImm(RAX, EEXIST);
           a.jmp(finish);
+          a.bind(traversal.endless);
+          a.movImm(RAX, EBUSY);
+          if (replaces) {
+            a.cmpImm(local(how), DONE);
+            a.jcc("e", success);
+          }
+          a.jmp(finish);
           a.bind(missing);
           a.movImm(RAX, ENOENT);
           a.bind(finish);
@@ -389,7 +404,8 @@ export function hashDelete(input: HashRoutineInput): Routine {
     const unlink = unlinkRoutine(input);
     /** Whether the mark was set in an earlier round: what is found after that is another element. */
     const isMarked = { base: RSP, disp: 0 };
-    const key = 8;
+    const steps = local(8);
+    const key = 16;
     const frameBytes = key + keyFrameBytes(input);
     const next = nextReg(input);
     return {
@@ -399,10 +415,11 @@ export function hashDelete(input: HashRoutineInput): Routine {
       calls: [unlink],
       emit: (a) =>
         emitFrame(a, frameBytes, (leave) => {
-          const [done, missing] = [a.label("done"), a.label("missing")];
+          const done = a.label("done");
           a.movImm(isMarked, 0);
+          emitStartSteps(a, input, steps);
           emitLoadMapAndKey(a, input, key);
-          const traversal = emitTraversal(a, input, unlink, {});
+          const traversal = emitTraversal(a, input, unlink, { steps });
           a.cmpImm(isMarked, 0);
           a.jcc("ne", done);
           // The next word with the mark and the next tag.
@@ -426,12 +443,16 @@ export function hashDelete(input: HashRoutineInput): Routine {
           leave();
 
           a.bind(traversal.absent);
-          a.cmpImm(isMarked, 0);
-          a.jcc("e", missing);
-          leave(); // eax is 0
-          a.bind(missing);
           a.movImm(RAX, ENOENT);
+          const given = a.label("given");
+          a.bind(given);
+          // What is marked is deleted, whoever unlinks it.
+          a.cmpImm(isMarked, 0);
+          a.jcc("ne", done);
           leave();
+          a.bind(traversal.endless);
+          a.movImm(RAX, EBUSY);
+          a.jmp(given);
           traversal.emitTail();
         }),
     };

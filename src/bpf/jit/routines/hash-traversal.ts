@@ -7,11 +7,15 @@
  * and `next`, the element's next word, in rsi for keys of one word and in r9 for longer ones. An element's word and
  * key count only if the word that led to it is unchanged after they were read; otherwise the traversal starts over.
  * That happens only when another thread got something done, so no thread waits for a particular other one.
+ *
+ * The process can have written anything there. A word that names no element ends the list, and a traversal that takes
+ * more steps than any list has (hash-layout.ts) gives up. The first element is looked at before anything is counted.
  */
-import type { Assembler, Label } from "../../../x86/assembler.ts";
+import type { Assembler, Label, Mem } from "../../../x86/assembler.ts";
 import { R8, R9, R10, RAX, RCX, RDI, RDX, type Reg, RSI, RSP } from "../../../x86/registers.ts";
-import { ELEMENT_KEY, HASH_BUCKETS } from "../../maps/hash-layout.ts";
+import { ELEMENT_KEY, HASH_BUCKETS, hashPool, mostSteps } from "../../maps/hash-layout.ts";
 import { emitCopyWords, emitLoadBytes } from "../memory-moves.ts";
+import { emitElement } from "./element-pool.ts";
 import { emitHashWords } from "./key-hash.ts";
 import { emitMapAddress, type HashRoutineInput } from "./map-input.ts";
 import type { Routine } from "./routine.ts";
@@ -46,66 +50,147 @@ export function emitLoadMapAndKey(a: Assembler, input: HashRoutineInput, keyFram
 }
 
 export interface Traversal {
+  /** To be jumped to only where the steps are in the frame. */
   readonly restart: Label;
-  /** Reached with rax = 0 when no element has the key. */
+  /** Reached when no element has the key. */
   readonly absent: Label;
+  /** Reached when the steps are used up: the list has no end, or the process changes it all the time. */
+  readonly endless: Label;
   /** Emits what lies out of the way; after the routine's own code. */
   emitTail(): void;
 }
 
+/** What a traversal begins with in its steps. */
+export function emitStartSteps(a: Assembler, { layout }: HashRoutineInput, steps: Mem): void {
+  a.movImm(steps, mostSteps(layout));
+}
+
+/** Stack of a traversal that counts its steps itself. */
+export const TRAVERSAL_STACK_BYTES = 8;
+
 /**
  * Emits the traversal for the key; the code that follows is reached with the element in rax, its next word
- * (unmarked) in `next`. `atHead` is emitted where rcx and r8 are the bucket's head and its word.
+ * (unmarked) in `next`. `atHead` is emitted where rcx and r8 are the bucket's head and its word. `steps` is where the
+ * steps that are left stand, for callers that start over (`emitStartSteps`); without it, one that gets beyond the first
+ * element has them on the stack.
  */
 export function emitTraversal(
   a: Assembler,
   input: HashRoutineInput,
   unlink: Routine,
-  { atHead }: { readonly atHead?: () => void },
+  { atHead, steps }: { readonly atHead?: () => void; readonly steps?: Mem },
 ): Traversal {
   const { layout } = input;
   const next = nextReg(input);
-  const [restart, step, absent, advance, marked] = ["restart", "step", "absent", "advance", "marked"].map(
-    (name) => a.label(name),
-  ) as [Label, Label, Label, Label, Label];
+  const labels = (...names: string[]) => names.map((name) => a.label(name));
+  const [restart, absent, endless, found] = labels("restart", "absent", "endless", "found") as [
+    Label,
+    Label,
+    Label,
+    Label,
+  ];
+  const pool = hashPool(layout);
 
-  a.bind(restart);
-  emitHash(a, input);
-  a.shr(RCX, layout.hashShift);
-  a.lea(RCX, { base: RDI, index: RCX, scale: 8, disp: HASH_BUCKETS });
-  a.mov(R8, { base: RCX });
-  atHead?.();
-  a.bind(step);
-  a.mov(RAX, R8, 32);
-  a.test(RAX, RAX, 32);
-  a.jcc("e", absent);
-  a.lea(RAX, { base: RDI, index: RAX, scale: 8 });
-  a.mov(next, { base: RAX });
-  a.cmp(RDX, { base: RAX, disp: ELEMENT_KEY });
-  a.jcc("ne", advance);
-  if (!isOneWord(input)) emitCompareRest(a, layout.keyWords, advance);
-  a.cmp({ base: RCX }, R8);
-  a.jcc("ne", restart);
-  a.test(next, next, 32);
-  a.jcc("s", marked);
+  const emitHead = () => {
+    emitHash(a, input);
+    a.shr(RCX, layout.hashShift);
+    a.lea(RCX, { base: RDI, index: RCX, scale: 8, disp: HASH_BUCKETS });
+    a.mov(R8, { base: RCX });
+    atHead?.();
+  };
+  /** What follows is reached with the element that has the key. */
+  const emitStep = (step: { none: Label; differs: Label; changed: Label; marked: Label }) => {
+    emitElement(a, RAX, R8, pool, step.none);
+    a.mov(next, { base: RAX });
+    a.cmp(RDX, { base: RAX, disp: ELEMENT_KEY });
+    a.jcc("ne", step.differs);
+    if (!isOneWord(input)) emitCompareRest(a, layout.keyWords, step.differs);
+    a.cmp({ base: RCX }, R8);
+    a.jcc("ne", step.changed);
+    a.test(next, next, 32);
+    a.jcc("s", step.marked);
+  };
+  /** What follows is reached with the word of the next element in r8. */
+  const emitAdvance = (step: { changed: Label; marked: Label }) => {
+    a.cmp({ base: RCX }, R8);
+    a.jcc("ne", step.changed);
+    a.test(next, next, 32);
+    a.jcc("s", step.marked);
+    a.mov(RCX, RAX);
+    a.mov(R8, next);
+  };
 
-  return {
-    restart,
-    absent,
-    emitTail: () => {
-      a.bind(advance);
-      a.cmp({ base: RCX }, R8);
-      a.jcc("ne", restart);
-      a.test(next, next, 32);
-      a.jcc("s", marked);
-      a.mov(RCX, RAX);
-      a.mov(R8, next);
+  const [differs, changed, marked] = labels("differs", "changed", "marked") as [Label, Label, Label];
+  const start = a.here("start");
+  emitHead();
+  const step = a.here("step");
+  emitStep({ none: absent, differs, changed, marked });
+  a.bind(found);
+
+  if (steps !== undefined) {
+    const emitTail = () => {
+      a.bind(differs);
+      emitAdvance({ changed, marked });
+      a.dec(steps);
+      a.jcc("s", endless);
       a.jmp(step);
       a.bind(marked);
       a.call(unlink.label);
-      a.jmp(restart);
-    },
+      a.bind(changed);
+      a.bind(restart);
+      a.dec(steps);
+      a.jcc("s", endless);
+      a.jmp(start);
+    };
+    return { restart, absent, endless, emitTail };
+  }
+
+  const emitTail = () => {
+    const counted = { base: RSP, disp: 0 };
+    const [noneLeft, differsHere, changedHere, markedHere, tooMany] = labels(
+      "none left",
+      "differs here",
+      "changed here",
+      "marked here",
+      "too many",
+    ) as [Label, Label, Label, Label, Label];
+    const [look, counting] = labels("look", "counting") as [Label, Label];
+    /** Back to where nothing is on the stack; flags stay. */
+    const leaveTo = (where: Label) => {
+      a.lea(RSP, { base: RSP, disp: TRAVERSAL_STACK_BYTES });
+      a.jmp(where);
+    };
+    a.bind(marked);
+    a.call(unlink.label);
+    a.bind(changed);
+    a.pushImm(mostSteps(layout));
+    a.jmp(changedHere);
+    a.bind(differs);
+    emitAdvance({ changed, marked });
+    a.pushImm(mostSteps(layout));
+    a.jmp(counting);
+
+    a.bind(differsHere);
+    emitAdvance({ changed: changedHere, marked: markedHere });
+    a.bind(counting);
+    a.dec(counted);
+    a.jcc("s", tooMany);
+    a.bind(look);
+    emitStep({ none: noneLeft, differs: differsHere, changed: changedHere, marked: markedHere });
+    leaveTo(found);
+    a.bind(noneLeft);
+    leaveTo(absent);
+    a.bind(markedHere);
+    a.call(unlink.label);
+    a.bind(changedHere);
+    a.dec(counted);
+    a.jcc("s", tooMany);
+    emitHead();
+    a.jmp(look);
+    a.bind(tooMany);
+    leaveTo(endless);
   };
+  return { restart, absent, endless, emitTail };
 }
 
 /** rcx = hash of the key; uses rax, and r9 for long keys. */

@@ -1,6 +1,7 @@
 /** How bpf_for_each_map_elem finds the elements of a map, by its kind. */
 import { HELPER_FOR_EACH_MAP_ELEM } from "../../helpers.ts";
 import { isPerCpu } from "../../map-kinds.ts";
+import { mostSteps } from "../../maps/hash-layout.ts";
 import { layoutMap } from "../../maps/index.ts";
 import type { Bundle } from "../../program.ts";
 import { JitError } from "../jit-error.ts";
@@ -52,6 +53,7 @@ export function elementsOf(
       kind: "cursor",
       mapAddr,
       next: routineFor(call),
+      most: mostSteps(layout),
       takesSlot: isPerCpu(spec) && bundle.maps.some(isPerCpu),
     };
   }

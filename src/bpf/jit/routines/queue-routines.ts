@@ -3,7 +3,7 @@
  *
  *     rdi  map     r8  state word     r9d  position of the oldest     r10d  count
  */
-import type { Assembler } from "../../../x86/assembler.ts";
+import type { Assembler, Label } from "../../../x86/assembler.ts";
 import { R8, R9, R10, R11, RAX, RCX, RDI, RDX, type Reg, RSI, RSP, regSet } from "../../../x86/registers.ts";
 import { E2BIG, EBUSY, EINVAL, ENOENT } from "../../error-numbers.ts";
 import {
@@ -14,8 +14,9 @@ import {
   RECORD_CELL_AFTER,
   RECORD_CELL_BEFORE,
 } from "../../maps/queue-layout.ts";
+import type { PoolLayout } from "../../maps/tagged-words.ts";
 import { emitCopyWords, emitFrame } from "../memory-moves.ts";
-import { emitNextTag, emitRefOf, REF_MASK, releaseRoutine, takeRoutine } from "./element-pool.ts";
+import { emitElement, emitNextTag, emitRefOf, releaseRoutine, takeRoutine } from "./element-pool.ts";
 import { argsOf, emitMapAddress, type MapRoutineInput } from "./map-input.ts";
 import type { Routine, RoutineBody } from "./routine.ts";
 
@@ -25,8 +26,8 @@ const FLAG_EXIST = 2;
 const STATE = { base: RDI, disp: QUEUE_STATE };
 const local = (disp: number) => ({ base: RSP, disp });
 
-/** rdi = map: r8, r9 and r10 as above; the cell that the state leaves to be written is written. */
-function settleRoutine({ routines, name, spec }: QueueRoutineInput): Routine {
+/** rdi = map: r8, r9 and r10 as above; the cell that the state leaves to be written is written. What makes no sense is empty. */
+function settleRoutine({ routines, name, spec, layout }: QueueRoutineInput): Routine {
   return routines.get(
     `queue settle ${name}`,
     (): RoutineBody => ({
@@ -37,10 +38,7 @@ function settleRoutine({ routines, name, spec }: QueueRoutineInput): Routine {
         const [empty, done] = [a.label("empty"), a.label("done")];
         const retry = a.here("settle");
         a.mov(R8, STATE);
-        a.mov(RCX, R8, 32);
-        a.andImm(RCX, REF_MASK, 32);
-        a.jcc("e", empty);
-        a.lea(RCX, { base: RDI, index: RCX, scale: 8 });
+        emitElement(a, RCX, R8, layout.records, empty);
         a.mov(R9, { base: RCX, disp: RECORD_BOUNDS });
         a.mov(RAX, { base: RCX, disp: RECORD_CELL_BEFORE });
         a.mov(RDX, { base: RCX, disp: RECORD_CELL_AFTER });
@@ -49,7 +47,14 @@ function settleRoutine({ routines, name, spec }: QueueRoutineInput): Routine {
         a.mov(R10, R9);
         a.shr(R10, 32);
         a.mov(R9, R9, 32);
+        // What the process has written there can be anything.
+        a.cmpImm(R9, spec.maxEntries, 32);
+        a.jcc("ae", empty);
+        a.cmpImm(R10, spec.maxEntries, 32);
+        a.jcc("a", empty);
         a.test(RDX, RDX);
+        a.jcc("e", done);
+        a.test(R10, R10, 32);
         a.jcc("e", done);
         a.lea(RCX, { base: R9, index: R10, disp: -1 });
         emitWrap(a, RCX, spec.maxEntries);
@@ -91,12 +96,9 @@ function emitExchange(a: Assembler): void {
 }
 
 /** The low half of `word` names an element, if any: gives it back. Changes rax. */
-function emitReleaseRef(a: Assembler, word: Reg, release: Routine): void {
+function emitReleaseRef(a: Assembler, word: Reg, pool: PoolLayout, release: Routine): void {
   const none = a.label("none");
-  a.mov(RAX, word, 32);
-  a.andImm(RAX, REF_MASK, 32);
-  a.jcc("e", none);
-  a.lea(RAX, { base: RDI, index: RAX, scale: 8 });
+  emitElement(a, RAX, word, pool, none);
   a.call(release.label);
   a.bind(none);
 }
@@ -112,7 +114,7 @@ function poolsOf({ routines, name, layout }: QueueRoutineInput) {
 
 /** rsi = value, rdx = flags; rax = 0 or an error. */
 export function queuePush(input: QueueRoutineInput): Routine {
-  const { routines, name, spec } = input;
+  const { routines, name, spec, layout } = input;
   return routines.get(`queue push ${name}`, (): RoutineBody => {
     const settle = settleRoutine(input);
     const pools = poolsOf(input);
@@ -178,8 +180,8 @@ export function queuePush(input: QueueRoutineInput): Routine {
           a.bind(exchange);
           emitExchange(a);
           a.jcc("ne", retry);
-          emitReleaseRef(a, R8, pools.releaseRecord);
-          emitReleaseRef(a, RSI, pools.releaseNode);
+          emitReleaseRef(a, R8, layout.records, pools.releaseRecord);
+          emitReleaseRef(a, RSI, layout.nodes, pools.releaseNode);
           a.zero(RAX);
           leave();
 
@@ -206,16 +208,17 @@ export function queuePush(input: QueueRoutineInput): Routine {
   });
 }
 
-/** r9d, r10d as above: rcx = the cell of the value that comes out next, rdx = the address of the value. */
-function emitFirst(a: Assembler, { layout, spec }: QueueRoutineInput): void {
+/**
+ * r9d, r10d as above: rcx = the cell of the value that comes out next, rdx = the address of the value. Jumps to `none` if the
+ * cell names no node.
+ */
+function emitFirst(a: Assembler, { layout, spec }: QueueRoutineInput, none: Label): void {
   if (layout.isStack) {
     a.lea(RCX, { base: R9, index: R10, disp: -1 });
     emitWrap(a, RCX, spec.maxEntries);
   } else a.mov(RCX, R9);
   a.mov(RCX, { base: RDI, index: RCX, scale: 8, disp: QUEUE_CELLS });
-  a.mov(RDX, RCX, 32);
-  a.andImm(RDX, REF_MASK, 32);
-  a.lea(RDX, { base: RDI, index: RDX, scale: 8 });
+  emitElement(a, RDX, RCX, layout.nodes, none);
 }
 
 /** There is no value: what rsi leads to becomes zeros. */
@@ -276,7 +279,7 @@ export function queuePop(input: QueueRoutineInput): Routine {
           a.call(settle.label);
           a.test(R10, R10);
           a.jcc("e", empty);
-          emitFirst(a, input);
+          emitFirst(a, input, empty);
           a.mov(local(cell), RCX);
           // Only if the state is unchanged afterwards this is the value.
           emitCopyOut(a, spec.valueBytes);
@@ -290,9 +293,9 @@ export function queuePop(input: QueueRoutineInput): Routine {
           a.movImm({ base: RAX, disp: RECORD_CELL_AFTER }, 0);
           emitExchange(a);
           a.jcc("ne", retry);
-          emitReleaseRef(a, R8, releaseRecord);
+          emitReleaseRef(a, R8, layout.records, releaseRecord);
           a.mov(RCX, local(cell));
-          emitReleaseRef(a, RCX, releaseNode);
+          emitReleaseRef(a, RCX, layout.nodes, releaseNode);
           a.zero(RAX);
           leave();
 
@@ -328,7 +331,7 @@ export function queuePeek(input: QueueRoutineInput): Routine {
         a.call(settle.label);
         a.test(R10, R10);
         a.jcc("e", empty);
-        emitFirst(a, input);
+        emitFirst(a, input, empty);
         emitCopyOut(a, spec.valueBytes);
         a.cmp(STATE, R8);
         a.jcc("ne", retry);

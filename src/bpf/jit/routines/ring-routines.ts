@@ -68,8 +68,9 @@ function takeCell({ routines, name, spec, layout }: RingRoutineInput): Routine {
         a.jcc("e", retry);
         a.mov(R8, RAX);
         a.sub(R8, RCX);
+        // Unsigned: a head above the tail is no head, if this is still the tail.
         a.cmpImm(R8, layout.cells);
-        a.jcc("ge", full);
+        a.jcc("ae", full);
         // A retired cell, or the tail has moved: then this fails.
         a.lea(RCX, { base: RAX, disp: 1 });
         a.lock().cmpxchg(tail, RCX);

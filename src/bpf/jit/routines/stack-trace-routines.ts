@@ -11,7 +11,7 @@ import {
   type StackTraceLayout,
 } from "../../maps/stack-trace-layout.ts";
 import { emitFrame } from "../memory-moves.ts";
-import { emitNextTag, emitRefOf, REF_MASK, releaseRoutine, takeRoutine } from "./element-pool.ts";
+import { emitElement, emitNextTag, emitRefOf, releaseRoutine, takeRoutine } from "./element-pool.ts";
 import { argsOf, emitMapAddress, type MapRoutineInput } from "./map-input.ts";
 import type { Routine, RoutineBody } from "./routine.ts";
 
@@ -81,10 +81,7 @@ export function stackInsert(input: StackTraceRoutineInput): Routine {
           const slot = { base: RDI, index: R8, scale: 8, disp: STACK_SLOTS } as const;
           a.mov(R8, local(id));
           a.mov(R9, slot);
-          a.mov(R10, R9, 32);
-          a.andImm(R10, REF_MASK, 32);
-          a.jcc("e", insert);
-          a.lea(R10, { base: RDI, index: R10, scale: 8 });
+          emitElement(a, R10, R9, layout.pool, insert);
           a.mov(RAX, { base: R10, disp: STACK_HASH });
           a.cmp(RAX, local(hash));
           a.jcc("ne", differs);
@@ -168,11 +165,8 @@ export function stackInsert(input: StackTraceRoutineInput): Routine {
           a.mov(RAX, R9);
           a.lock().cmpxchg(slot, R10);
           a.jcc("ne", changed);
-          a.mov(RAX, R9, 32);
-          a.andImm(RAX, REF_MASK, 32);
           const first = a.label("first");
-          a.jcc("e", first);
-          a.lea(RAX, { base: RDI, index: RAX, scale: 8 });
+          emitElement(a, RAX, R9, layout.pool, first);
           a.call(release.label);
           a.bind(first);
           a.mov(RAX, R8);
