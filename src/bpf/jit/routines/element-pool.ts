@@ -8,7 +8,8 @@ export const REF_MASK = 0x7fffffff;
 
 /**
  * `dst` = address of the element that the low half of `word` names; the map is in rdi. Jumps to `none` where it names nothing
- * that lies in the pool whole: 0, a mark, or whatever the process has written there. Costs no more than asking for 0.
+ * that lies in the pool whole: 0, a mark, or whatever the process has written there. With a register to spare, `temp`, what
+ * comes next does not wait for the check.
  */
 export function emitElement(
   a: Assembler,
@@ -16,7 +17,16 @@ export function emitElement(
   word: Reg,
   { region, stride }: Pick<PoolLayout, "region" | "stride">,
   none: Label,
+  temp?: Reg,
 ): void {
+  if (temp !== undefined) {
+    a.lea(temp, { base: word, disp: -region.offset / 8 }, 32);
+    a.mov(dst, word, 32);
+    a.cmpImm(temp, (region.lenBytes - stride) / 8, 32);
+    a.jcc("a", none);
+    a.lea(dst, { base: RDI, index: dst, scale: 8 });
+    return;
+  }
   a.lea(dst, { base: word, disp: -region.offset / 8 }, 32);
   a.cmpImm(dst, (region.lenBytes - stride) / 8, 32);
   a.jcc("a", none);

@@ -9,7 +9,7 @@
  * That happens only when another thread got something done, so no thread waits for a particular other one.
  *
  * The process can have written anything there. A word that names no element ends the list, and a traversal that takes
- * more steps than any list has (hash-layout.ts) gives up. The first element is looked at before anything is counted.
+ * more steps than any list has (hash-layout.ts) gives up.
  */
 import type { Assembler, Label, Mem } from "../../../x86/assembler.ts";
 import { R8, R9, R10, RAX, RCX, RDI, RDX, type Reg, RSI, RSP } from "../../../x86/registers.ts";
@@ -71,7 +71,7 @@ export const TRAVERSAL_STACK_BYTES = 8;
 /**
  * Emits the traversal for the key; the code that follows is reached with the element in rax, its next word
  * (unmarked) in `next`. `atHead` is emitted where rcx and r8 are the bucket's head and its word. `steps` is where the
- * steps that are left stand, for callers that start over (`emitStartSteps`); without it, one that gets beyond the first
+ * steps that are left stand, for callers that start over (`emitStartSteps`); without it, one that gets beyond the second
  * element has them on the stack.
  */
 export function emitTraversal(
@@ -100,7 +100,7 @@ export function emitTraversal(
   };
   /** What follows is reached with the element that has the key. */
   const emitStep = (step: { none: Label; differs: Label; changed: Label; marked: Label }) => {
-    emitElement(a, RAX, R8, pool, step.none);
+    emitElement(a, RAX, R8, pool, step.none, next);
     a.mov(next, { base: RAX });
     a.cmp(RDX, { base: RAX, disp: ELEMENT_KEY });
     a.jcc("ne", step.differs);
@@ -165,9 +165,15 @@ export function emitTraversal(
     a.bind(changed);
     a.pushImm(mostSteps(layout));
     a.jmp(changedHere);
+    // Most lists have one element or two.
     a.bind(differs);
     emitAdvance({ changed, marked });
-    a.pushImm(mostSteps(layout));
+    const second = a.label("second differs");
+    emitStep({ none: absent, differs: second, changed, marked });
+    a.jmp(found);
+    a.bind(second);
+    emitAdvance({ changed, marked });
+    a.pushImm(mostSteps(layout) - 1);
     a.jmp(counting);
 
     a.bind(differsHere);
