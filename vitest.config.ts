@@ -1,4 +1,5 @@
 import { defineConfig } from "vitest/config";
+import { patient } from "./test/support/patience.ts";
 
 export default defineConfig({
   test: {
@@ -6,7 +7,7 @@ export default defineConfig({
     pool: "forks",
     // Targets are timed and stopped in these tests: two cores, so at most two files at once.
     maxWorkers: 2,
-    testTimeout: 60_000,
-    hookTimeout: 120_000,
+    testTimeout: patient(60_000),
+    hookTimeout: patient(120_000),
   },
 });

@@ -10,14 +10,10 @@ const CALLS = 60_000;
 const PROGRAM =
   "uprobe:gate-stacks:probed { @ = count(); @last[tid] = arg1; } uprobe:gate-stacks:calm { @calm = count(); }";
 
+const stacks = buildFixture("gate-stacks");
+
 async function storm(stack: "own" | "alt", handlers: "stay" | "leave", args: readonly string[]) {
-  using child = await UnmanagedChild.start([
-    buildFixture("gate-stacks"),
-    `${THREADS}`,
-    `${CALLS}`,
-    stack,
-    handlers,
-  ]);
+  using child = await UnmanagedChild.start([stacks, `${THREADS}`, `${CALLS}`, stack, handlers]);
   await using tracing = await Tracing.armed([...args, "-p", `${child.pid}`], PROGRAM);
   child.send("\n");
   const [probedCalls, calmCalls] = (await child.line(60_000)).split(" ").map(Number);

@@ -1,10 +1,13 @@
 /*
  * The first program of the test machine: mounts what every program expects, runs /run-in-machine, writes its exit
- * code on the last line of the console, and switches the machine off.
+ * code on the last line of the console, and switches the machine off. When something failed, it says which processes the
+ * kernel has seen die.
  */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/klog.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
@@ -15,6 +18,18 @@
 static void mount_on(const char *type, const char *at) {
     mkdir(at, 0755);
     if (mount(type, at, type, 0, 0) != 0 && errno != EBUSY) perror(at);
+}
+
+/* Lines of the kernel's log about processes that died of a fault, or for want of memory. */
+static void show_deaths(void) {
+    static char log[1 << 18];
+    int length = klogctl(3 /* read all */, log, sizeof log - 1);
+    if (length <= 0) return;
+    log[length] = '\0';
+    for (char *line = strtok(log, "\n"); line != NULL; line = strtok(NULL, "\n"))
+        if (strstr(line, "segfault") || strstr(line, "traps:") || strstr(line, "general protection") ||
+            strstr(line, "Out of memory") || strstr(line, "BUG") || strstr(line, "Oops"))
+            printf("kernel: %s\n", line);
 }
 
 int main(void) {
@@ -46,7 +61,7 @@ int main(void) {
         code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
         break;
     }
-    sync();
+    if (code != 0) show_deaths();
     printf("\nmachine: exit code %d\n", code);
     fflush(stdout);
     sleep(1);

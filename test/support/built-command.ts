@@ -2,6 +2,7 @@
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
+import { patient } from "./patience.ts";
 
 /** TRAPLINE_COMMAND names another build to be tested, such as an installed package's. */
 export const commandPath =
@@ -19,7 +20,7 @@ export function runCommand(args: readonly string[], input = ""): CommandResult {
   const run = spawnSync(process.execPath, [commandPath, ...args], {
     encoding: "utf8",
     input,
-    timeout: 30_000,
+    timeout: patient(30_000),
     killSignal: "SIGKILL",
   });
   return { code: run.status, out: run.stdout, err: run.stderr };

@@ -26,8 +26,10 @@ export interface NativeMemory extends Disposable {
 /** Memory that can be written and executed, near `hint` if there is one. */
 export function nativeMemory(lenBytes: number, hint = 0n): NativeMemory {
   let at = -1n;
-  for (let tries = 0; tries < 64 && at === -1n; tries++) {
-    const want = hint === 0n ? 0n : hint + BigInt(tries) * 0x10_0000n;
+  // Above and below in turn: what Node has reserved may be larger than a step.
+  for (let tries = 0; tries < 512 && at === -1n; tries++) {
+    const steps = tries % 2 === 0 ? tries / 2 : -(tries + 1) / 2;
+    const want = hint === 0n ? 0n : hint + BigInt(steps) * 0x10_0000n;
     const flags = MAP_PRIVATE_ANONYMOUS | (hint === 0n ? 0 : MAP_FIXED_NOREPLACE);
     at = BigInt(mmap(want, lenBytes, PROT_READ_WRITE_EXEC, flags, -1, 0) as number | bigint);
   }

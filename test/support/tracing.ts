@@ -4,6 +4,7 @@
  */
 import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
 import { commandPath } from "./built-command.ts";
+import { patient } from "./patience.ts";
 
 /** A line of the JSON output. */
 export interface JsonLine {
@@ -98,7 +99,8 @@ export class Tracing implements AsyncDisposable {
     await this.#until(text, () => this.#err, timeoutMs);
   }
 
-  async #until(text: string, output: () => string, timeoutMs: number): Promise<void> {
+  async #until(text: string, output: () => string, usualTimeoutMs: number): Promise<void> {
+    const timeoutMs = patient(usualTimeoutMs);
     const deadline = Date.now() + timeoutMs;
     while (!output().includes(text)) {
       const left = deadline - Date.now();

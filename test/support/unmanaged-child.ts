@@ -4,6 +4,7 @@
  */
 import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
 import { createInterface } from "node:readline";
+import { patient } from "./patience.ts";
 
 export class UnmanagedChild implements Disposable {
   readonly pid: number;
@@ -49,7 +50,8 @@ export class UnmanagedChild implements Disposable {
   }
 
   /** The next line that the program prints. After its end, a line "status N". */
-  async line(timeoutMs = 30_000): Promise<string> {
+  async line(usualTimeoutMs = 30_000): Promise<string> {
+    const timeoutMs = patient(usualTimeoutMs);
     const deadline = Date.now() + timeoutMs;
     for (;;) {
       const line = this.#lines.shift();

@@ -1,0 +1,19 @@
+#!/bin/bash
+# Runs the tests that need protection keys of memory (vitest.pku.config.ts): here, if the processor has some and the kernel
+# uses them, else in a virtual machine. Arguments go to vitest. Naming a kernel (TRAPLINE_MACHINE_KERNEL) asks for the machine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+run=(vitest run -c vitest.pku.config.ts "$@")
+if [ -z "${TRAPLINE_MACHINE_KERNEL:-}" ] && grep -q '^flags.*\bospke\b' /proc/cpuinfo; then
+  TRAPLINE_NEEDS_KEYS=1 exec npx "${run[@]}"
+fi
+
+# Collecting the files builds the programs that their tests will need there.
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+npx vitest list -c vitest.pku.config.ts "$@" >"$log" 2>&1 || {
+  cat "$log" >&2
+  exit 1
+}
+scripts/pku-machine.sh "${run[@]}"
