@@ -3,6 +3,7 @@
  * turns in the same process, less what the two differ by before the probe comes. Rounds over all probes are repeated, so that
  * a change of the machine's speed meets all of them.
  */
+import { readFileSync } from "node:fs";
 import {
   callsIn,
   firstLengths,
@@ -55,6 +56,12 @@ const jump = trapline("jump");
 const int3 = trapline("int3");
 const byStack = trapline("jump", { returns: "stack" });
 const onPrivateStack = trapline("jump", { gate: "stack" });
+const strict = trapline("jump", { gate: "strict" });
+/** Protection keys that the kernel has switched on. */
+function hasKeys(): boolean {
+  return /^flags.*\bospke\b/m.test(readFileSync("/proc/cpuinfo", "latin1"));
+}
+
 const everyWork: readonly Work[] = ["count", "hist", "printf", "latency", "return"];
 /** What only an entry is needed for. */
 const entryWork: readonly Work[] = ["count", "hist", "printf"];
@@ -81,6 +88,14 @@ export const productCases: readonly HitCase[] = [
   onImm(jump, "count"),
   onImm(jump, "printf"),
 ];
+
+/** The levels of the gate beside each other; where the processor has protection keys, strict without one as well. */
+export const gateCases: readonly HitCase[] = [
+  jump,
+  onPrivateStack,
+  ...(hasKeys() ? [trapline("jump", { gate: "strict", leavesKeys: false })] : []),
+  strict,
+].flatMap((tracer) => everyWork.map((work) => onMov(tracer, work)));
 
 export const peerCases: readonly HitCase[] = [
   ...everyWork.flatMap((work) => [onMov(kernelUprobe, work), onNop5(kernelUprobe, work)]),

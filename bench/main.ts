@@ -3,6 +3,7 @@
  * and writes the same as JSON to `bench/results/latest.json`.
  *
  *     hits     what a hit costs with trapline
+ *     gate     what it costs behind each level of the gate
  *     instructions  what it costs on first instructions of 1 to 15 bytes, and at returns
  *     peers    what it costs with trapline and with other tracers
  *     attach   how long attaching and detaching take, and how long the target stands still
@@ -13,7 +14,7 @@ import { join } from "node:path";
 import { attachCases, measureAttach, measureFirstEvent } from "./attach.ts";
 import { printAttach, printSpread } from "./attach-report.ts";
 import { repository } from "./fixture.ts";
-import { instructionCases, measureHits, peerCases, productCases } from "./hits.ts";
+import { gateCases, instructionCases, measureHits, peerCases, productCases } from "./hits.ts";
 import { printHits } from "./hits-report.ts";
 import { printInstructions } from "./instructions-report.ts";
 import { describeMachine } from "./machine.ts";
@@ -27,7 +28,7 @@ const ATTACH_ROUNDS = 5;
 const FIRST_EVENT_ROUNDS = 11;
 const PROGRAM_ROUNDS = 7;
 
-const groups = ["hits", "instructions", "peers", "attach", "programs"] as const;
+const groups = ["hits", "gate", "instructions", "peers", "attach", "programs"] as const;
 type Group = (typeof groups)[number];
 
 function parseGroups(args: readonly string[]): ReadonlySet<Group> {
@@ -66,6 +67,9 @@ async function main(args: readonly string[]): Promise<void> {
       : [];
   if (hits.length > 0) print("Cost of a hit: nanoseconds per call, medians", printHits(hits));
 
+  const gate = wanted.has("gate") ? await measureHits(gateCases, HIT_ROUNDS, showProgress) : [];
+  if (gate.length > 0) print("Cost of a hit behind each level of the gate, medians", printHits(gate));
+
   const instructions = wanted.has("instructions")
     ? await measureHits(instructionCases, HIT_ROUNDS, showProgress)
     : [];
@@ -86,14 +90,14 @@ async function main(args: readonly string[]): Promise<void> {
       printPrograms(programs),
     );
 
-  const targets = checkTargets(hits, attach, firstEvent);
+  const targets = checkTargets([...hits, ...gate], attach, firstEvent);
   print("Promises", printTargets(targets));
 
   const file = join(repository, "bench/results/latest.json");
   mkdirSync(join(file, ".."), { recursive: true });
   writeFileSync(
     file,
-    `${JSON.stringify({ machine, hits, instructions, attach, firstEvent, programs, targets }, undefined, 2)}\n`,
+    `${JSON.stringify({ machine, hits, gate, instructions, attach, firstEvent, programs, targets }, undefined, 2)}\n`,
   );
   const seconds = ((performance.now() - started) / 1000).toFixed(0);
   process.stdout.write(`\n${seconds} s; as JSON in bench/results/latest.json\n`);

@@ -11,18 +11,27 @@ import type { Tracer } from "./tracer.ts";
 
 export const traplineCommand: readonly string[] = [process.execPath, join(repository, "dist/cli/main.js")];
 
-/** `returns`: how returns are probed, `gate`: where programs run; each where it is not left to the product. */
+/** `returns`: how returns are probed, `gate`: what programs run behind; each where it is not left to the product. `leavesKeys`: the target has not taken all protection keys itself. */
 export function trapline(
   mechanism: "auto" | "call" | "jump" | "int3",
-  { returns, gate }: { readonly returns?: "stack"; readonly gate?: "stack" } = {},
+  {
+    returns,
+    gate,
+    leavesKeys = true,
+  }: { readonly returns?: "stack"; readonly gate?: "stack" | "strict"; readonly leavesKeys?: boolean } = {},
 ): Tracer {
   const way = [
     ...(returns === undefined ? [] : ["--return", returns]),
     ...(gate === undefined ? [] : ["--gate", gate]),
   ];
   return {
-    name: ["trapline", mechanism, ...(way.length === 0 ? [] : [way.join(" ")])].join(", "),
-    targetEnv: {},
+    name: [
+      "trapline",
+      mechanism,
+      ...(way.length === 0 ? [] : [way.join(" ")]),
+      ...(leavesKeys ? [] : ["no key left"]),
+    ].join(", "),
+    targetEnv: leavesKeys ? {} : { HOT_TAKES_KEYS: "1" },
     missing: () => (existsSync(traplineCommand[1]!) ? undefined : "not built: npm run build"),
     async plant(target, site, work) {
       const code = new CodeBytes(target.pid, target.addressOf(site));
