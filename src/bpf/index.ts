@@ -8,6 +8,7 @@ export {
   ACCOUNT_SHARD_BYTES,
   ACCOUNT_SHARDS,
   addHitCounts,
+  countFaulted,
   type HitCounts,
   readAccount,
 } from "./accounts.ts";

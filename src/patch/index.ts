@@ -16,6 +16,15 @@ export {
 } from "./detour.ts";
 export { type CodeLine, codeLines, explainSite, hexBytes, printCodeLines, routeLines } from "./explain.ts";
 export {
+  type CodeRange,
+  emitFaultHandler,
+  encodeRanges,
+  FAULT_SIGNALS,
+  type FaultHandler,
+  type FaultHandlerSpec,
+  RANGE_BYTES,
+} from "./fault-handler.ts";
+export {
   emitApproach,
   emitFunctionTrampoline,
   entryDistanceOf,
@@ -78,11 +87,9 @@ export {
 } from "./route.ts";
 export {
   decodeSignalAction,
-  emitTrapHandler,
   encodeSignalAction,
   SIGNAL_ACTION_BYTES,
   type SignalAction,
-  type TrapHandler,
-  type TrapHandlerSpec,
-} from "./trap-handler.ts";
+} from "./signal-action.ts";
+export { emitTrapHandler, SIGTRAP, type TrapHandler, type TrapHandlerSpec } from "./trap-handler.ts";
 export { type TableWrite, TrapTable } from "./trap-table.ts";

@@ -14,13 +14,8 @@ import { emitDetour } from "./detour.ts";
 import { type Mechanism, patchOf, planSites } from "./plan.ts";
 import { emitReturnTrampoline } from "./return-probe.ts";
 import { emitReturnRuntime, returnTableBytes } from "./return-table.ts";
-import {
-  emitTrapHandler,
-  encodeSignalAction,
-  SA_RESETHAND,
-  SA_SIGINFO,
-  type SignalAction,
-} from "./trap-handler.ts";
+import { encodeSignalAction, SA_RESETHAND, SA_SIGINFO, type SignalAction } from "./signal-action.ts";
+import { emitTrapHandler } from "./trap-handler.ts";
 import { TrapTable } from "./trap-table.ts";
 
 // Above the heap of a program without PIE, which the kernel places up to 1 GiB behind its data.

@@ -30,7 +30,8 @@ import {
 import { refusalText } from "./refusal.ts";
 import { emitReturnTrampoline } from "./return-probe.ts";
 import { emitReturnRuntime } from "./return-table.ts";
-import { emitTrapHandler, SA_SIGINFO } from "./trap-handler.ts";
+import { SA_SIGINFO } from "./signal-action.ts";
+import { emitTrapHandler } from "./trap-handler.ts";
 import { TrapTable } from "./trap-table.ts";
 
 const TEXT = 0x7f12_3400_0000n;

@@ -22,7 +22,8 @@ import { emitDetour } from "./detour.ts";
 import { LandingPlaces } from "./landing-places.ts";
 import { patchOf, planSites, type SitePlan } from "./plan.ts";
 import { evictedBy, patchRoute, type Route } from "./route.ts";
-import { emitTrapHandler, encodeSignalAction } from "./trap-handler.ts";
+import { encodeSignalAction } from "./signal-action.ts";
+import { emitTrapHandler } from "./trap-handler.ts";
 import { TrapTable } from "./trap-table.ts";
 
 // Above the heap of a program without PIE, which the kernel places up to 1 GiB behind its data.

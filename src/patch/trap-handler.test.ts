@@ -4,7 +4,6 @@ import { Assembler } from "../x86/assembler.ts";
 import { RDI, RDX, RSI, RSP } from "../x86/registers.ts";
 import {
   decodeSignalAction,
-  emitTrapHandler,
   encodeSignalAction,
   SA_NODEFER,
   SA_ONSTACK,
@@ -13,7 +12,8 @@ import {
   SA_RESTORER,
   SA_SIGINFO,
   type SignalAction,
-} from "./trap-handler.ts";
+} from "./signal-action.ts";
+import { emitTrapHandler } from "./trap-handler.ts";
 import { TrapTable } from "./trap-table.ts";
 
 /** The handler is called here with a made-up siginfo and ucontext: what it does with them is all it does. */

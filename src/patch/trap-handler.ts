@@ -24,39 +24,23 @@
  * si_code at +8. System calls: rt_sigaction 13, rt_sigreturn 15, getpid 39, gettid 186, tgkill 234.
  */
 import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
-import type { Label } from "../x86/assembler.ts";
-import { R8, R9, R10, RAX, RCX, RDI, RDX, RSI } from "../x86/registers.ts";
+import { R8, R9, R10, R11, RAX, RCX, RDX, RSI } from "../x86/registers.ts";
+import {
+  chainedAction,
+  emitPreviousAction,
+  encodeSignalAction,
+  RESTORER_BYTES,
+  SA_NODEFER,
+  SA_ONSTACK,
+  SA_RESTART,
+  SI_CODE,
+  type SignalAction,
+  UC_RIP,
+  UC_TRAPNO,
+} from "./signal-action.ts";
 import { type TrapTable, trapTableHash } from "./trap-table.ts";
 
 export const SIGTRAP = 5;
-export const SA_SIGINFO = 0x4n;
-export const SA_RESTORER = 0x0400_0000n;
-export const SA_ONSTACK = 0x0800_0000n;
-export const SA_RESTART = 0x1000_0000n;
-export const SA_NODEFER = 0x4000_0000n;
-export const SA_RESETHAND = 0x8000_0000n;
-
-/** The kernel's `struct sigaction`: four 64-bit words in this order. */
-export interface SignalAction {
-  /** 0: default, 1: ignore, else the handler's address. */
-  readonly handler: bigint;
-  readonly flags: bigint;
-  readonly restorer: bigint;
-  readonly mask: bigint;
-}
-
-export const SIGNAL_ACTION_BYTES = 32;
-
-export function encodeSignalAction(action: SignalAction): Uint8Array {
-  const words = BigUint64Array.of(action.handler, action.flags, action.restorer, action.mask);
-  return new Uint8Array(words.buffer);
-}
-
-export function decodeSignalAction(bytes: Uint8Array): SignalAction {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, SIGNAL_ACTION_BYTES);
-  const word = (offset: number) => view.getBigUint64(offset, true);
-  return { handler: word(0), flags: word(8), restorer: word(16), mask: word(24) };
-}
 
 export interface TrapHandlerSpec {
   readonly at: bigint;
@@ -76,11 +60,8 @@ export interface TrapHandler extends WrittenCode {
   readonly tableOffset: number;
 }
 
-const SI_CODE = 8;
 const SI_KERNEL = 0x80;
 const TRAP_BRKPT = 1;
-const UC_RIP = 168;
-const UC_TRAPNO = 200;
 const TRAPNO_BREAKPOINT = 3;
 
 export function emitTrapHandler(spec: TrapHandlerSpec): TrapHandler {
@@ -146,12 +127,20 @@ export function emitTrapHandler(spec: TrapHandlerSpec): TrapHandler {
   asm.ret();
 
   asm.bind(foreign);
-  emitForeign(writer, spec, previousLabel);
+  emitPreviousAction(writer, {
+    find: () => {
+      asm.lea(R10, { ripTo: previousLabel });
+      asm.movImm(R11, spec.resetWord ?? 0n);
+    },
+    leave: () => asm.ret(),
+    // The saved position is behind the breakpoint.
+    repeats: false,
+  });
 
   asm.align(16, "int3");
   writer.note("return from the signal; unwinders know these bytes");
   const restorer = asm.here("restorer");
-  asm.bytes([0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05]); // mov rax, 15; syscall
+  asm.bytes(RESTORER_BYTES);
   asm.align(8, "int3");
   writer.note("the previous action", true);
   asm.bind(previousLabel);
@@ -162,76 +151,20 @@ export function emitTrapHandler(spec: TrapHandlerSpec): TrapHandler {
   asm.bytes(table.bytes);
   const written = writer.finish();
 
-  const inherited = previous.flags & (SA_ONSTACK | SA_RESTART);
+  const action = chainedAction(
+    { handler: asm.addressOf(entry), restorer: asm.addressOf(restorer) },
+    previous,
+    SA_ONSTACK | SA_RESTART,
+  );
   return {
     ...written,
     previousOffset: asm.offsetOf(previousLabel),
     tableOffset: asm.offsetOf(tableLabel),
     action: {
-      handler: asm.addressOf(entry),
+      ...action,
       // NODEFER: a handler of the application may come to another site; a blocked SIGTRAP would be fatal there.
-      flags: SA_SIGINFO | SA_RESTORER | SA_NODEFER | inherited,
-      restorer: asm.addressOf(restorer),
-      mask: isHandler(previous) ? previous.mask & ~(1n << BigInt(SIGTRAP - 1)) : 0n,
+      flags: action.flags | SA_NODEFER,
+      mask: action.mask & ~(1n << BigInt(SIGTRAP - 1)),
     },
   };
-}
-
-function isHandler(action: SignalAction): boolean {
-  return action.handler > 1n;
-}
-
-function emitForeign(writer: CodeWriter, spec: TrapHandlerSpec, previousAction: Label): void {
-  const { asm } = writer;
-  const { previous } = spec;
-  const isDefault = asm.label("default");
-  const isIgnored = asm.label("ignored");
-  writer.note("the handler that was there before: 0 is the default action, 1 to ignore");
-  asm.mov(RAX, { ripTo: previousAction });
-  asm.cmpImm(RAX, 1);
-  asm.jcc("b", isDefault);
-  asm.jcc("e", isIgnored);
-  if ((previous.flags & SA_RESETHAND) !== 0n && spec.resetWord !== undefined) {
-    writer.note("the application's handler wanted to be called once");
-    asm.movImm(R10, 1, 32);
-    asm.movImm(RCX, spec.resetWord);
-    asm.xchg({ base: RCX }, R10);
-    asm.test(R10, R10);
-    asm.jcc("ne", isDefault);
-  }
-  asm.jmpTo(RAX);
-  asm.bind(isIgnored);
-  writer.note("ignored, unless an instruction raised it");
-  asm.cmpImm({ base: RSI, disp: SI_CODE }, 0, 32);
-  asm.jcc("g", isDefault);
-  asm.ret();
-  asm.bind(isDefault);
-  emitDefault(writer);
-}
-
-/** rt_sigaction(SIGTRAP, { SIG_DFL }, 0, 8); tgkill(getpid(), gettid(), SIGTRAP) */
-function emitDefault(writer: CodeWriter): void {
-  const { asm } = writer;
-  const noAction = asm.label("default action");
-  writer.note("default action: set it again, then raise the signal");
-  asm.movImm(RAX, 13, 32);
-  asm.movImm(RDI, SIGTRAP, 32);
-  asm.lea(RSI, { ripTo: noAction });
-  asm.zero(RDX);
-  asm.movImm(R10, 8, 32);
-  asm.syscall();
-  asm.movImm(RAX, 39, 32);
-  asm.syscall();
-  asm.mov(RDI, RAX);
-  asm.movImm(RAX, 186, 32);
-  asm.syscall();
-  asm.mov(RSI, RAX);
-  asm.movImm(RDX, SIGTRAP, 32);
-  asm.movImm(RAX, 234, 32);
-  asm.syscall();
-  asm.ret();
-  asm.align(8, "int3");
-  writer.note("default action", true);
-  asm.bind(noAction);
-  asm.bytes(new Uint8Array(SIGNAL_ACTION_BYTES));
 }

@@ -18,7 +18,8 @@ import { ImageCode } from "../x86/regions.ts";
 import { PT_REGS_FLAGS, PT_REGS_IP, PT_REGS_SP, RSP } from "../x86/registers.ts";
 import { emitDetour } from "./detour.ts";
 import { patchOf, planSites } from "./plan.ts";
-import { emitTrapHandler, encodeSignalAction } from "./trap-handler.ts";
+import { encodeSignalAction } from "./signal-action.ts";
+import { emitTrapHandler } from "./trap-handler.ts";
 import { TrapTable } from "./trap-table.ts";
 
 // Above the heap of a program without PIE, which the kernel places up to 1 GiB behind its data.

@@ -41,6 +41,8 @@ test("what is written is read back", () => {
     journal.setTrapAction({ previous: new Uint8Array(32).fill(7), handler: 0xabcn, previousAt: 0xbcdn });
     journal.addMemory("code", 0x9000n, 65536);
     journal.addMemory("memory", 0xa000n, 4096);
+    for (const handler of [0x123n, 0xdefn])
+      journal.addSignal({ signal: 11, previous: new Uint8Array(32).fill(8), handler, previousAt: 0xef0n });
     const record = journal.addSite(site);
     journal.setState(record, "armed");
     journal.addKept(0x7f00_1234_5680n, Uint8Array.of(0x90, 0xc3));
@@ -52,12 +54,13 @@ test("what is written is read back", () => {
     isLeft: false,
     unwind: [],
     debug: [],
+    signals: [{ signal: 11, previous: new Uint8Array(32).fill(8), handler: 0xdefn, previousAt: 0xef0n }],
     privateMemory: { at: 0x5000n, lenBytes: 8192 },
     openMemory: { at: 0x8000n, lenBytes: 4096 },
     key: 15,
     returnTable: { at: 0x6000n, entries: 64, entryBytes: 16, slotOffset: 0, returnAddressOffset: 8 },
     trapAction: { previous: new Uint8Array(32).fill(7), handler: 0xabcn, previousAt: 0xbcdn },
-    sites: [{ kind: "site", record: 2, state: "armed", ...site }],
+    sites: [{ kind: "site", record: 4, state: "armed", ...site }],
     kept: [{ kind: "kept", state: "planned", at: 0x7f00_1234_5680n, bytes: Uint8Array.of(0x90, 0xc3) }],
     hooks: [{ kind: "hook", state: "planned", ...hook }],
     memory: [

@@ -17,7 +17,7 @@
  *      40  target pid u32               144  open memory: address, 152 length
  *                                       160  protection key u8: 1 to 15, 0 none
  *     record (64 bytes each)
- *       0  kind u8: 1 site, 2 code, 3 other memory, 4 kept, 5 hook, 6 unwind, 7 image, 8 debug
+ *       0  kind u8: 1 site, 2 code, 3 other memory, 4 kept, 5 hook, 6 unwind, 7 image, 8 debug, 9 signal
  *       1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
  *       4  site: offset of the displaced copy in the detour u32; hook: offset of the link in the detour
  *       8  address u64               16  old bytes (16)   32  new bytes (16)   48  detour u64, or length of the code
@@ -29,6 +29,9 @@
  *
  * An `image` is the range at which a file lies that sites behind the record belong to: bytes 16 to 31 hold its device as maps
  * names it, 48 the length of the range, 56 its inode. When something else lies there, the sites are gone with their image.
+ *
+ * A `signal` is another signal than SIGTRAP whose action is (about to be) ours: byte 1 is its number, 8 our handler, 16 to 47 the
+ * application's struct sigaction, 48 where the handler keeps its copy. The last record of a signal counts.
  *
  * All memory has the protection key, if there is one, but for code and the open memory: its first page is for answers
  * of system calls that are made in the target's name, and behind it lies the table of return addresses. The key belongs to each process
@@ -57,6 +60,7 @@ const KIND_HOOK = 5;
 const KIND_UNWIND = 6;
 const KIND_IMAGE = 7;
 const KIND_DEBUG = 8;
+const KIND_SIGNAL = 9;
 
 const FLAGS = 20;
 const FLAG_LEFT = 1;
@@ -173,13 +177,17 @@ export interface JournalMemory {
   readonly state: JournalState;
 }
 
-/** How SIGTRAP was changed. */
-export interface JournalTrapAction {
+/** How what is done with a signal was changed. */
+export interface JournalAction {
   /** What it did before, as of the time when the handler was installed. */
   readonly previous: Uint8Array;
   readonly handler: bigint;
   /** Where the handler keeps it, and looks it up: whoever leaves takes itself out of there. */
   readonly previousAt: bigint;
+}
+
+export interface JournalSignal extends JournalAction {
+  readonly signal: number;
 }
 
 /**
@@ -210,7 +218,9 @@ export interface JournalContents {
   readonly key: number | undefined;
   readonly returnTable: ReturnTable | undefined;
   /** What SIGTRAP did before our handler; undefined when it was never touched. */
-  readonly trapAction: JournalTrapAction | undefined;
+  readonly trapAction: JournalAction | undefined;
+  /** The same for other signals, each once. */
+  readonly signals: readonly JournalSignal[];
   readonly sites: readonly JournalSite[];
   readonly kept: readonly JournalKept[];
   readonly unwind: readonly JournalUnwind[];
@@ -270,7 +280,7 @@ export class Journal {
   }
 
   /** To be called before SIGTRAP's action is changed. */
-  setTrapAction({ previous, handler, previousAt }: JournalTrapAction): void {
+  setTrapAction({ previous, handler, previousAt }: JournalAction): void {
     this.#bytes.set(previous.subarray(0, 32), 96);
     this.#view.setBigUint64(128, handler, true);
     this.#view.setUint32(92, Number(previousAt - handler), true);
@@ -283,6 +293,17 @@ export class Journal {
       this.#view.setBigUint64(base + 8, at, true);
       this.#view.setBigUint64(base + 48, BigInt(lenBytes), true);
       this.#bytes[base] = kind === "code" ? KIND_CODE : KIND_MEMORY;
+    });
+  }
+
+  /** Appends a record for a signal whose action is about to be changed; returns its number. */
+  addSignal({ signal, previous, handler, previousAt }: JournalSignal): number {
+    return this.#append((base) => {
+      this.#bytes[base + 1] = signal;
+      this.#view.setBigUint64(base + 8, handler, true);
+      this.#bytes.set(previous.subarray(0, 32), base + 16);
+      this.#view.setBigUint64(base + 48, previousAt, true);
+      this.#bytes[base] = KIND_SIGNAL;
     });
   }
 
@@ -419,6 +440,7 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
   const hooks: JournalHook[] = [];
   const memory: JournalMemory[] = [];
   const images: JournalImage[] = [];
+  const signals = new Map<number, JournalSignal>();
   for (let record = 0; record < used; record++) {
     const base = JOURNAL_HEADER_BYTES + record * RECORD_BYTES;
     const at = view.getBigUint64(base + 8, true);
@@ -431,6 +453,12 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
     if (bytes[base] === KIND_UNWIND) {
       const lenBytes = Number(view.getBigUint64(base + 48, true));
       unwind.push({ at, lenBytes, site: view.getBigUint64(base + 56, true) });
+      continue;
+    }
+    if (bytes[base] === KIND_SIGNAL) {
+      const signal = bytes[base + 1]!;
+      const previousAt = view.getBigUint64(base + 48, true);
+      signals.set(signal, { signal, previous: bytes.slice(base + 16, base + 48), handler: at, previousAt });
       continue;
     }
     if (bytes[base] === KIND_CODE || bytes[base] === KIND_MEMORY) {
@@ -513,10 +541,21 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
             previousAt: view.getBigUint64(128, true) + BigInt(view.getUint32(92, true)),
           },
     sites,
+    signals: [...signals.values()],
     kept,
     unwind,
     debug,
     hooks,
     memory,
   };
+}
+
+const SIGTRAP = 5;
+
+/** All signals whose actions a journal says were changed. */
+export function changedSignals({
+  trapAction,
+  signals,
+}: Pick<JournalContents, "trapAction" | "signals">): JournalSignal[] {
+  return trapAction === undefined ? [...signals] : [{ signal: SIGTRAP, ...trapAction }, ...signals];
 }

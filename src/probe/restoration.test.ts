@@ -34,6 +34,7 @@ const journal: JournalContents = {
   key: 3,
   returnTable: undefined,
   trapAction: { previous: new Uint8Array(32).fill(3), handler: 0x9900n, previousAt: 0x9a00n },
+  signals: [],
   isLeft: false,
   kept: [],
   unwind: [],
@@ -49,12 +50,13 @@ const journalMemory = { start: 0x6000n, end: 0x7000n };
 
 function plan(trapHandler: bigint) {
   const trap = { current: trapHandler, previous: new Uint8Array(32).fill(3), chained: undefined };
+  const handlers = new Map([[5, trap]]);
   const found = [site.newBytes, site.oldBytes, Uint8Array.of(0x90, 0x90, 0x90, 0x90, 0x90)];
   return planRestoration({
     journal,
     journalMemory,
     found,
-    trap,
+    handlers,
     moves: [],
     others: [],
     read: () => undefined,
@@ -100,7 +102,7 @@ function restore(sites: readonly JournalSite[], moves: readonly Move[]) {
     journal: { ...journal, sites, trapAction: undefined },
     journalMemory,
     found: sites.map(({ newBytes }) => newBytes),
-    trap: undefined,
+    handlers: new Map(),
     moves,
     others: [],
     read: () => undefined,
@@ -191,7 +193,7 @@ describe("a call at a function's entry", () => {
       journal: { ...journal, sites: [called], trapAction: undefined },
       journalMemory,
       found: [call(0x9080n)],
-      trap: undefined,
+      handlers: new Map(),
       moves: [],
       others: [],
       read: () => undefined,

@@ -8,7 +8,7 @@
  * (site-chains.ts).
  */
 import type { AddrRange, Move, RemoteCall, ReturnTable, SitePoke, Transaction } from "../target/target.ts";
-import { isBesideSite, type JournalContents, type JournalSite } from "./journal.ts";
+import { changedSignals, isBesideSite, type JournalContents, type JournalSite } from "./journal.ts";
 import { isInReturnWindow } from "./return-window.ts";
 import { approachesTo, membersBySite, type ReadText, type Unchaining, unchain } from "./site-chains.ts";
 import { siteState } from "./site-state.ts";
@@ -16,7 +16,6 @@ import { siteState } from "./site-state.ts";
 const SYS_MUNMAP = 11;
 const SYS_PKEY_FREE = 331;
 const SYS_RT_SIGACTION = 13;
-const SIGTRAP = 5n;
 /** `struct sigaction` as the kernel takes it: handler, flags, restorer, and a mask of this many bytes. */
 const SIGSET_BYTES = 8n;
 /** Where no old action is asked for. */
@@ -28,8 +27,8 @@ export interface RestorationInput {
   readonly journalMemory: AddrRange;
   /** What each site of the journal holds now, in the journal's order. */
   readonly found: readonly Uint8Array[];
-  /** How SIGTRAP is handled in the target now; undefined where the journal has not changed it. */
-  readonly trap: TrapChain | undefined;
+  /** How signals are handled in the target now that the journal has changed. */
+  readonly handlers: ReadonlyMap<number, SignalChain>;
   /** From copies of instructions in detours to their originals; empty when another tracer made the detours. */
   readonly moves: readonly Move[];
   /** Journals of other sessions in the target. */
@@ -38,8 +37,8 @@ export interface RestorationInput {
   readonly read: ReadText;
 }
 
-/** Handlers of SIGTRAP in the target. */
-export interface TrapChain {
+/** Handlers of one signal in the target. */
+export interface SignalChain {
   /** The one that the kernel calls. */
   readonly current: bigint;
   /** What the journal's own handler hands foreign traps on to now: a `struct sigaction`. */
@@ -113,9 +112,11 @@ export function planRestoration(input: RestorationInput): Restoration {
     });
   }
   const isHusk = husks.length > 0;
-  if (!isHusk && input.trap?.chained !== undefined && input.trap.current !== journal.trapAction?.handler) {
-    const { at, bytes } = input.trap.chained;
-    sites.push({ at, expect: bytes, write: input.trap.previous, fallback: undefined, moves: [] });
+  for (const { signal, handler } of isHusk ? [] : changedSignals(journal)) {
+    const chain = input.handlers.get(signal);
+    if (chain?.chained === undefined || chain.current === handler) continue;
+    const { at, bytes } = chain.chained;
+    sites.push({ at, expect: bytes, write: chain.previous, fallback: undefined, moves: [] });
   }
   return {
     transaction: {
@@ -177,8 +178,10 @@ function returnTables({ journal, others }: RestorationInput, code: readonly Addr
 function usersOf({ journal, others }: RestorationInput): AddrRange[] {
   const users: AddrRange[] = [];
   for (const other of others) {
-    if (journal.trapAction !== undefined && other.trapAction !== undefined)
-      users.push({ start: other.trapAction.handler, end: other.trapAction.previousAt });
+    for (const { signal } of changedSignals(journal)) {
+      const action = changedSignals(other).find((each) => each.signal === signal);
+      if (action !== undefined) users.push({ start: action.handler, end: action.previousAt });
+    }
     if (journal.returnTable !== undefined && other.returnTable !== undefined)
       users.push(...codeOf(other).filter(isInReturnWindow));
   }
@@ -239,9 +242,10 @@ class HomeMoves {
 function finalCalls(input: RestorationInput, code: readonly AddrRange[]): RemoteCall[] {
   const { journal } = input;
   const calls: RemoteCall[] = [];
-  const { trapAction } = journal;
-  if (trapAction !== undefined && input.trap?.current === trapAction.handler)
-    calls.push(setTrapAction(input.trap.previous));
+  for (const { signal, handler } of changedSignals(journal)) {
+    const chain = input.handlers.get(signal);
+    if (chain?.current === handler) calls.push(setSignalAction(signal, chain.previous));
+  }
   for (const range of code) calls.push(unmap(range));
   for (const memory of journal.memory)
     if (memory.kind === "memory" && memory.state !== "removed")
@@ -260,16 +264,20 @@ function unmap({ start, end }: AddrRange): RemoteCall {
   return { name: "munmap", number: SYS_MUNMAP, args: [start, end - start] };
 }
 
-/** The call that asks what handles SIGTRAP; the answer's first word, at `into`, is the handler. */
-export function askTrapAction(into: bigint): RemoteCall {
-  return { name: "rt_sigaction", number: SYS_RT_SIGACTION, args: [SIGTRAP, NO_POINTER, into, SIGSET_BYTES] };
+/** The call that asks what is done with a signal; the answer, a `struct sigaction`, is at `into`. */
+export function askSignalAction(signal: number, into: bigint): RemoteCall {
+  return signalCall(signal, NO_POINTER, into);
 }
 
-/** The call that installs a `struct sigaction` for SIGTRAP. */
-export function setTrapAction(action: Uint8Array): RemoteCall {
+/** The call that installs a `struct sigaction` for a signal. */
+export function setSignalAction(signal: number, action: Uint8Array): RemoteCall {
+  return signalCall(signal, action, NO_POINTER);
+}
+
+function signalCall(signal: number, action: bigint | Uint8Array, into: bigint): RemoteCall {
   return {
     name: "rt_sigaction",
     number: SYS_RT_SIGACTION,
-    args: [SIGTRAP, action, NO_POINTER, SIGSET_BYTES],
+    args: [BigInt(signal), action, into, SIGSET_BYTES],
   };
 }

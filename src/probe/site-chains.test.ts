@@ -170,6 +170,7 @@ function journal(member: SiteMember, tracerPid: number): JournalContents {
     key: undefined,
     returnTable: undefined,
     trapAction: undefined,
+    signals: [],
     sites: [member.site],
     kept: [{ kind: "kept", at: AT + 5n, state: "planned", bytes: Uint8Array.of(0x90) }],
     hooks: member.hook === undefined ? [] : [member.hook],

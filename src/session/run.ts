@@ -24,6 +24,7 @@ import { pause } from "./pause.ts";
 import { Progress } from "./progress.ts";
 import { PokeLog } from "./reports/poke-log.ts";
 import { VerboseReport } from "./reports/verbose-report.ts";
+import { reportViolation } from "./reports/violation-report.ts";
 import { DEFAULT_MAX_ACTIVE, type LeftTarget, Targets } from "./targets.ts";
 
 /** How often records are read while there are any, and how seldom when there are none. */
@@ -136,6 +137,7 @@ class Run {
       // Also what was attached to before an attempt that failed is left as it was.
       left = await targets.leave();
     }
+    this.#reportViolations();
     this.#report.left(left);
     for (const { name, image } of targets.unresolved)
       io.err.write(`note: ${name}: no image ${image} was loaded\n`);
@@ -146,6 +148,11 @@ class Run {
     const code = reportLeft(left, io);
     const isProved = options.verify !== true || reportProofs(left, targets, options.format, io);
     return isProved ? code : 1;
+  }
+
+  #reportViolations(): void {
+    const { targets, options, io } = this.#input;
+    for (const violation of targets.takeViolations()) reportViolation(violation, targets, options, io);
   }
 
   async #attach(): Promise<void> {
@@ -177,6 +184,8 @@ class Run {
       front.tick?.();
       await targets.followExecs();
       await targets.followLoads();
+      await targets.followViolations();
+      this.#reportViolations();
       await budget?.check();
       const records = front.poll(RECORDS_AT_ONCE);
       if (front.wantsExit) break;

@@ -42,6 +42,7 @@ import { findSyscallHelper } from "./attach/seccomp.ts";
 import { changeSemaphores } from "./attach/semaphores.ts";
 import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./attach/shared-maps.ts";
 import { unwindPoints } from "./attach/unwind-points.ts";
+import type { Violation } from "./attach/violations.ts";
 import { type LeftTarget, leaveHeirs } from "./leave/heirs.ts";
 import { describeTakenOut, readHeldPlaces, takeOutDead } from "./leave/other-sessions.ts";
 import { type ProveTarget, Witness } from "./leave/proof.ts";
@@ -536,6 +537,27 @@ export class Targets {
     await raise(member, semaphores);
   }
 
+  /** Deals with faults of programs: their probes are disarmed, and their hits counted. */
+  async followViolations(): Promise<void> {
+    for (const member of this.#members)
+      if (member.attachment.violations.isPending)
+        await unlessGone(member, () => member.attachment.violations.look(!member.target.hasEnded));
+    this.#countLost();
+  }
+
+  /** What was noticed since this was last asked. */
+  takeViolations(): readonly Violation[] {
+    return [...this.#members, ...this.#replaced].flatMap(({ attachment }) => [
+      ...attachment.violations.takeFresh(),
+    ]);
+  }
+
+  #countLost(): void {
+    for (const { attachment } of [...this.#members, ...this.#replaced])
+      for (const { account, hits, isEarly } of attachment.violations.takeLost())
+        this.maps.countFaulted(account, hits, isEarly);
+  }
+
   /** One batch of the optimizer in every target. */
   async optimize(): Promise<void> {
     for (const member of this.#members) {
@@ -596,6 +618,10 @@ export class Targets {
     }
     for (const { attachment, raised } of this.#replaced)
       left.push(...(await leaveHeirs(this.#tracer, attachment, raised, undefined)));
+    // No program runs any more.
+    for (const { attachment } of [...this.#members, ...this.#replaced])
+      await attachment.violations.look(false);
+    this.#countLost();
     if (failures.length > 0) throw failures[0];
     return left;
   }

@@ -29,7 +29,7 @@ import {
   type ModRm,
   type RegMem,
 } from "./assembler-operands.ts";
-import { RAX, RCX, type Reg } from "./registers.ts";
+import { RAX, RCX, type Reg, type RegSet } from "./registers.ts";
 
 export type { OpSize } from "./assembler-encodings.ts";
 export {
@@ -86,6 +86,7 @@ export class Assembler {
   #raw = new Uint8Array(256);
   #rawLen = 0;
   readonly #fixups: Fixup[] = [];
+  #popped: RegSet = 0;
   readonly #labels: { label: Label; place: LabelPlace | undefined }[] = [];
   #laidOut: LaidOut | undefined;
 
@@ -483,7 +484,13 @@ export class Assembler {
   }
 
   pop(dst: RegMem): void {
+    if (typeof dst === "number") this.#popped |= 1 << dst;
     this.#emit("pop", 64, [dst]);
+  }
+
+  /** Registers that some code takes from the stack: what is given back before the end may be changed until then. */
+  get poppedRegs(): RegSet {
+    return this.#popped;
   }
 
   pushfq(): void {

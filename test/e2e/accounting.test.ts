@@ -39,7 +39,7 @@ async function account(
   return { calls, result, probes: accountingOf(result.lines) };
 }
 
-const none = { filtered: 0, recursed: 0, dropped: 0, missed: 0, unwound: 0 };
+const none = { filtered: 0, recursed: 0, dropped: 0, faulted: 0, missed: 0, unwound: 0 };
 
 describe("accounts of a script's probes", () => {
   it.each(["jump", "int3"] as const)(

@@ -8,6 +8,7 @@ export interface Accounting {
   readonly filtered: number;
   readonly recursed: number;
   readonly dropped: number;
+  readonly faulted: number;
   readonly missed: number;
   readonly unwound: number;
   readonly mechanisms: Readonly<Record<string, number>>;
@@ -20,6 +21,6 @@ export function accountingOf(lines: readonly JsonLine[]): readonly Accounting[] 
 }
 
 /** Whether the words add up. */
-export function isBalanced({ hits, run, filtered, recursed, dropped }: Accounting): boolean {
-  return hits === run + filtered + recursed + dropped;
+export function isBalanced({ hits, run, filtered, recursed, dropped, faulted }: Accounting): boolean {
+  return hits === run + filtered + recursed + dropped + faulted;
 }

@@ -32,10 +32,10 @@ export function reportAccounting(
     io.err.write(`${rest.length} more probes: ${describeCounts(rest.reduce(addCounts))}\n`);
 }
 
-const words = ["run", "filtered", "recursed", "dropped"] as const;
+const words = ["run", "filtered", "recursed", "dropped", "faulted"] as const;
 
-function hasLoss({ recursed, dropped, missed }: ReportedCounts): boolean {
-  return recursed !== 0n || dropped !== 0n || missed !== 0n;
+function hasLoss({ recursed, dropped, faulted, missed }: ReportedCounts): boolean {
+  return recursed !== 0n || dropped !== 0n || faulted !== 0n || missed !== 0n;
 }
 
 /** `10 hits: 7 run, 2 filtered, 1 dropped; 3 returns missed` */

@@ -8,7 +8,7 @@
  */
 import type { Bundle, Proof } from "../../bpf/index.ts";
 import { JitUnit, type LinkEnv } from "../../bpf/jit/index.ts";
-import { encodeSignalAction, SA_RESTORER, SA_SIGINFO } from "../../patch/trap-handler.ts";
+import { encodeSignalAction, SA_RESTORER, SA_SIGINFO } from "../../patch/signal-action.ts";
 import { callNativeCode, NativeMemory } from "../../target/process/native-code.ts";
 import { Assembler } from "../../x86/assembler.ts";
 import { R10, R12, R13, R14, R15, RAX, RBP, RBX, RDI, RDX, RSI, RSP } from "../../x86/registers.ts";

@@ -83,6 +83,11 @@ export class ProbeAccounts {
     }
   }
 
+  /** The attach point of an account as it was written. */
+  nameOf(account: number): string | undefined {
+    return this.#accounts.get(account)?.probe;
+  }
+
   /** What became of the hits of one probe. */
   countsOf(account: number, memory: AccountMemory): HitCounts {
     const counts = memory.account(account);

@@ -1,7 +1,7 @@
 /**
  * One target of a session: the memory that was put into it, the probes that are armed in it, and the way back out.
  *
- *     journal memory   shared with the tracer: the journal, then the words of the load gate
+ *     journal memory   shared with the tracer: the journal, then the words of the load gate, then the mailbox
  *     maps memory      shared with the tracer and with the session's other targets
  *     private memory   a copy in each forked child: the pid cache
  *     open memory      the same: a page for answers of system calls, then the table of return addresses
@@ -23,6 +23,7 @@ import {
 import { type LinkEnv, PID_CACHE_TID_OFFSET, returnLookupWrites } from "../../bpf/jit/index.ts";
 import { returnTableBytes, returnTableEntries } from "../../patch/index.ts";
 import { LOAD_GATE_BYTES, loadGateWords } from "../../patch/load-gate.ts";
+import { MAILBOX_BYTES, Mailbox } from "../../patch/mailbox.ts";
 import { maskedCodeOf } from "../../patch/masked-code.ts";
 import { emitUnwindHook } from "../../patch/unwind-table.ts";
 import { JOURNAL_KEY, Journal, journalBytes } from "../../probe/journal.ts";
@@ -51,6 +52,7 @@ import { findDebugDescriptors, linkDebugEntry } from "../names/gdb-jit.ts";
 import { symbolFileOf } from "../names/gdb-symbols.ts";
 import { PerfMap, type PerfMapResult } from "../names/perf-map.ts";
 import { CodeSpaces } from "./code-space.ts";
+import { FaultHandling } from "./fault-handling.ts";
 import { FunctionOps } from "./function-ops.ts";
 import { type ChosenGate, threadSourceIn } from "./gate-level.ts";
 import { LivePoints } from "./live-points.ts";
@@ -69,6 +71,7 @@ import { PAGE, pages, pidCacheBytes, provideMaps, providePrivate } from "./targe
 import type { TrampolineStatistics } from "./trampoline-store.ts";
 import { TrapHandling } from "./trap-handling.ts";
 import { UnloadedImages } from "./unloaded-images.ts";
+import { Violations } from "./violations.ts";
 
 /** Records of the journal for memory. */
 const SPARE_RECORDS = 64;
@@ -156,6 +159,11 @@ export class Attachment {
   /** Images that the journal names. */
   readonly #noted = new WeakSet<MappedImage>();
   readonly #traps: TrapHandling;
+  /** Faults of programs. */
+  readonly violations: Violations;
+  readonly #mailbox: Mailbox;
+  /** Undefined: a fault of a program is the application's. */
+  readonly #faults: FaultHandling | undefined;
 
   private constructor(
     parts: JournalParts & {
@@ -196,6 +204,9 @@ export class Attachment {
       parts.journal,
     );
     this.#spaces = new CodeSpaces(input.target, parts.journal, () => readMaps(input.target.pid));
+    this.#mailbox = new Mailbox(
+      new Uint8Array(parts.journalMapping.buffer, parts.gateOffset + MAILBOX_AFTER_GATE_WORDS, MAILBOX_BYTES),
+    );
     const { bundle, proofs, accounts } = input;
     const accountsAt = parts.mapsAt + BigInt(input.mapsLayout.accounts.offset);
     const accountAt = (account: number) => accountsAt + BigInt(account * ACCOUNT_BYTES);
@@ -206,12 +217,37 @@ export class Attachment {
       proofs,
       env: parts.env,
       accounts: { at: accountAt, map: accounts.map },
+      mayAbandon: parts.stacks !== undefined,
     });
+    const { stacks } = parts;
+    this.#faults =
+      stacks &&
+      new FaultHandling({
+        target: input.target,
+        journal: parts.journal,
+        journalMemory: parts.journalMemory,
+        scratch: parts.openAt,
+        spaces: this.#spaces,
+        mailbox: this.gateWordsAt + BigInt(MAILBOX_AFTER_GATE_WORDS),
+        names: this.#names,
+      });
     this.#builder = new PointBuilder(input.target, this.#spaces, this.#compiler, {
       tableAt: parts.openAt + BigInt(PAGE),
       entries: parts.returnEntries,
       missedAt: (probes) => accountAt(accounts.forMissed(probes)) + BigInt(ACCOUNT_MISSED),
       key: this.key === undefined ? undefined : { number: this.key },
+      placed: async (near, routines) => {
+        if (stacks === undefined || routines === undefined) return;
+        // Whose fs base is read is asked by the handler itself.
+        const all = {
+          base: stacks.at,
+          thread: "fs base" as const,
+          routines,
+          defersSignals: input.gate.level === "strict",
+          key: this.key === undefined ? undefined : { number: this.key },
+        };
+        await this.#faults?.follow(this.#builder.programs, all, near);
+      },
       stacks: parts.stacks && {
         base: parts.stacks.at,
         defersSignals: input.gate.level === "strict",
@@ -246,6 +282,14 @@ export class Attachment {
       settle: () => this.#trapHemmedPoints(),
       trapObstacle: () => findTrapObstacle(this.target.pid),
     });
+    this.violations = new Violations({
+      mailbox: this.#mailbox,
+      pid: input.target.pid,
+      builtPoints: () => this.builtPoints,
+      findProgram: (entry) => this.#builder.findProgram(entry),
+      programs: () => this.#builder.programs,
+      disable: (matches) => this.livePoints.disableWhere(matches),
+    });
     this.functionOps = new FunctionOps({
       images: this.images,
       probes: this.probes,
@@ -263,7 +307,7 @@ export class Attachment {
     const { target } = input;
     const capacity = input.capacity + SPARE_RECORDS;
     const gateOffset = (journalBytes(capacity) + 63) & ~63;
-    const journalLen = pages(gateOffset + LOAD_GATE_BYTES);
+    const journalLen = pages(gateOffset + MAILBOX_AFTER_GATE_WORDS + MAILBOX_BYTES);
     const shared = await target.createShared(JOURNAL_MEMORY_NAME, journalLen);
     const journalInode = fstatSync(shared.fd, { bigint: true }).ino;
     closeSync(shared.fd);
@@ -725,6 +769,9 @@ export class Attachment {
     }
   }
 }
+
+/** Where the mailbox begins, from the words of the load gate on: in a line of its own. */
+const MAILBOX_AFTER_GATE_WORDS = 64;
 
 /** The mark of a journal, and whose it is. */
 const JOURNAL_MARK_BYTES = 48;

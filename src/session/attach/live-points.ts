@@ -143,6 +143,17 @@ export class LivePoints {
     });
   }
 
+  /** Disables all probes of this kind, whichever points they are at. */
+  disableWhere(matches: (probe: AttachedProbe) => boolean): Promise<void> {
+    return this.#inTurn(async () => {
+      this.#adopt();
+      const changed = [...this.#points.values()].filter((live) => live.probes.some(matches));
+      for (const live of changed)
+        for (const probe of live.probes) if (matches(probe)) live.disabled.add(probe);
+      await this.#settle(changed);
+    });
+  }
+
   enable(probes: ReadonlySet<AttachedProbe>): Promise<void> {
     return this.#change(probes, (live) => {
       for (const probe of probes) live.disabled.delete(probe);

@@ -113,6 +113,8 @@ export interface PointMemory {
   readonly entries: number;
   /** Address of the counter of returns that these probes have missed. */
   missedAt(probes: readonly AttachedProbe[]): bigint;
+  /** Told when all that points need is in place, and nothing leads to it yet. */
+  placed?(near: PlannedPoint["image"], stacks: StackRoutines | undefined): Promise<void>;
   /** Private stacks, and the counters of hits that find theirs in use; undefined: threads use their own. */
   readonly stacks:
     | {
@@ -172,6 +174,11 @@ export class PointBuilder {
       slotOffset: RETURN_KEY_OFFSET,
       returnAddressOffset: RETURN_ADDRESS_OFFSET,
     };
+  }
+
+  /** What was compiled to be called at an address. */
+  findProgram(entry: bigint): PlacedProgram | undefined {
+    return this.#compiler.findAt(entry);
   }
 
   /** All programs that are in place. */
@@ -350,6 +357,7 @@ export class PointBuilder {
     await Promise.all(
       [...mergeWrites(writes), ...blockWrites].map(({ at, bytes }) => this.#target.write(at, bytes)),
     );
+    if (points.length > 0) await this.#memory.placed?.(points[0]!.image, this.#stackRoutines);
     return { built, refused };
   }
 
@@ -400,6 +408,7 @@ export class PointBuilder {
     );
     // Nothing is put between them: there may be code that runs.
     for (const { at, bytes } of writes) await this.#target.write(at, bytes);
+    if (points.length > 0) await this.#memory.placed?.(points[0]!.image, this.#stackRoutines);
     return built;
   }
 

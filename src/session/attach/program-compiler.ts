@@ -10,6 +10,7 @@ import { emitLoadGate, LOAD_GATE_STACK_BYTES, loadGateClobbers } from "../../pat
 import { type UnwindHook, unwindHookClobbers, unwindHookReads } from "../../patch/unwind-table.ts";
 import { Assembler } from "../../x86/assembler.ts";
 import type { CodeSpace } from "./code-space.ts";
+import { countingOf } from "./counting-place.ts";
 
 /** Most that an instruction becomes, and that the routines of one program take; what is not used is never touched. */
 const INSN_SPACE_BYTES = 96;
@@ -40,6 +41,9 @@ export interface PlacedProgram extends Omit<GateProgram, "cookie"> {
   readonly bytes: Uint8Array;
   /** All that was written for it, with the routines. */
   readonly unit: { readonly at: bigint; readonly bytes: Uint8Array };
+  readonly run: Runnable;
+  /** Whether a hit whose main function is at this address has been counted in its account. */
+  isCounted(at: bigint): boolean;
 }
 
 /** Takes the bytes that are to be written at the next free place of a space. */
@@ -52,6 +56,11 @@ export interface CompilerInput {
   readonly env: LinkEnv;
   /** Undefined: nothing is counted. */
   readonly accounts?: ProgramAccounts | undefined;
+  /**
+   * A program may be left in the middle. Then what its routines give back at their end counts as changed, and it is known where
+   * the program counts its hit.
+   */
+  readonly mayAbandon: boolean;
 }
 
 /** Where the accounts of probes are in the target. */
@@ -64,14 +73,16 @@ export interface ProgramAccounts {
 export class ProgramCompiler {
   readonly #inputs: CompilerInput[];
   readonly #compiled = new Map<CodeSpace, Map<string, PlacedProgram>>();
+  readonly #mayAbandon: boolean;
 
   constructor(input: CompilerInput) {
     this.#inputs = [input];
+    this.#mayAbandon = input.mayAbandon;
   }
 
   /** Takes another bundle; returns its number. */
-  add(input: CompilerInput): number {
-    return this.#inputs.push(input) - 1;
+  add(input: Omit<CompilerInput, "mayAbandon">): number {
+    return this.#inputs.push({ ...input, mayAbandon: this.#mayAbandon }) - 1;
   }
 
   /** Most bytes that these programs together take in one space. */
@@ -111,13 +122,19 @@ export class ProgramCompiler {
         run.kind === "program"
           ? this.#compile(space, run, write)
           : run.kind === "load-gate"
-            ? emitGate(space, run.words, write)
+            ? emitGate(space, run, write)
             : run.kind === "site-count"
-              ? this.#emitSiteCount(space, run.account, write)
-              : emitHook(space, run.hook, write);
+              ? this.#emitSiteCount(space, run, write)
+              : emitHook(space, run, write);
       programs.set(key, program);
     }
     return program;
+  }
+
+  /** What was compiled to be called at an address. */
+  findAt(entry: bigint): PlacedProgram | undefined {
+    for (const program of this.placed()) if (program.entry === entry) return program;
+    return undefined;
   }
 
   /** Everything that is in place. */
@@ -125,15 +142,16 @@ export class ProgramCompiler {
     for (const programs of this.#compiled.values()) yield* programs.values();
   }
 
-  #emitSiteCount(space: CodeSpace, account: number, write: WriteCode): PlacedProgram {
+  #emitSiteCount(space: CodeSpace, run: EngineRun<"site-count">, write: WriteCode): PlacedProgram {
     const { accounts, env } = this.#inputs[0]!;
     if (accounts === undefined) throw new Error("count the hits of a site: there are no accounts");
     const asm = new Assembler(space.next);
-    const { clobbers } = emitAccountCount(asm, accounts.at(account), env.cpu);
+    const { clobbers } = emitAccountCount(asm, accounts.at(run.account), env.cpu);
     const bytes = asm.finish();
     write(space, asm.base, bytes);
     return {
       kind: "program",
+      ...ofEngine(run),
       name: "site count",
       unit: { at: asm.base, bytes },
       bytes,
@@ -144,18 +162,15 @@ export class ProgramCompiler {
     };
   }
 
-  #compile(
-    space: CodeSpace,
-    { bundle: number = 0, index, account }: Extract<Runnable, { kind: "program" }>,
-    write: WriteCode,
-  ): PlacedProgram {
+  #compile(space: CodeSpace, run: EngineRun<"program">, write: WriteCode): PlacedProgram {
+    const { bundle: number = 0, index, account } = run;
     const input = this.#inputs[number]!;
     const { bundle, proofs } = input;
     const env = envFor(input, account);
     const spec = bundle.programs[index]!;
     const asm = new Assembler(space.next);
     const unit = new JitUnit(asm, bundle, env, proofs);
-    const compiled = unit.emit(spec, proofs[index]!);
+    const compiled = unit.emit(spec, proofs[index]!, { marksSlots: this.#mayAbandon });
     unit.finish();
     const code = asm.finish();
     write(space, asm.base, code);
@@ -164,8 +179,17 @@ export class ProgramCompiler {
       name: spec.name,
       unit: { at: asm.base, bytes: code },
       bytes: code.slice(asm.offsetOf(compiled.start), asm.offsetOf(compiled.end)),
+      run,
+      isCounted:
+        account === undefined
+          ? () => true
+          : countingOf(
+              spec.insns,
+              input.accounts?.map,
+              compiled.slots.map(([slot, label]) => ({ slot, at: asm.addressOf(label) })),
+            ),
       entry: asm.addressOf(compiled.entry),
-      clobbers: compiled.clobbers,
+      clobbers: compiled.clobbers | (this.#mayAbandon ? asm.poppedRegs : 0),
       ctxReads: compiled.ctxReads,
       stackBytes: compiled.stackBytes,
     };
@@ -197,11 +221,16 @@ function keyOf(run: Runnable): string {
   }
 }
 
-function emitHook(space: CodeSpace, hook: (at: bigint) => UnwindHook, write: WriteCode): PlacedProgram {
-  const { at, bytes, entry } = hook(space.next);
+type EngineRun<Kind extends Runnable["kind"]> = Extract<Runnable, { kind: Kind }>;
+
+const ofEngine = (run: Runnable) => ({ run, isCounted: () => true });
+
+function emitHook(space: CodeSpace, run: EngineRun<"unwind-hook">, write: WriteCode): PlacedProgram {
+  const { at, bytes, entry } = run.hook(space.next);
   write(space, at, bytes);
   return {
     kind: "unwind_hook",
+    ...ofEngine(run),
     name: "unwind hook",
     unit: { at, bytes },
     bytes,
@@ -212,13 +241,14 @@ function emitHook(space: CodeSpace, hook: (at: bigint) => UnwindHook, write: Wri
   };
 }
 
-function emitGate(space: CodeSpace, words: bigint, write: WriteCode): PlacedProgram {
+function emitGate(space: CodeSpace, run: EngineRun<"load-gate">, write: WriteCode): PlacedProgram {
   const asm = new Assembler(space.next);
-  const entry = emitLoadGate(asm, words);
+  const entry = emitLoadGate(asm, run.words);
   const bytes = asm.finish();
   write(space, asm.base, bytes);
   return {
     kind: "load_gate",
+    ...ofEngine(run),
     name: "load gate",
     unit: { at: asm.base, bytes },
     bytes,

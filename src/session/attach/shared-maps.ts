@@ -5,7 +5,7 @@
  *          the accounts of probes (bpf/accounts.ts)
  */
 
-import { ACCOUNT_BYTES, type HitCounts, type MapSpec, readAccount } from "../../bpf/index.ts";
+import { ACCOUNT_BYTES, countFaulted, type HitCounts, type MapSpec, readAccount } from "../../bpf/index.ts";
 import {
   layoutMap,
   type OpenedMap,
@@ -73,6 +73,11 @@ export class SharedMaps {
   /** What is counted in an account. */
   account(index: number): HitCounts {
     return readAccount(this.#memory, this.#accountAt(index));
+  }
+
+  /** Counts hits in an account whose program was abandoned. */
+  countFaulted(index: number, hits: bigint, isEarly: boolean): void {
+    countFaulted(this.#memory, this.#accountAt(index), hits, isEarly);
   }
 
   /** The bytes of an account. */

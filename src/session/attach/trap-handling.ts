@@ -10,14 +10,15 @@ import {
   emitTrapHandler,
   encodeSignalAction,
   SIGNAL_ACTION_BYTES,
+  SIGTRAP,
   TrapTable,
 } from "../../patch/index.ts";
 import type { Journal } from "../../probe/journal.ts";
 import type { ProbeSet } from "../../probe/probe-set.ts";
-import { askTrapAction, setTrapAction } from "../../probe/restoration.ts";
+import { setSignalAction } from "../../probe/restoration.ts";
 import type { ProcessTarget } from "../../target/process/tracer.ts";
 import type { AddrRange } from "../../target/target.ts";
-import { findChained, readOtherJournals } from "../leave/restore-process.ts";
+import { askSignalActions, findChained, readOtherJournals } from "../leave/restore-process.ts";
 import { CODE_NAME_PREFIX, type CodeNames } from "../names/code-names.ts";
 import type { CodeSpaces } from "./code-space.ts";
 import type { BuiltPoint, PointBuilder } from "./point-builder.ts";
@@ -123,7 +124,7 @@ export class TrapHandling {
     journal.setTrapAction({ previous, ...installed });
     this.#handler = installed;
     if (chained === undefined) {
-      const [result] = await target.call([setTrapAction(action)]);
+      const [result] = await target.call([setSignalAction(SIGTRAP, action)]);
       if (result !== 0n)
         throw new Error(`install the trap handler in process ${target.pid}: error ${result}`);
     } else await target.write(chained.at, action);
@@ -133,13 +134,12 @@ export class TrapHandling {
 
   async #currentAction(): Promise<Uint8Array> {
     const { target, scratch } = this.#input;
-    await target.call([askTrapAction(scratch)]);
-    return await target.read(scratch, SIGNAL_ACTION_BYTES);
+    return (await askSignalActions(target, [SIGTRAP], scratch))[0]!;
   }
 
   /** Where a session that came later keeps this handler as the one before its own. */
   async #findLater(handler: bigint): Promise<{ readonly at: bigint } | undefined> {
     const { target, journalMemory } = this.#input;
-    return await findChained(target, handler, await readOtherJournals(target, journalMemory));
+    return await findChained(target, SIGTRAP, handler, await readOtherJournals(target, journalMemory));
   }
 }

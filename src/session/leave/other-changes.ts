@@ -4,7 +4,7 @@
  */
 
 import { SIGNAL_ACTION_BYTES } from "../../patch/index.ts";
-import type { JournalContents } from "../../probe/journal.ts";
+import { changedSignals, type JournalContents } from "../../probe/journal.ts";
 import { siteState } from "../../probe/site-state.ts";
 import type { ProcessTarget } from "../../target/process/tracer.ts";
 import type { AddrRange } from "../../target/target.ts";
@@ -18,8 +18,8 @@ export interface OtherChanges {
   readonly memory: readonly AddrRange[];
   /** Process ids of these tracers. */
   readonly tracers: readonly number[];
-  /** The process's own action, beneath the handlers of sessions. */
-  trapActionBeneath(action: Uint8Array): Uint8Array;
+  /** The process's own actions of these signals, beneath the handlers of sessions. */
+  actionsBeneath(actions: ReadonlyMap<number, Uint8Array>): Map<number, Uint8Array>;
 }
 
 /** Reads the journals of all sessions that are in the process. */
@@ -27,22 +27,23 @@ export async function readOtherChanges(target: ProcessTarget): Promise<OtherChan
   const sessions = await readOtherSessions(target);
   const undone: TextPiece[] = [];
   for (const { journal } of sessions) undone.push(...(await changedPieces(target, journal)));
-  const handlers = new Map<bigint, Uint8Array>();
-  for (const { journal } of sessions) {
-    if (journal.trapAction === undefined) continue;
-    // Not as the journal has it: a session that was beneath may have left meanwhile.
-    const { handler, previousAt } = journal.trapAction;
-    handlers.set(handler, await target.read(previousAt, SIGNAL_ACTION_BYTES));
-  }
+  const handlers = new Map<string, Uint8Array>();
+  const keyOf = (signal: number, handler: bigint) => `${signal} ${handler}`;
+  // Not as the journal has it: a session that was beneath may have left meanwhile.
+  for (const { journal } of sessions)
+    for (const { signal, handler, previousAt } of changedSignals(journal))
+      handlers.set(keyOf(signal, handler), await target.read(previousAt, SIGNAL_ACTION_BYTES));
   const alive = sessions.filter(({ isAlive }) => isAlive);
   return {
     undone,
     memory: alive.flatMap(({ memory, journal }) => [memory, ...memoryOf(journal)]),
     tracers: alive.map(({ journal }) => journal.header.tracerPid),
-    trapActionBeneath(action) {
-      let beneath = action;
+    actionsBeneath(actions) {
+      const beneath = new Map(actions);
       // Each session has found the handler of the one before it; what the first one found belongs to the process.
-      for (const _ of handlers) beneath = handlers.get(handlerOf(beneath)) ?? beneath;
+      for (const _ of handlers)
+        for (const [signal, action] of beneath)
+          beneath.set(signal, handlers.get(keyOf(signal, handlerOf(action))) ?? action);
       return beneath;
     },
   };

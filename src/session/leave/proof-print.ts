@@ -1,7 +1,8 @@
 /** A proof, printed for people or as one line of JSON. */
 
+import { SIGTRAP } from "../../patch/index.ts";
 import type { OutputFormat } from "../options.ts";
-import { type DescribeAddress, type DetachProof, describeAction } from "./proof.ts";
+import { type DescribeAddress, type DetachProof, describeAction, signalName } from "./proof.ts";
 import type { TextDifference } from "./text-snapshot.ts";
 
 /** More threads than this are counted, not listed. */
@@ -25,7 +26,7 @@ const address = (at: bigint): string => `0x${at.toString(16)}`;
 const plural = (count: number, noun: string): string => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
 function proofText(proof: DetachProof, describe: DescribeAddress): string {
-  const { text, threads, memory, trapAction } = proof;
+  const { text, threads, memory, actions } = proof;
   const rows: [string, string][] = [];
   const say = (head: string, line: string) => rows.push([head, line]);
   say(
@@ -73,15 +74,29 @@ function proofText(proof: DetachProof, describe: DescribeAddress): string {
       "others",
       `what ${proof.otherTracers.map((tracer) => `process ${tracer}`).join(", ")} has changed is not looked at`,
     );
-  const isSame = hexOf(trapAction.before) === hexOf(trapAction.after);
-  say("SIGTRAP", `${describeAction(trapAction.after, describe)}${isSame ? ", as before" : ": DIFFERENT"}`);
+  for (const { signal, before, after } of actions) {
+    const isSame = hexOf(before) === hexOf(after);
+    // Those that are as ever are one line.
+    if (signal !== SIGTRAP && isSame) continue;
+    say(signalName(signal), `${describeAction(after, describe)}${isSame ? ", as before" : ": DIFFERENT"}`);
+  }
+  const same = actions.filter(
+    ({ signal, before, after }) => signal !== SIGTRAP && hexOf(before) === hexOf(after),
+  );
+  if (same.length > 0) say("faults", `${same.map(({ signal }) => signalName(signal)).join(", ")}: as before`);
   const verdict = proof.holds ? "is as it was before" : "is NOT as it was before";
   const lines = rows.map(([head, line]) => `  ${head.padEnd(9)}${line}\n`).join("");
   return `proof: process ${proof.pid} ${verdict}\n${lines}${proof.reasons.map((reason) => `  NOT      ${reason}\n`).join("")}`;
 }
 
+const actionJson = ({ before, after }: DetachProof["actions"][number]) => ({
+  before: hexOf(before),
+  after: hexOf(after),
+  equal: hexOf(before) === hexOf(after),
+});
+
 function proofJson(proof: DetachProof): unknown {
-  const { pid, holds, reasons, basis, text, trapAction, memory } = proof;
+  const { pid, holds, reasons, basis, text, actions, memory } = proof;
   const places = (differences: readonly TextDifference[]) =>
     differences.map(({ at, path, expected, found }) => ({
       at: address(at),
@@ -129,10 +144,7 @@ function proofJson(proof: DetachProof): unknown {
     },
     descriptors: proof.descriptors.map(Number),
     otherTracers: proof.otherTracers,
-    sigtrap: {
-      before: hexOf(trapAction.before),
-      after: hexOf(trapAction.after),
-      equal: hexOf(trapAction.before) === hexOf(trapAction.after),
-    },
+    sigtrap: actionJson(actions.find(({ signal }) => signal === SIGTRAP)!),
+    signals: Object.fromEntries(actions.map((action) => [signalName(action.signal), actionJson(action)])),
   };
 }

@@ -2,17 +2,19 @@
  * Proof that a process is as it was before it was probed: what was seen of it before the first change, what the last stop
  * saw of its threads, and what is there now.
  *
- * What is read before and after needs no stop (but one of a single thread, to ask for the action of SIGTRAP). In the last
+ * What is read before and after needs no stop (but one of a single thread, to ask for the actions of signals). In the last
  * stop itself, only the live stacks are looked through once more. What other tracers have changed is looked past, before and
  * after: it is theirs.
  *
  * What counts: text as before, byte by byte; no thread and no signal frame in our code, by the same checks that decide
- * whether the code can be freed; the action of SIGTRAP; all our memory given back; no descriptor of ours. What does not:
+ * whether the code can be freed; the actions of the signals that have handlers of ours; all our memory given back; no descriptor of ours. What does not:
  * words on stacks that look like addresses of ours. A thread that was in our code leaves such words in the unused parts of
  * frames; they are counted and shown, and nothing can return to them, since all who could were found outside.
  */
 import { readdirSync, readlinkSync } from "node:fs";
-import type { JournalContents } from "../../probe/journal.ts";
+import { constants } from "node:os";
+import { FAULT_SIGNALS, SIGTRAP } from "../../patch/index.ts";
+import { changedSignals, type JournalContents } from "../../probe/journal.ts";
 import { readMaps } from "../../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME } from "../../target/process/traced-process.ts";
 import type { ProcessTarget } from "../../target/process/tracer.ts";
@@ -54,9 +56,28 @@ export interface DetachProof {
   readonly descriptors: readonly string[];
   /** The protection key of our memory, if it was not given back. */
   readonly key: number | undefined;
-  readonly trapAction: { readonly before: Uint8Array; readonly after: Uint8Array };
+  /** What the process does with each signal that has a handler of ours while there are probes. */
+  readonly actions: readonly {
+    readonly signal: number;
+    readonly before: Uint8Array;
+    readonly after: Uint8Array;
+  }[];
   /** Tracers that are still in the process: what they have changed in it is not looked at. */
   readonly otherTracers: readonly number[];
+}
+
+/** Signals that may have handlers of ours. */
+export const HANDLED_SIGNALS: readonly number[] = [SIGTRAP, ...FAULT_SIGNALS];
+
+async function readActions(target: ProcessTarget): Promise<Map<number, Uint8Array>> {
+  const actions = await target.readSignalActions(HANDLED_SIGNALS);
+  return new Map(HANDLED_SIGNALS.map((signal, index) => [signal, actions[index]!]));
+}
+
+/** `SIGSEGV` */
+export function signalName(signal: number): string {
+  const name = Object.entries(constants.signals).find(([, number]) => number === signal)?.[0];
+  return name ?? `signal ${signal}`;
 }
 
 /** Names an address for people. */
@@ -68,31 +89,39 @@ export type ProveTarget = (target: ProcessTarget, report: RestoreReport) => Prom
 /** What was seen of a process before anything was changed in it. */
 export class Witness implements Disposable {
   readonly #text: TextSnapshot;
-  readonly #trapAction: Uint8Array;
+  readonly #actions: ReadonlyMap<number, Uint8Array>;
   readonly #basis: DetachProof["basis"];
 
-  private constructor(text: TextSnapshot, trapAction: Uint8Array, basis: DetachProof["basis"]) {
+  private constructor(
+    text: TextSnapshot,
+    actions: ReadonlyMap<number, Uint8Array>,
+    basis: DetachProof["basis"],
+  ) {
     this.#text = text;
-    this.#trapAction = trapAction;
+    this.#actions = actions;
     this.#basis = basis;
   }
 
   /** To be called before the first change. */
   static async of(target: ProcessTarget): Promise<Witness> {
     const others = await readOtherChanges(target);
-    const trapAction = others.trapActionBeneath(await target.readTrapAction());
-    return new Witness(TextSnapshot.take(target.pid, others.undone), trapAction, "before");
+    const actions = others.actionsBeneath(await readActions(target));
+    return new Witness(TextSnapshot.take(target.pid, others.undone), actions, "before");
   }
 
   /** For a process whose tracer has died: what was there before is what the journals say. */
   static async fromJournals(target: ProcessTarget, journals: readonly JournalContents[]): Promise<Witness> {
-    const now = await target.readTrapAction();
+    const actions = await readActions(target);
     const undone: TextPiece[] = [];
     for (const journal of journals) undone.push(...(await changedPieces(target, journal)));
     // Each session found the handler of the one before it; what the first one found belongs to the process.
-    const ours = journals.find(({ trapAction }) => trapAction?.handler === handlerOf(now));
-    const previous = ours?.trapAction?.previous ?? now;
-    return new Witness(TextSnapshot.take(target.pid, undone), previous, "journal");
+    for (const [signal, now] of actions) {
+      const ours = journals
+        .flatMap(changedSignals)
+        .find((each) => each.signal === signal && each.handler === handlerOf(now));
+      if (ours !== undefined) actions.set(signal, ours.previous);
+    }
+    return new Witness(TextSnapshot.take(target.pid, undone), actions, "journal");
   }
 
   /** To be called when everything is undone. `target` may be a child that the process has forked. */
@@ -103,7 +132,7 @@ export class Witness implements Disposable {
   ): Promise<DetachProof> {
     const others = await readOtherChanges(target);
     const text = this.#text.compare(target.pid, others.undone);
-    const after = others.trapActionBeneath(await target.readTrapAction());
+    const after = others.actionsBeneath(await readActions(target));
     const evidence = reports.flatMap((report) => report.evidence ?? []);
     const inspections = evidence.flatMap(({ inspection }) => inspection ?? []);
     const last = inspections.at(-1);
@@ -135,7 +164,11 @@ export class Witness implements Disposable {
       },
       descriptors: ourDescriptors(target.pid),
       key: evidence.findLast(({ key }) => key?.isFreed === false)?.key?.number,
-      trapAction: { before: this.#trapAction, after },
+      actions: HANDLED_SIGNALS.map((signal) => ({
+        signal,
+        before: this.#actions.get(signal)!,
+        after: after.get(signal)!,
+      })),
       otherTracers: others.tracers,
     };
     const sites = evidence.flatMap(({ journal }) => journal.sites);
@@ -210,11 +243,11 @@ function findReasons(
     reasons.push(`memory of ours is still mapped: 0x${start.toString(16)}-0x${end.toString(16)}`);
   for (const fd of facts.descriptors) reasons.push(`descriptor ${fd} of ours is still open`);
   if (facts.key !== undefined) reasons.push(`protection key ${facts.key} of ours is still allocated`);
-  const { before, after } = facts.trapAction;
-  if (hex(before) !== hex(after))
-    reasons.push(
-      `the action of SIGTRAP is ${describeAction(after, describe)}, was ${describeAction(before, describe)}`,
-    );
+  for (const { signal, before, after } of facts.actions)
+    if (hex(before) !== hex(after))
+      reasons.push(
+        `the action of ${signalName(signal)} is ${describeAction(after, describe)}, was ${describeAction(before, describe)}`,
+      );
   return reasons;
 }
 

@@ -8,6 +8,7 @@
 import { readdirSync } from "node:fs";
 import { SIGNAL_ACTION_BYTES } from "../../patch/index.ts";
 import {
+  changedSignals,
   JOURNAL_HEADER_BYTES,
   type JournalContents,
   JournalError,
@@ -16,7 +17,7 @@ import {
   usedBytes,
 } from "../../probe/journal.ts";
 import { ArmError } from "../../probe/probe-set.ts";
-import { askTrapAction, planRestoration, type TrapChain } from "../../probe/restoration.ts";
+import { askSignalAction, planRestoration, type SignalChain } from "../../probe/restoration.ts";
 import { membersBySite, placesOf, type ReadText } from "../../probe/site-chains.ts";
 import { findMapping, type MapEntry, readMaps } from "../../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME } from "../../target/process/traced-process.ts";
@@ -88,9 +89,9 @@ async function restoreLocked(
     if (!foundNow.every((bytes) => bytes !== undefined) && stops <= RETRY_AFTER_MS.length) continue;
     const found = foundNow.map((bytes) => bytes ?? new Uint8Array(0));
     const others = await readOtherJournals(target, journalMemory);
-    const trap = await readTrapChain(target, journal, others);
+    const handlers = await readChains(target, journal, others);
     const read = await readShared(target, journal, others, found);
-    const plan = planRestoration({ journal, journalMemory, found, trap, moves, others, read });
+    const plan = planRestoration({ journal, journalMemory, found, handlers, moves, others, read });
     const unlinking: SitePoke[] = [];
     for (const record of journal.debug) unlinking.push(...(await unlinkPokes(target, record)));
     const transaction = { ...plan.transaction, sites: [...plan.transaction.sites, ...unlinking] };
@@ -226,34 +227,59 @@ export async function readOtherJournals(target: ProcessTarget, own?: AddrRange):
   return journals;
 }
 
-/** The handlers of SIGTRAP now; asked only where one of this journal's was installed. */
-async function readTrapChain(
+/** The handlers of signals now; asked only where one of this journal's was installed. */
+async function readChains(
   target: ProcessTarget,
-  { trapAction, openMemory }: JournalContents,
+  journal: JournalContents,
   others: readonly JournalContents[],
-): Promise<TrapChain | undefined> {
-  if (trapAction === undefined) return undefined;
-  const current = firstWord(await askCurrentAction(target, openMemory?.at));
-  const previous = await target.read(trapAction.previousAt, SIGNAL_ACTION_BYTES);
-  return { current, previous, chained: await findChained(target, trapAction.handler, others) };
+): Promise<Map<number, SignalChain>> {
+  const changed = changedSignals(journal);
+  const current = await askSignalActions(
+    target,
+    changed.map(({ signal }) => signal),
+    journal.openMemory?.at,
+  );
+  const previous = await target.readMany(
+    changed.map(({ previousAt }) => ({ at: previousAt, lenBytes: SIGNAL_ACTION_BYTES })),
+  );
+  const chains = new Map<number, SignalChain>();
+  for (const [index, { signal, handler }] of changed.entries())
+    chains.set(signal, {
+      current: firstWord(current[index]!),
+      previous: previous[index]!,
+      chained: await findChained(target, signal, handler, others),
+    });
+  return chains;
 }
 
-/** The action of SIGTRAP now; `scratch` is memory of ours that the call can answer to, where there is some. */
-async function askCurrentAction(target: ProcessTarget, scratch: bigint | undefined): Promise<Uint8Array> {
-  if (scratch === undefined) return await target.readTrapAction();
-  await target.call([askTrapAction(scratch)]);
-  return await target.read(scratch, SIGNAL_ACTION_BYTES);
+/** What is done with signals now; `scratch` is memory of ours that the calls can answer to, where there is some. */
+export async function askSignalActions(
+  target: Pick<ProcessTarget, "call" | "read" | "readSignalActions">,
+  signals: readonly number[],
+  scratch: bigint | undefined,
+): Promise<Uint8Array[]> {
+  if (signals.length === 0) return [];
+  if (scratch === undefined) return await target.readSignalActions(signals);
+  await target.call(
+    signals.map((signal, index) => askSignalAction(signal, scratch + BigInt(index * SIGNAL_ACTION_BYTES))),
+  );
+  const bytes = await target.read(scratch, signals.length * SIGNAL_ACTION_BYTES);
+  return signals.map((_, index) =>
+    bytes.slice(index * SIGNAL_ACTION_BYTES, (index + 1) * SIGNAL_ACTION_BYTES),
+  );
 }
 
 /** Where another session's handler keeps this one as what was there before it. */
 export async function findChained(
-  target: ProcessTarget,
+  target: Pick<ProcessTarget, "read">,
+  signal: number,
   handler: bigint,
   others: readonly JournalContents[],
-): Promise<TrapChain["chained"]> {
+): Promise<SignalChain["chained"]> {
   for (const other of others) {
-    if (other.trapAction === undefined) continue;
-    const at = other.trapAction.previousAt;
+    const action = changedSignals(other).find((each) => each.signal === signal);
+    if (action === undefined) continue;
+    const at = action.previousAt;
     const bytes = await target.read(at, SIGNAL_ACTION_BYTES);
     if (firstWord(bytes) === handler) return { at, bytes };
   }

@@ -87,6 +87,7 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
       tidOffset: undefined,
       pidCache: EXAMPLE_PRIVATE_AT,
     },
+    mayAbandon: false,
   });
   const nowhere = {
     write: async () => {},

@@ -34,7 +34,6 @@ import {
   type KeyGrant,
   protectWithKeyCall,
 } from "./protection-keys.ts";
-import * as ptrace from "./ptrace.ts";
 import { STACKS_MEMORY_NAME } from "./signal-frames.ts";
 import { BLOCKED_FOR_MS, findTrapObstacle } from "./trap-obstacle.ts";
 
@@ -66,7 +65,7 @@ const MFD_CLOEXEC = 1n;
 const MFD_NOEXEC_SEAL = 8n;
 const NO_FD = -1n;
 /** `struct sigaction` as the kernel gives it: handler, flags, restorer and a mask. */
-const TRAP_ACTION_BYTES = 32;
+const ACTION_BYTES = 32;
 const SIGSET_BYTES = 8n;
 
 /** Name of the memory with the journal, in the target's list of mappings `/memfd:trapline (deleted)`. */
@@ -373,18 +372,20 @@ export class TracedProcess {
     return this.#borrow((thread) => calls.map((call) => thread.call(call)));
   }
 
-  /** The process's `struct sigaction` for SIGTRAP, as the kernel has it. Needs no memory of ours in the process. */
-  readTrapAction(): Uint8Array {
+  /** The process's `struct sigaction` for each signal, as the kernel has it. Needs no memory of ours in the process. */
+  readSignalActions(signals: readonly number[]): Uint8Array[] {
     return this.#borrow((thread) => {
       const at = thread.answerAt;
-      const saved = this.#memory.read(at, TRAP_ACTION_BYTES);
+      const saved = this.#memory.read(at, ACTION_BYTES);
       try {
-        this.#must(thread, {
-          name: "rt_sigaction",
-          number: SYS_RT_SIGACTION,
-          args: [BigInt(ptrace.SIGTRAP), 0n, at, SIGSET_BYTES],
+        return signals.map((signal) => {
+          this.#must(thread, {
+            name: "rt_sigaction",
+            number: SYS_RT_SIGACTION,
+            args: [BigInt(signal), 0n, at, SIGSET_BYTES],
+          });
+          return this.#memory.read(at, ACTION_BYTES);
         });
-        return this.#memory.read(at, TRAP_ACTION_BYTES);
       } finally {
         this.#memory.write(at, saved);
       }

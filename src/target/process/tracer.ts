@@ -156,7 +156,7 @@ export class ProcessTarget {
   readonly protectWithKey = this.#forward("protectWithKey");
   readonly createCodeWhereFree = this.#forward("createCodeWhereFree");
   readonly call = this.#forward("call");
-  readonly readTrapAction = this.#forward("readTrapAction");
+  readonly readSignalActions = this.#forward("readSignalActions");
   readonly findTidOffset = this.#forward("findTidOffset");
   readonly hasThreadPointers = this.#forward("hasThreadPointers");
   readonly #commit = this.#forward("commit");

@@ -1,0 +1,273 @@
+/**
+ * The handler of SIGSEGV, SIGBUS, SIGILL and SIGFPE that runs in a target whose programs have private stacks: a fault in a program
+ * ends that program, not the process.
+ *
+ *     private stack of the thread in use, and the interrupted rsp on it
+ *        sent by somebody                  → waits until the gate is left (signals deferred), else the application's signal
+ *        in a program                      → posted; go on at the way out of the gate (`HEAD_RECOVER`)
+ *     access to memory under our key       → stray-access.ts
+ *     else                                 → the application's signal (signal-action.ts)
+ *
+ * Where signals are deferred nothing of the application runs on a private stack, so whatever faults there is ours. Where they
+ * are not, handlers of the application may run there, below what they have interrupted: so the faulting instruction must be in a
+ * program (the table behind the code has all of the session), or the stack too short for a handler to be on it.
+ *
+ * With a protection key the kernel enters the handler with the key closed, maybe on a stack that is under it: the first
+ * instructions open it without touching the stack. It is closed before the application's handler is entered. The return from the
+ * signal is made with the key open, since the frame may be on a keyed stack; it restores the PKRU of the interrupted
+ * code. Who has called the handler like a function (an application's handler that was installed later and passes on what
+ * is not its own) gets the key closed.
+ *
+ * Facts: as signal-action.ts. siginfo: rt_sigprocmask 14 (SIG_BLOCK 0), rt_tgsigqueueinfo 297. The kernel sets PKRU to its initial value for handlers, and saves
+ * the thread's in the frame (arch/x86/kernel/fpu/signal.c).
+ */
+import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
+import {
+  emitHash,
+  HEAD_OWNER,
+  HEAD_RECOVER,
+  HEAD_SP,
+  PRIVATE_STACKS_BYTES,
+  type PrivateStacks,
+  STACK_COUNT,
+  STACK_HEAD,
+  STACK_STRIDE,
+} from "../gate/private-stacks.ts";
+import { FRAME_SIZE_BEFORE_RECOVERY } from "../gate/stack-switch.ts";
+import type { Label } from "../x86/assembler.ts";
+import { R8, R10, R11, R12, R13, R14, RAX, RBX, RCX, RDI, RDX, RSI, RSP } from "../x86/registers.ts";
+import { emitPost, mailboxHead } from "./mailbox.ts";
+import {
+  chainedAction,
+  emitPreviousAction,
+  encodeSignalAction,
+  RESTORER_BYTES,
+  SA_NODEFER,
+  SA_ONSTACK,
+  SA_RESTART,
+  SI_CODE,
+  SIGNAL_ACTION_BYTES,
+  type SignalAction,
+  UC_RIP,
+  ucReg,
+} from "./signal-action.ts";
+
+export const SIGILL = 4;
+export const SIGBUS = 7;
+export const SIGFPE = 8;
+export const SIGSEGV = 11;
+/** What the handler is for, in the order of its actions. */
+export const FAULT_SIGNALS: readonly number[] = [SIGSEGV, SIGBUS, SIGILL, SIGFPE];
+
+/** Half-open. */
+export interface CodeRange {
+  readonly start: bigint;
+  readonly end: bigint;
+}
+
+export interface FaultHandlerSpec {
+  readonly at: bigint;
+  readonly stacks: PrivateStacks;
+  /** Address of the memory that is shared with the tracer. */
+  readonly mailbox: bigint;
+  /** What the process had set for each signal. */
+  readonly previous: ReadonlyMap<number, SignalAction>;
+  /** Code of the session's programs, and for how many ranges there is to be room. */
+  readonly programs: readonly CodeRange[];
+  readonly capacity: number;
+}
+
+export interface FaultHandler extends WrittenCode {
+  /** To be set for each signal. */
+  readonly actions: ReadonlyMap<number, SignalAction>;
+  /** Where in `bytes` the previous action of a signal is kept. */
+  previousOffset(signal: number): number;
+  /** Where in `bytes` the table of programs begins. */
+  readonly tableOffset: number;
+}
+
+/** Least that the kernel puts between interrupted code and a handler: red zone, floating point state, ucontext, siginfo. */
+const LEAST_SIGNAL_FRAME = 128 + 512 + 304 + 128;
+/** Lowest signal of ours: the previous actions, and the words of the mailbox for them, are found by what the signal is more. */
+const FIRST_SIGNAL = SIGILL;
+const SIGNALS = SIGSEGV - FIRST_SIGNAL + 1;
+/** Words of a program's stack in which its main function's call is looked for. */
+const MOST_WORDS = 160;
+/** Bytes of an entry. */
+export const RANGE_BYTES = 16;
+
+/** Entries of the table of programs: pairs of addresses. */
+export function encodeRanges(ranges: readonly CodeRange[]): Uint8Array {
+  const words = new BigUint64Array(2 * ranges.length);
+  for (const [index, { start, end }] of ranges.entries()) words.set([start, end], 2 * index);
+  return new Uint8Array(words.buffer);
+}
+
+export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
+  const { stacks, mailbox, previous } = spec;
+  const writer = new CodeWriter(spec.at);
+  const { asm } = writer;
+  const [previousLabel, tableLabel, restorer] = [
+    asm.label("previous actions"),
+    asm.label("programs"),
+    asm.label("restorer"),
+  ];
+  const [inside, outside, abandon] = [asm.label("inside"), asm.label("outside"), asm.label("abandon")];
+
+  const entry = asm.here("handler");
+  writer.note("is the thread's private stack in use, and the interrupted code on it?");
+  emitFindSlot(writer, stacks, outside);
+  asm.cmpImm({ base: R10, disp: STACK_HEAD + HEAD_SP }, 0);
+  asm.jcc("e", outside);
+  asm.mov(RAX, { base: RDX, disp: ucReg(RSP) });
+  asm.sub(RAX, R10);
+  asm.cmpImm(RAX, STACK_STRIDE);
+  asm.jcc("b", inside);
+  asm.bind(outside);
+  emitPreviousAction(writer, {
+    find: () => {
+      asm.lea(RAX, { base: RDI, disp: -FIRST_SIGNAL });
+      asm.lea(R10, { ripTo: previousLabel });
+      asm.movabs(R11, mailbox + BigInt(mailboxHead.resets));
+      asm.lea(R11, { base: R11, index: RAX, scale: 4 });
+      asm.shl(RAX, Math.log2(SIGNAL_ACTION_BYTES));
+      asm.add(R10, RAX);
+    },
+    leave: () => asm.ret(),
+    repeats: true,
+  });
+
+  const post = emitPost(writer, mailbox);
+  const isProgram = emitIsProgram(writer, tableLabel);
+
+  asm.bind(inside);
+  writer.note("sent by somebody: not ours");
+  asm.cmpImm({ base: RSI, disp: SI_CODE }, 0, 32);
+  asm.jcc("le", outside);
+  writer.note("in a program? or so near to its call that no handler's frame can lie between?");
+  asm.mov(R8, { base: R10, disp: STACK_HEAD + HEAD_RECOVER });
+  asm.lea(RAX, { base: R10, disp: STACK_HEAD - 8 });
+  asm.sub(RAX, { base: R8, disp: -FRAME_SIZE_BEFORE_RECOVERY });
+  asm.mov(R8, RAX);
+  asm.sub(RAX, { base: RDX, disp: ucReg(RSP) });
+  asm.cmpImm(RAX, LEAST_SIGNAL_FRAME);
+  asm.jcc("l", abandon);
+  asm.mov(RAX, { base: RDX, disp: UC_RIP });
+  asm.call(isProgram);
+  asm.jcc("ne", outside);
+  asm.bind(abandon);
+  emitAbandon(writer, { post, isProgram });
+  asm.ret();
+
+  asm.align(16, "int3");
+  writer.note("return from the signal; unwinders know these bytes");
+  asm.bind(restorer);
+  asm.bytes(RESTORER_BYTES);
+  asm.align(8, "int3");
+  writer.note("previous actions, by signal", true);
+  asm.bind(previousLabel);
+  const noAction: SignalAction = { handler: 0n, flags: 0n, restorer: 0n, mask: 0n };
+  for (let signal = FIRST_SIGNAL; signal < FIRST_SIGNAL + SIGNALS; signal++)
+    asm.bytes(encodeSignalAction(previous.get(signal) ?? noAction));
+  writer.note("programs", true);
+  asm.bind(tableLabel);
+  asm.bytes(encodeRanges(spec.programs));
+  // A zero behind the last one that there is room for.
+  asm.bytes(new Uint8Array((spec.capacity - spec.programs.length) * RANGE_BYTES + 8));
+  const written = writer.finish();
+
+  const ours = { handler: asm.addressOf(entry), restorer: asm.addressOf(restorer) };
+  const kept = SA_ONSTACK | SA_RESTART | SA_NODEFER;
+  return {
+    ...written,
+    actions: new Map(
+      FAULT_SIGNALS.map((signal) => [signal, chainedAction(ours, previous.get(signal) ?? noAction, kept)]),
+    ),
+    previousOffset: (signal) => asm.offsetOf(previousLabel) + (signal - FIRST_SIGNAL) * SIGNAL_ACTION_BYTES,
+    tableOffset: asm.offsetOf(tableLabel),
+  };
+}
+
+/** r10 = the slot of the thread, which is not claimed for it if it has none. */
+function emitFindSlot(writer: CodeWriter, stacks: PrivateStacks, none: Label): void {
+  const { asm } = writer;
+  const [look, found] = [asm.label("look"), asm.label("found")];
+  // What another word than the fs base says may be anything.
+  emitHash(writer, { ...stacks, thread: "fs base" });
+  asm.movImm(RCX, STACK_COUNT, 32);
+  asm.bind(look);
+  asm.dec(RCX, 32);
+  asm.jcc("s", none);
+  asm.mov(RAX, { base: R10, disp: STACK_HEAD + HEAD_OWNER });
+  asm.cmp(RAX, R11);
+  asm.jcc("e", found);
+  asm.test(RAX, RAX);
+  asm.jcc("e", none);
+  asm.addImm(R10, STACK_STRIDE);
+  asm.cmp(R10, { ripTo: writer.literal(stacks.base + BigInt(PRIVATE_STACKS_BYTES)) });
+  asm.jcc("b", look);
+  asm.mov(R10, { ripTo: writer.literal(stacks.base) });
+  asm.jmp(look);
+  asm.bind(found);
+}
+
+/** A routine: is rax an address in a program, or right behind one? Equal if so. Changes rcx. */
+function emitIsProgram(writer: CodeWriter, table: Label): Label {
+  const { asm } = writer;
+  const [look, next, done] = [asm.label("look"), asm.label("next"), asm.label("done")];
+  writer.note("is an address in a program?");
+  const routine = asm.here("is_program");
+  asm.lea(RCX, { ripTo: table });
+  asm.bind(look);
+  asm.cmpImm({ base: RCX }, 0);
+  const none = asm.label("none");
+  asm.jcc("e", none);
+  asm.cmp(RAX, { base: RCX });
+  asm.jcc("b", next);
+  asm.cmp(RAX, { base: RCX, disp: 8 });
+  asm.jcc("be", done);
+  asm.bind(next);
+  asm.addImm(RCX, RANGE_BYTES);
+  asm.jmp(look);
+  asm.bind(none);
+  asm.testImm(RSP, -1);
+  asm.ret();
+  asm.bind(done);
+  asm.cmp(RAX, RAX);
+  asm.ret();
+  return routine;
+}
+
+/**
+ * Posts the fault of a program, and makes the thread go on at the way out of its gate. r10 = its slot, r8 = where the return
+ * address of the program's call lies.
+ */
+function emitAbandon(
+  writer: CodeWriter,
+  { post, isProgram }: { readonly post: Label; readonly isProgram: Label },
+): void {
+  const { asm } = writer;
+  const [look, found, none] = [asm.label("look"), asm.label("found"), asm.label("none")];
+  writer.note("the call of the program, and where its main function was");
+  asm.mov(R12, { base: RDX, disp: UC_RIP });
+  asm.mov(R13, { base: R8 });
+  asm.movImm(RBX, MOST_WORDS, 32);
+  asm.bind(look);
+  asm.subImm(R8, 8);
+  asm.cmp(R8, { base: RDX, disp: ucReg(RSP) });
+  asm.jcc("b", none);
+  asm.mov(RAX, { base: R8 });
+  asm.call(isProgram);
+  asm.jcc("e", found);
+  asm.dec(RBX, 32);
+  asm.jcc("ne", look);
+  asm.bind(none);
+  asm.zero(RAX);
+  asm.bind(found);
+  asm.mov(R14, RAX);
+  asm.call(post);
+  writer.note("go on at the way out of the gate");
+  asm.mov({ base: RDX, disp: ucReg(R10) }, R10);
+  asm.mov(RAX, { base: R10, disp: STACK_HEAD + HEAD_RECOVER });
+  asm.mov({ base: RDX, disp: UC_RIP }, RAX);
+}
