@@ -49,6 +49,8 @@ const RECORD_BYTES = 64;
 export const JOURNAL_KEY = 160;
 /** Keys are numbers of four bits, and 0 is that of all memory (Intel SDM 3A, 4.6.2). */
 const LAST_KEY = 15;
+/** More than any journal needs: what a target has written over must not make a reader keep gigabytes. */
+const MOST_RECORDS = 1 << 20;
 /** Longest region that is ever replaced: an instruction is at most 15 bytes and a jump 5. */
 const MAX_PATCH_BYTES = 16;
 
@@ -229,27 +231,60 @@ export interface JournalContents {
   readonly memory: readonly JournalMemory[];
 }
 
+const DAMAGED_HINT =
+  "what was changed in the process cannot be known without it: its probes stay, and stay harmless; end the process when you can";
+
 /** Shared memory that does not hold a journal that can be understood. */
 export class JournalError extends Error {
   readonly code = "bad-journal";
-  constructor(why: string) {
+  readonly hint: string | undefined;
+  constructor(why: string, hint: string | undefined = DAMAGED_HINT) {
     super(`read the journal of an earlier tracer: ${why}`);
     this.name = "JournalError";
+    this.hint = hint;
   }
 }
 
 export const journalBytes = (capacity: number): number => JOURNAL_HEADER_BYTES + capacity * RECORD_BYTES;
 
-/** Writes the journal of one target. The memory must be zeroed. */
+/** What a target's memory has of a journal that its writer has not written. */
+export interface JournalDamage {
+  /** Whether its header is another. */
+  readonly header: boolean;
+  /** How many of its records are others. */
+  readonly records: number;
+  readonly ofRecords: number;
+}
+
+/** Compares what a writer has written with what is in the target; undefined where nothing was written over. */
+export function findJournalDamage(written: Uint8Array, found: Uint8Array): JournalDamage | undefined {
+  const differs = (from: number, to: number) => {
+    for (let at = from; at < to; at++) if (written[at] !== found[at]) return true;
+    return false;
+  };
+  const header = differs(0, JOURNAL_HEADER_BYTES);
+  let records = 0;
+  for (let at = JOURNAL_HEADER_BYTES; at < written.length; at += RECORD_BYTES)
+    if (differs(at, at + RECORD_BYTES)) records++;
+  const ofRecords = (written.length - JOURNAL_HEADER_BYTES) / RECORD_BYTES;
+  return header || records > 0 ? { header, records, ofRecords } : undefined;
+}
+
+/**
+ * Writes the journal of one target. The memory must be zeroed. The writer keeps what it has written: the target can write
+ * over its memory, and the writer's own way out follows this.
+ */
 export class Journal {
+  readonly #shared: Uint8Array;
   readonly #bytes: Uint8Array;
   readonly #view: DataView;
   readonly #capacity: number;
   #used = 0;
 
   constructor(memory: Uint8Array, capacity: number, header: JournalHeader) {
-    this.#bytes = memory;
-    this.#view = new DataView(memory.buffer, memory.byteOffset, memory.byteLength);
+    this.#shared = memory;
+    this.#bytes = new Uint8Array(journalBytes(capacity));
+    this.#view = new DataView(this.#bytes.buffer);
     this.#capacity = capacity;
     this.#view.setUint32(8, VERSION, true);
     this.#view.setUint32(12, capacity, true);
@@ -257,18 +292,39 @@ export class Journal {
     this.#view.setBigUint64(32, header.tracerStart, true);
     this.#view.setUint32(40, header.targetPid, true);
     this.#view.setBigUint64(136, BigInt(header.sharedBytes), true);
+    this.#publish(8, JOURNAL_HEADER_BYTES);
     // Last, so that a journal with the magic has a whole header.
     this.#view.setBigUint64(0, MAGIC, true);
+    this.#publish(0, 8);
+  }
+
+  /** All that was written, whatever the target has made of its memory. */
+  get written(): Uint8Array {
+    return this.#bytes.subarray(0, journalBytes(this.#used));
+  }
+
+  /** The key that was written into the journal where it was allocated. */
+  noteKey(key: number): void {
+    this.#bytes[JOURNAL_KEY] = key;
+    this.#publish(JOURNAL_KEY, JOURNAL_KEY + 1);
+  }
+
+  /** Says that the session has ended and that the rest is there for others. */
+  markLeft(): void {
+    this.#bytes.set(leftMark.bytes, leftMark.offset);
+    this.#publish(leftMark.offset, leftMark.offset + leftMark.bytes.length);
   }
 
   setPrivateMemory(at: bigint, lenBytes: number): void {
     this.#view.setBigUint64(56, BigInt(lenBytes), true);
     this.#view.setBigUint64(48, at, true);
+    this.#publish(48, 64);
   }
 
   setOpenMemory(at: bigint, lenBytes: number): void {
     this.#view.setBigUint64(152, BigInt(lenBytes), true);
     this.#view.setBigUint64(144, at, true);
+    this.#publish(144, 160);
   }
 
   setReturnTable(table: ReturnTable): void {
@@ -277,6 +333,7 @@ export class Journal {
     this.#view.setUint32(80, table.slotOffset, true);
     this.#view.setUint32(84, table.returnAddressOffset, true);
     this.#view.setBigUint64(64, table.at, true);
+    this.#publish(64, 88);
   }
 
   /** To be called before SIGTRAP's action is changed. */
@@ -284,7 +341,9 @@ export class Journal {
     this.#bytes.set(previous.subarray(0, 32), 96);
     this.#view.setBigUint64(128, handler, true);
     this.#view.setUint32(92, Number(previousAt - handler), true);
+    this.#publish(92, 136);
     this.#view.setUint32(88, 1, true);
+    this.#publish(88, 92);
   }
 
   /** Appends a record for memory that is about to be mapped, or just was; returns its number. */
@@ -386,10 +445,13 @@ export class Journal {
     const base = this.#base(record);
     if (detour !== undefined) this.#view.setBigUint64(base + 48, detour, true);
     this.#setNewBytes(base, mechanism, newBytes);
+    this.#publish(base, base + RECORD_BYTES);
   }
 
   setState(record: number, state: JournalState): void {
-    this.#bytes[this.#base(record) + 3] = states.indexOf(state);
+    const at = this.#base(record) + 3;
+    this.#bytes[at] = states.indexOf(state);
+    this.#publish(at, at + 1);
   }
 
   get remaining(): number {
@@ -408,16 +470,23 @@ export class Journal {
   #append(fill: (base: number) => void): number {
     if (this.#used >= this.#capacity) throw new Error("the journal is full");
     const record = this.#used++;
-    fill(this.#base(record));
+    const base = this.#base(record);
+    fill(base);
+    this.#publish(base, base + RECORD_BYTES);
     this.#view.setUint32(16, this.#used, true);
+    this.#publish(16, 20);
     return record;
+  }
+
+  #publish(from: number, to: number): void {
+    this.#shared.set(this.#bytes.subarray(from, to), from);
   }
 }
 
 /** The part of the memory that a journal with this header uses. */
 export function usedBytes(header: Uint8Array): number {
   const view = new DataView(header.buffer, header.byteOffset, header.byteLength);
-  return journalBytes(view.getUint32(16, true));
+  return journalBytes(Math.min(view.getUint32(16, true), MOST_RECORDS));
 }
 
 /** Reads a journal; throws `JournalError` when the memory does not hold one. */
@@ -429,9 +498,13 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
     );
   const version = view.getUint32(8, true);
   if (version !== VERSION)
-    throw new JournalError(`it has version ${version}, this trapline reads version ${VERSION}`);
+    throw new JournalError(
+      `it has version ${version}, this trapline reads version ${VERSION}`,
+      "use the trapline that has attached to the process, unless the process has written over its memory",
+    );
   const used = view.getUint32(16, true);
-  if (journalBytes(used) > bytes.length) throw new JournalError(`it claims ${used} records, more than fit`);
+  if (used > MOST_RECORDS || journalBytes(used) > bytes.length)
+    throw new JournalError(`it claims ${used} records, more than fit`);
 
   const sites: JournalSite[] = [];
   const kept: JournalKept[] = [];

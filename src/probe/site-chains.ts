@@ -175,6 +175,7 @@ export function unchain(own: SiteMember, others: readonly SiteMember[], read: Re
   if (state === "foreign" || (state === "int3" && !isRoot)) return { kind: "passed-on", pokes };
   if (next === undefined && state === "jump" && isCalling(own, read)) {
     const call = callBytes(site.at, trampolineOf(own, read)!);
+    if (call === undefined) return { kind: "husk", pokes };
     return { kind: "passed-on", pokes: [...pokes, poke(site.at, found!, call)] };
   }
   if (next === undefined) return pokes.length > 0 ? { kind: "passed-on", pokes } : { kind: "alone" };
@@ -201,10 +202,10 @@ function unchainCall({ site }: SiteMember, others: readonly SiteMember[], read: 
   };
 }
 
-/** `e8 rel32` to a trampoline that has been called from there. */
-function callBytes(at: bigint, to: bigint): Uint8Array {
-  const bytes = encodeJump(at, to)!;
-  bytes[0] = CALL_REL32;
+/** `e8 rel32` to a trampoline that has been called from there; undefined where it cannot have been. */
+function callBytes(at: bigint, to: bigint): Uint8Array | undefined {
+  const bytes = encodeJump(at, to);
+  if (bytes !== undefined) bytes[0] = CALL_REL32;
   return bytes;
 }
 
@@ -223,11 +224,11 @@ function closeLink(own: SiteMember, next: SiteMember, read: ReadText): SitePoke[
     const approach = approachOf(next);
     const jump = approachJumpOf(next);
     const to = trampolineOf(own, read)!;
-    if (approach !== undefined && jump !== undefined)
-      return [
-        poke(jump, read(jump, SLOT_BYTES)!, encodeJump(jump, to)!),
-        poke(at, now!, encodeJump(at, approach)!),
-      ];
+    const before = jump === undefined ? undefined : read(jump, SLOT_BYTES);
+    const onward = jump === undefined ? undefined : encodeJump(jump, to);
+    const toApproach = approach === undefined ? undefined : encodeJump(at, approach);
+    if (jump !== undefined && before !== undefined && onward !== undefined && toApproach !== undefined)
+      return [poke(jump, before, onward), poke(at, now!, toApproach)];
   }
   const ownLink = own.hook === undefined ? undefined : linkOf(own);
   const onward = ownLink === undefined ? undefined : jumpTarget(ownLink, read(ownLink, SLOT_BYTES));

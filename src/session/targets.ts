@@ -612,7 +612,7 @@ export class Targets {
       }
       left.push(...(await leaveHeirs(this.#tracer, attachment, raised, prove)));
       await unlessGone(member, async () => {
-        if (own !== undefined) await attachment.markRemoved(own);
+        if (own !== undefined) attachment.markRemoved(own);
         await unlock(member);
       });
     }

@@ -26,7 +26,7 @@ import { LOAD_GATE_BYTES, loadGateWords } from "../../patch/load-gate.ts";
 import { MAILBOX_BYTES, Mailbox } from "../../patch/mailbox.ts";
 import { maskedCodeOf } from "../../patch/masked-code.ts";
 import { emitUnwindHook } from "../../patch/unwind-table.ts";
-import { JOURNAL_KEY, Journal, journalBytes } from "../../probe/journal.ts";
+import { JOURNAL_KEY, Journal, journalBytes, parseJournal } from "../../probe/journal.ts";
 import { ArmError, type ArmReport, ProbeSet } from "../../probe/probe-set.ts";
 import { sameBytes } from "../../target/process/commit.ts";
 import type { ProcessImages } from "../../target/process/images.ts";
@@ -40,7 +40,7 @@ import type { ProcessTarget } from "../../target/process/tracer.ts";
 import { findTrapObstacle } from "../../target/process/trap-obstacle.ts";
 import type { AddrRange } from "../../target/target.ts";
 import type { ProbeAccounts } from "../accounts/probe-accounts.ts";
-import { findHolder, isStaying, markLeft, markRemoved, takeOutDead } from "../leave/other-sessions.ts";
+import { findHolder, isStaying, takeOutDead, undoneRecords } from "../leave/other-sessions.ts";
 import {
   findHeirs,
   findJournalMappings,
@@ -343,6 +343,7 @@ export class Attachment {
         ? await target.allocateKey(journalMemory.start + BigInt(JOURNAL_KEY))
         : undefined;
     const key = grant?.kind === "granted" ? grant.number : undefined;
+    if (key !== undefined) journal.noteKey(key);
     const guard = async (at: bigint, lenBytes: number) => {
       if (key === undefined) return;
       await target.protectWithKey({ start: at, end: at + BigInt(lenBytes) }, READ_WRITE, key);
@@ -671,8 +672,8 @@ export class Attachment {
   async #restoreIn(target: ProcessTarget, wantsEvidence: boolean): Promise<RestoreReport> {
     const own = this.journalMemory;
     return await target.locked(async () => {
-      const report = await restoreProcess(target, own, this.probes.homeMoves, wantsEvidence);
-      if (isStaying(report)) await markLeft(target, own);
+      const report = await restoreProcess(target, own, this.probes.homeMoves, wantsEvidence, this.#journal);
+      if (isStaying(report)) this.#journal.markLeft();
       if (findJournalMappings(target.pid).some(({ start }) => start !== own.start))
         await takeOutDead(target, own);
       return report;
@@ -680,9 +681,10 @@ export class Attachment {
   }
 
   /** Says in the journal, when all children are put back as well, which of its sites nobody has to look at any more. */
-  async markRemoved(report: RestoreReport): Promise<void> {
+  markRemoved(report: RestoreReport): void {
     if (report.husks.length === 0) return;
-    await markRemoved(this.target, this.journalMemory, report);
+    for (const record of undoneRecords(parseJournal(this.#journal.written), report))
+      this.#journal.setState(record, "removed");
   }
 
   /** Whether the session's memory is in the target. */

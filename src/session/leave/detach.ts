@@ -2,6 +2,7 @@
 
 import { type JournalContents, parseJournal } from "../../probe/journal.ts";
 import { ProcessImages } from "../../target/process/images.ts";
+import { readMaps } from "../../target/process/proc-fs.ts";
 import { type ProcessTarget, Tracer } from "../../target/process/tracer.ts";
 import type { AddrRange } from "../../target/target.ts";
 import type { DetachOptions, OutputFormat, SessionIo } from "../options.ts";
@@ -9,7 +10,8 @@ import { SessionError } from "../session-error.ts";
 import { type OtherSession, readOtherSessions, takeOutDead } from "./other-sessions.ts";
 import { Witness } from "./proof.ts";
 import { reportProof } from "./proof-report.ts";
-import { findJournalMappings, type RestoreReport } from "./restore-process.ts";
+import { findJournalMappings, type RestoreReport, readJournalBytes } from "./restore-process.ts";
+import { soundJournal } from "./sound-journal.ts";
 
 /** Restores each process. Returns 1 if one could not be restored completely. */
 export async function detach(options: DetachOptions, io: SessionIo): Promise<number> {
@@ -32,6 +34,8 @@ export async function detach(options: DetachOptions, io: SessionIo): Promise<num
           sites += report.sites;
           if (report.husks.length > 0 && living.length > 0)
             io.err.write(describeHusk(pid, session.journal.header.tracerPid, living[0]!));
+          for (const each of report.damage) io.err.write(`trapline: detach: process ${pid}: ${each}\n`);
+          if (report.damage.length > 0) code = 1;
           if (report.occupants.length > 0 || report.foreign.length > 0) {
             code = 1;
             io.err.write(describeRest(pid, report.occupants.length, report.foreign));
@@ -76,8 +80,8 @@ class DeadTracerProof implements Disposable {
   static async begin(target: ProcessTarget, journals: readonly AddrRange[]): Promise<DeadTracerProof> {
     const contents: JournalContents[] = [];
     for (const memory of journals) {
-      const bytes = await target.read(memory.start, Number(memory.end - memory.start));
-      if (!isEmpty(bytes)) contents.push(parseJournal(bytes));
+      const bytes = await readJournalBytes(target, memory);
+      if (!isEmpty(bytes)) contents.push(soundJournal(parseJournal(bytes), readMaps(target.pid)).journal);
     }
     return new DeadTracerProof(target, await Witness.fromJournals(target, contents));
   }

@@ -13,6 +13,7 @@ export function reportLeft(left: readonly LeftTarget[], io: SessionIo): number {
       io.err.write(`trapline: restore process ${pid}: ${failure}\nhint: ${detachLater(pid)}\n`);
     }
     if (report === undefined) continue;
+    for (const each of report.damage) io.err.write(`trapline: restore process ${pid}: ${each}\n`);
     for (const at of report.foreign) {
       code = 1;
       io.err.write(

@@ -22,8 +22,8 @@ import {
   type RestoreReport,
   readJournalBytes,
   restoreProcess,
-  withoutUnmapped,
 } from "./restore-process.ts";
+import { soundJournal } from "./sound-journal.ts";
 
 /** One session, by its journal. */
 export interface OtherSession {
@@ -54,7 +54,7 @@ export async function readOtherSessions(
     const bytes = await readJournalBytes(target, memory);
     // A tracer that died before it wrote the header has changed nothing.
     if (bytes.subarray(0, 8).every((byte) => byte === 0)) continue;
-    const journal = withoutUnmapped(parseJournal(bytes), readMaps(target.pid));
+    const journal = soundJournal(parseJournal(bytes), readMaps(target.pid)).journal;
     const { tracerPid, tracerStart } = journal.header;
     sessions.push({ memory, journal, isAlive: !journal.isLeft && isSameProcess(tracerPid, tracerStart) });
   }
@@ -105,29 +105,37 @@ export async function markLeft(target: Pick<ProcessTarget, "write">, memory: Add
 export async function markRemoved(
   target: Pick<ProcessTarget, "read" | "write">,
   memory: AddrRange,
-  { husks }: RestoreReport,
+  report: RestoreReport,
 ): Promise<void> {
-  const { sites } = parseJournal(await target.read(memory.start, Number(memory.end - memory.start)));
-  for (let index = sites.length - 1, stays = false; index >= 0; index--) {
-    const { record, mechanism } = sites[index]!;
-    // What a site needs beside it stands right before it.
-    stays = husks.includes(record) || (stays && isBesideSite(mechanism));
-    if (stays) continue;
+  const journal = parseJournal(await readJournalBytes(target, memory));
+  for (const record of undoneRecords(journal, report)) {
     const { offset, bytes } = removedMark(record);
     await target.write(memory.start + BigInt(offset), bytes);
   }
 }
 
+/** The records of sites that are undone, where some had to stay. */
+export function undoneRecords({ sites }: JournalContents, { husks }: RestoreReport): number[] {
+  const undone: number[] = [];
+  for (let index = sites.length - 1, stays = false; index >= 0; index--) {
+    const { record, mechanism } = sites[index]!;
+    // What a site needs beside it stands right before it.
+    stays = husks.includes(record) || (stays && isBesideSite(mechanism));
+    if (!stays) undone.push(record);
+  }
+  return undone;
+}
+
 /** What the others hold in a process now. */
 export async function readHeldPlaces(
-  target: Pick<ProcessTarget, "pid" | "read" | "readMany">,
+  target: Pick<ProcessTarget, "pid" | "read" | "findMany">,
   own?: AddrRange,
 ): Promise<HeldPlaces> {
   return await placesHeldBy(target, await readOtherSessions(target, own));
 }
 
 async function placesHeldBy(
-  target: Pick<ProcessTarget, "readMany">,
+  target: Pick<ProcessTarget, "findMany">,
   sessions: readonly OtherSession[],
 ): Promise<HeldPlaces> {
   const members = membersBySite(sessions.map(({ journal }) => journal));
@@ -137,10 +145,10 @@ async function placesHeldBy(
     ),
     ...[...members.values()].flatMap((list) => placesOf(list)),
   ];
-  const bytes = await target.readMany(places);
-  const known = new Map<string, Uint8Array>();
+  const bytes = await target.findMany(places);
+  const known = new Map<string, Uint8Array | undefined>();
   places.forEach(({ at, lenBytes }, index) => {
-    known.set(`${at} ${lenBytes}`, bytes[index]!);
+    known.set(`${at} ${lenBytes}`, bytes[index]);
   });
   return heldPlaces(sessions, (at, lenBytes) => known.get(`${at} ${lenBytes}`));
 }
@@ -149,12 +157,14 @@ async function placesHeldBy(
 export async function lookAtHeldPlaces(pid: number): Promise<HeldPlaces> {
   const memory = MemoryFile.open(pid, "r");
   try {
-    const read = (at: bigint, lenBytes: number) => memory.read(at, lenBytes);
     const target = {
       pid,
-      read: async (at: bigint, lenBytes: number) => read(at, lenBytes),
-      readMany: async (places: readonly { readonly at: bigint; readonly lenBytes: number }[]) =>
-        places.map(({ at, lenBytes }) => read(at, lenBytes)),
+      read: async (at: bigint, lenBytes: number) => memory.read(at, lenBytes),
+      findMany: async (places: readonly { readonly at: bigint; readonly lenBytes: number }[]) =>
+        places.map(({ at, lenBytes }) => {
+          const bytes = new Uint8Array(lenBytes);
+          return memory.readInto(at, bytes) === lenBytes ? bytes : undefined;
+        }),
     };
     const sessions = await readOtherSessions(target);
     return await placesHeldBy(

@@ -9,10 +9,11 @@ import { readdirSync } from "node:fs";
 import { SIGNAL_ACTION_BYTES } from "../../patch/index.ts";
 import {
   changedSignals,
+  findJournalDamage,
   JOURNAL_HEADER_BYTES,
+  type Journal,
   type JournalContents,
   JournalError,
-  type JournalSite,
   parseJournal,
   usedBytes,
 } from "../../probe/journal.ts";
@@ -25,6 +26,8 @@ import type { ProcessTarget } from "../../target/process/tracer.ts";
 import type { AddrRange, Inspection, Move, Occupant, SitePoke } from "../../target/target.ts";
 import { unlinkPokes } from "../names/gdb-jit.ts";
 import { PerfMap } from "../names/perf-map.ts";
+import { FileText } from "./file-text.ts";
+import { soundJournal } from "./sound-journal.ts";
 
 /** Path under which memory shared with a target appears among its mappings. */
 export const JOURNAL_MAPPING_PATH = `/memfd:${JOURNAL_MEMORY_NAME} (deleted)`;
@@ -42,6 +45,8 @@ export interface RestoreReport {
   /** Longest time that threads stood. */
   readonly stoppedNs: bigint;
   readonly stops: number;
+  /** What of our memory the target has written over, for people. */
+  readonly damage: readonly string[];
   /** What was asked for a proof. */
   readonly evidence?: RestoreEvidence | undefined;
 }
@@ -60,14 +65,18 @@ export interface RestoreEvidence {
 
 const RETRY_AFTER_MS = [1, 2, 5, 10, 20, 50, 100, 200, 400, 800] as const;
 
-/** Puts a process back. `moves` lead out of detours whose maker is still at hand. */
+/**
+ * Puts a process back. `moves` lead out of detours whose maker is still at hand; `own` is its journal. Of another's journal only
+ * what fits the process is believed.
+ */
 export async function restoreProcess(
   target: ProcessTarget,
   journalMemory: AddrRange,
   moves: readonly Move[],
   wantsEvidence = false,
+  own?: Pick<Journal, "written">,
 ): Promise<RestoreReport> {
-  return await target.locked(() => restoreLocked(target, journalMemory, moves, wantsEvidence));
+  return await target.locked(() => restoreLocked(target, journalMemory, moves, wantsEvidence, own));
 }
 
 async function restoreLocked(
@@ -75,13 +84,18 @@ async function restoreLocked(
   journalMemory: AddrRange,
   moves: readonly Move[],
   wantsEvidence: boolean,
+  own: Pick<Journal, "written"> | undefined,
 ): Promise<RestoreReport> {
+  const damage = own === undefined ? [] : await repairJournal(target, journalMemory, own.written);
   let firstJournal: JournalContents | undefined;
   let sites = 0;
   let returnsRestored = 0;
   let stoppedNs = 0n;
   for (let stops = 1; ; stops++) {
-    const journal = withoutUnmapped(await readJournal(target, journalMemory), readMaps(target.pid));
+    const maps = readMaps(target.pid);
+    const bytes = own?.written ?? (await readJournalBytes(target, journalMemory));
+    using files = own === undefined ? new FileText(target.pid, maps) : undefined;
+    const { journal, doubts, keepsMemory } = soundJournal(parseJournal(bytes), maps, files);
     firstJournal ??= journal;
     const places = journal.sites.map(({ at, oldBytes }) => ({ at, lenBytes: oldBytes.length }));
     const foundNow = await target.findMany(places);
@@ -94,7 +108,12 @@ async function restoreLocked(
     const plan = planRestoration({ journal, journalMemory, found, handlers, moves, others, read });
     const unlinking: SitePoke[] = [];
     for (const record of journal.debug) unlinking.push(...(await unlinkPokes(target, record)));
-    const transaction = { ...plan.transaction, sites: [...plan.transaction.sites, ...unlinking] };
+    const pokes = [...plan.transaction.sites, ...unlinking].filter((poke) => mayWrite(poke, maps));
+    const transaction = {
+      ...plan.transaction,
+      sites: pokes,
+      ...(keepsMemory ? { vacate: [], finalCalls: [] } : {}),
+    };
     const ours = wantsEvidence ? ourMemory(journal, journalMemory) : undefined;
     const report = await target.commit(ours === undefined ? transaction : { ...transaction, inspect: ours });
     if (report.kind === "refused") {
@@ -115,6 +134,7 @@ async function restoreLocked(
         husks: plan.husks.map((site) => site.record),
         stoppedNs,
         stops,
+        damage: [...damage, ...describeDoubts(doubts, keepsMemory)],
         evidence: ours && {
           journal: firstJournal,
           inspection: report.inspection,
@@ -157,8 +177,50 @@ function ourMemory(journal: JournalContents, journalMemory: AddrRange): AddrRang
   return [...ranges.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) })), journalMemory];
 }
 
-async function readJournal(target: JournalPort, memory: AddrRange): Promise<JournalContents> {
-  return parseJournal(await readJournalBytes(target, memory));
+/** Text, or code of ours, or for a word of data memory that the process may write itself. */
+function mayWrite({ at, expect, isData }: SitePoke, maps: readonly MapEntry[]): boolean {
+  const map = findMapping(maps, at);
+  return (
+    map !== undefined &&
+    at + BigInt(expect.length) <= map.end &&
+    map.perms[isData === true ? 1 : 2] === (isData === true ? "w" : "x")
+  );
+}
+
+/** Writes a session's own journal anew where the target has written over it, for whoever may have to go on. Returns what was wrong. */
+async function repairJournal(
+  target: ProcessTarget,
+  memory: AddrRange,
+  written: Uint8Array,
+): Promise<readonly string[]> {
+  const [found] = await target.findMany([{ at: memory.start, lenBytes: written.length }]);
+  if (found === undefined)
+    return ["the process has unmapped our journal; it is put back by what the tracer remembers"];
+  const damage = findJournalDamage(written, found);
+  if (damage === undefined) return [];
+  await target.write(memory.start, written);
+  const { header, records, ofRecords } = damage;
+  const what = [
+    ...(header ? ["its head"] : []),
+    ...(records > 0 ? [`${records} of ${ofRecords} records`] : []),
+  ];
+  return [
+    `the process has written over our journal (${what.join(" and ")}); it is put back by what the tracer remembers`,
+  ];
+}
+
+const MOST_SHOWN = 8;
+
+function describeDoubts(doubts: readonly string[], keepsMemory: boolean): string[] {
+  if (doubts.length === 0) return [];
+  const more = doubts.length > MOST_SHOWN ? [`and ${doubts.length - MOST_SHOWN} more`] : [];
+  return [
+    `the process has written over our journal; what makes no sense there is left as it is${
+      keepsMemory ? ", and so is our memory: end the process when you can" : ""
+    }`,
+    ...doubts.slice(0, MOST_SHOWN),
+    ...more,
+  ];
 }
 
 type JournalPort = Pick<ProcessTarget, "read">;
@@ -170,56 +232,14 @@ export async function readJournalBytes(target: JournalPort, memory: AddrRange): 
   return await target.read(memory.start, Math.max(lenBytes, JOURNAL_HEADER_BYTES));
 }
 
-/**
- * The journal without memory that is not mapped (any more): a record precedes the mapping, and the target may have put
- * something of its own where ours never came to be. Sites whose image was unloaded are gone with it, whatever lies there now.
- */
-export function withoutUnmapped(journal: JournalContents, maps: readonly MapEntry[]): JournalContents {
-  // The kernel splits and joins mappings as it likes: one of ours can be several entries, or part of a larger one.
-  const isMapped = (at: bigint, lenBytes: number, perms: string | undefined, path: string) => {
-    const end = at + BigInt(lenBytes);
-    let covered = at;
-    for (const map of maps)
-      if (
-        map.start <= covered &&
-        map.end > covered &&
-        (perms === undefined || map.perms === perms) &&
-        map.path.startsWith(path)
-      )
-        covered = map.end;
-    return covered >= end;
-  };
-  const { privateMemory, openMemory } = journal;
-  const isOwn = ({ at, lenBytes }: { readonly at: bigint; readonly lenBytes: number }) =>
-    isMapped(at, lenBytes, "rw-p", "");
-  return {
-    ...journal,
-    sites: journal.sites.filter((site) => isThere(site, maps)),
-    memory: journal.memory.filter(({ kind, at, lenBytes }) =>
-      kind === "code"
-        ? isMapped(at, lenBytes, "r-xp", "")
-        : isMapped(at, lenBytes, undefined, "/memfd:trapline"),
-    ),
-    debug: journal.debug.filter(isOwn),
-    privateMemory: privateMemory !== undefined && isOwn(privateMemory) ? privateMemory : undefined,
-    openMemory: openMemory !== undefined && isOwn(openMemory) ? openMemory : undefined,
-  };
-}
-
-function isThere({ at, state, image }: JournalSite, maps: readonly MapEntry[]): boolean {
-  if (state === "removed") return false;
-  const map = findMapping(maps, at);
-  if (map === undefined) return false;
-  return image === undefined || (map.dev === image.dev && map.inode === image.inode);
-}
-
 /** The journals of other sessions in the process. One that is damaged is no journal. */
 export async function readOtherJournals(target: ProcessTarget, own?: AddrRange): Promise<JournalContents[]> {
   const journals: JournalContents[] = [];
   for (const memory of findJournalMappings(target.pid)) {
     if (memory.start === own?.start) continue;
     try {
-      journals.push(withoutUnmapped(await readJournal(target, memory), readMaps(target.pid)));
+      const bytes = await readJournalBytes(target, memory);
+      journals.push(soundJournal(parseJournal(bytes), readMaps(target.pid)).journal);
     } catch (error) {
       if (!(error instanceof JournalError)) throw error;
     }
@@ -302,10 +322,10 @@ async function readShared(
     const rest = shared.get(at);
     return rest === undefined ? [] : placesOf([...members, ...rest]);
   });
-  const bytes = await target.readMany(places);
-  const known = new Map<string, Uint8Array>();
+  const bytes = await target.findMany(places);
+  const known = new Map<string, Uint8Array | undefined>();
   places.forEach(({ at, lenBytes }, index) => {
-    known.set(`${at} ${lenBytes}`, bytes[index]!);
+    known.set(`${at} ${lenBytes}`, bytes[index]);
   });
   journal.sites.forEach(({ at }, index) => {
     known.set(`${at} ${found[index]!.length}`, found[index]!);

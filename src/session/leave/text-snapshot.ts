@@ -12,10 +12,11 @@
  * Code that the process writes itself (a JIT's) is not part of it: it has no file, and changes without anybody's help.
  */
 import { createHash } from "node:crypto";
-import { closeSync, fstatSync, openSync, readSync } from "node:fs";
+import { closeSync } from "node:fs";
 import { MemoryFile } from "../../target/process/memory-file.ts";
 import { type MapEntry, readMaps } from "../../target/process/proc-fs.ts";
 import { TargetRoot } from "../../target/process/target-root.ts";
+import { openMapped, readFilePart } from "./file-text.ts";
 
 const PAGE = 4096;
 const CHUNK_BYTES = 1 << 20;
@@ -151,21 +152,6 @@ function openMemory(pid: number): { readonly file: MemoryFile } & Disposable {
   return { file, [Symbol.dispose]: () => file.close() };
 }
 
-/** The file that is mapped, not one that has its name now. */
-function openMapped(pid: number, root: TargetRoot, map: MapEntry): number | undefined {
-  const range = `${map.start.toString(16)}-${map.end.toString(16)}`;
-  const candidates = [`/proc/${pid}/map_files/${range}`, root.toOpen(root.fromNamespace(map.path))];
-  for (const path of candidates)
-    try {
-      const fd = openSync(path, "r");
-      if (fstatSync(fd, { bigint: true }).ino === map.inode) return fd;
-      closeSync(fd);
-    } catch {
-      // The next one, or none.
-    }
-  return undefined;
-}
-
 function snap(
   pid: number,
   root: TargetRoot,
@@ -219,17 +205,6 @@ function* chunksOf(
     }
     yield { offset, bytes };
   }
-}
-
-/** What the file has there; zeroes behind its end, as the kernel maps it. */
-function readFilePart(fd: number, map: MapEntry, offset: number, lenBytes: number): Buffer {
-  const bytes = Buffer.alloc(lenBytes);
-  for (let done = 0; done < lenBytes; ) {
-    const got = readSync(fd, bytes, done, lenBytes - done, Number(map.offset) + offset + done);
-    if (got === 0) break;
-    done += got;
-  }
-  return bytes;
 }
 
 function digestOf(memory: MemoryFile, map: MapEntry, undone: readonly TextPiece[]): Uint8Array {

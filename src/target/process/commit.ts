@@ -19,7 +19,7 @@ import type {
 import { borrowThread } from "./borrowed-thread.ts";
 import { Freeze, type FreezeTarget } from "./freeze.ts";
 import type { MemoryFile } from "./memory-file.ts";
-import { hasSignal, type MapEntry, readStatus } from "./proc-fs.ts";
+import { findMapping, hasSignal, type MapEntry, readStatus } from "./proc-fs.ts";
 import { SIGTRAP } from "./ptrace.ts";
 import { findSavedPositions, type SavedPosition } from "./signal-frames.ts";
 import { findStackWords } from "./stack-words.ts";
@@ -68,7 +68,7 @@ function applyStopped(
   );
 
   // First, so that on stacks only unwinders have addresses of trampolines.
-  const returnsRestored = restoreReturns(memory, transaction.returnTables);
+  const returnsRestored = restoreReturns(memory, transaction.returnTables, mappings);
   const unwinders = findUnwinders(freeze, saved, transaction, mappings, memory);
   const hemmed = findHemmed(transaction.sites, saved.flat());
   // A thread that is still in our code may be about to replace a return address, and then throw.
@@ -294,8 +294,15 @@ function findHolders(
  * one table, whose entry holds what was there before: the stub of another table perhaps, and in the end the application's own
  * return address. A slot that holds no stub is no longer replaced; its entry is a leftover.
  */
-function restoreReturns(memory: MemoryFile, tables: readonly ReturnTable[]): number {
+function restoreReturns(
+  memory: MemoryFile,
+  tables: readonly ReturnTable[],
+  mappings: readonly MapEntry[],
+): number {
   const opened = tables.map((table) => openTable(memory, table));
+  // The process can write over the table: nothing but a stack is written to, and nothing but code is returned to.
+  const has = (at: bigint, right: "w" | "x") =>
+    findMapping(mappings, at)?.perms[right === "w" ? 1 : 2] === right;
   const slots = new Set<bigint>();
   for (const { table, entries } of opened)
     if (table.stays !== true) for (const key of entries.keys()) slots.add(key & ~DEPTH_MASK);
@@ -312,6 +319,7 @@ function restoreReturns(memory: MemoryFile, tables: readonly ReturnTable[]): num
       if (owner === undefined || entry === undefined) break;
       if (owner.table.stays === true) place = entry.at;
       else {
+        if (!has(place, "w") || !has(entry.value, "x")) break;
         memory.write(place, new Uint8Array(BigUint64Array.of(entry.value).buffer));
         isChanged = true;
       }
@@ -337,10 +345,12 @@ interface OpenTable {
 }
 
 function openTable(memory: MemoryFile, table: ReturnTable): OpenTable {
-  const bytes = memory.read(table.at, table.entries * table.entryBytes);
+  const bytes = new Uint8Array(table.entries * table.entryBytes);
   const view = new DataView(bytes.buffer);
   const entries = new Map<bigint, { at: bigint; value: bigint }>();
-  for (let index = 0; index < table.entries; index++) {
+  // The process may have unmapped it.
+  const readable = Math.floor(memory.readInto(table.at, bytes) / table.entryBytes);
+  for (let index = 0; index < readable; index++) {
     const offset = index * table.entryBytes;
     const key = view.getBigUint64(offset + table.slotOffset, true);
     // Of several entries with one key the first is the valid one.

@@ -1,0 +1,215 @@
+/**
+ * What of a journal can be believed. It lies in the target's memory, which the target can have written over; whoever undoes what
+ * it says writes text, unmaps memory and moves threads. So each record has to fit what the kernel says of the process:
+ *
+ *     a site             lies in a file that is mapped to be executed, and held what the file has there
+ *     a detour           lies in memory without a name that can be executed and not written: all our code does
+ *     code, other memory has the name and the rights that ours has, and begins and ends with a page
+ *     the return table   lies in our open memory, and its fields in its entries
+ *     our signal handler lies in our code, and what it keeps as well
+ *
+ * What does not is left out and named (`doubts`). Text is put back as far as it can be; where a way into our code was left out,
+ * all memory stays (`keepsMemory`). A record precedes what it stands for, so one whose memory is not there is no damage: a tracer
+ * has died in between, or an image was unloaded.
+ */
+import type { JournalAction, JournalContents, JournalSite } from "../../probe/journal.ts";
+import { findMapping, type MapEntry } from "../../target/process/proc-fs.ts";
+import type { ReturnTable } from "../../target/target.ts";
+import type { FileText } from "./file-text.ts";
+
+export interface SoundJournal {
+  readonly journal: JournalContents;
+  /** Why something of it is not believed, for people. */
+  readonly doubts: readonly string[];
+  /** Whether something that was left out may lead to our code. */
+  readonly keepsMemory: boolean;
+}
+
+const PAGE = 4096n;
+/** `struct sigaction`, with a mask of 8 bytes. */
+const ACTION_BYTES = 32n;
+/** An entry has an address of the stack, one to return to, and some room. */
+const MOST_ENTRY_BYTES = 64;
+
+const SIGTRAP = 5;
+/** Those whose handlers are ever ours: of traps and faults. */
+const ourSignals: ReadonlySet<number> = new Set([4, SIGTRAP, 7, 8, 11]);
+
+const hex = (at: bigint): string => `0x${at.toString(16)}`;
+const bytesText = (bytes: Uint8Array): string => Buffer.from(bytes).toString("hex");
+
+/** The believable part of a journal. Without `files` nothing is compared with them. */
+export function soundJournal(
+  journal: JournalContents,
+  maps: readonly MapEntry[],
+  files?: FileText,
+): SoundJournal {
+  const doubts: string[] = [];
+  let keepsMemory = false;
+  const check = new Checks(maps);
+  const sites = journal.sites.filter(({ state }) => state !== "removed");
+  const isOfSite = (at: bigint) =>
+    sites.some((site) => at >= site.at && at < site.at + BigInt(site.oldBytes.length));
+  const sound: JournalSite[] = [];
+  for (const site of sites) {
+    const map = findMapping(maps, site.at);
+    const { image } = site;
+    if (map === undefined) continue;
+    if (image !== undefined && (map.dev !== image.dev || map.inode !== image.inode)) continue;
+    const why = !check.isFileText(site.at, site.oldBytes.length)
+      ? "it lies in no program text"
+      : !(site.detour === 0n || check.isOurCode(site.detour))
+        ? `its detour, ${hex(site.detour)}, is no code of ours`
+        : !(site.leadsTo === 0n || check.isOurCode(site.leadsTo) || isOfSite(site.leadsTo))
+          ? `what it leads to, ${hex(site.leadsTo)}, is no code of ours`
+          : undefined;
+    if (why !== undefined) {
+      doubts.push(`the record of a site at ${hex(site.at)}: ${why}`);
+      keepsMemory = true;
+      continue;
+    }
+    const original = files?.read(site.at, site.oldBytes.length);
+    if (original === undefined || same(original, site.oldBytes)) {
+      sound.push(site);
+      continue;
+    }
+    doubts.push(
+      `the record of the site at ${hex(site.at)}: it says ${bytesText(site.oldBytes)}, ` +
+        `and the file has ${bytesText(original)}, which is put back`,
+    );
+    sound.push({ ...site, oldBytes: original });
+  }
+  const memory = journal.memory.filter(({ kind, at, lenBytes, state }) => {
+    if (state === "removed") return false;
+    const isOurs = kind === "code" ? check.isCodeMemory(at, lenBytes) : check.isSharedMemory(at, lenBytes);
+    if (!isOurs && findMapping(maps, at) !== undefined)
+      doubts.push(`the record of memory at ${hex(at)}: ${lenBytes} bytes there are not ours`);
+    return isOurs;
+  });
+  const own = (name: string, range: { readonly at: bigint; readonly lenBytes: number } | undefined) => {
+    if (range === undefined || check.isPrivateMemory(range.at, range.lenBytes)) return range;
+    if (findMapping(maps, range.at) !== undefined)
+      doubts.push(`the record of ${name} at ${hex(range.at)}: ${range.lenBytes} bytes there are not ours`);
+    return undefined;
+  };
+  const openMemory = own("open memory", journal.openMemory);
+  const privateMemory = own("private memory", journal.privateMemory);
+  const isInCode = (at: bigint, lenBytes: bigint) =>
+    memory.some(
+      ({ kind, at: start, lenBytes: len }) =>
+        kind === "code" && at >= start && at + lenBytes <= start + BigInt(len),
+    );
+  const returnTable = soundTable(journal.returnTable, openMemory, doubts);
+  const isSoundAction = (signal: number, { handler, previousAt }: JournalAction) => {
+    const isSound = ourSignals.has(signal) && isInCode(handler, 1n) && isInCode(previousAt, ACTION_BYTES);
+    if (!isSound)
+      doubts.push(`the record of our handler of signal ${signal} at ${hex(handler)}: it is no code of ours`);
+    return isSound;
+  };
+  const signals = journal.signals.filter((action) => isSoundAction(action.signal, action));
+  const { trapAction: action } = journal;
+  const trapAction = action !== undefined && isSoundAction(SIGTRAP, action) ? action : undefined;
+  const isWhole =
+    returnTable === journal.returnTable && trapAction === action && signals.length === journal.signals.length;
+  if (!isWhole) keepsMemory = true;
+  return {
+    journal: {
+      ...journal,
+      sites: sound,
+      // The slot may be gone with the session that had it.
+      hooks: journal.hooks.filter(({ at, detour }) => {
+        if (check.isOurCode(detour)) return true;
+        doubts.push(`the record of a slot at ${hex(at)}: its detour, ${hex(detour)}, is no code of ours`);
+        keepsMemory = true;
+        return false;
+      }),
+      memory,
+      debug: journal.debug.filter((range) => own("symbols", range) !== undefined),
+      openMemory,
+      privateMemory,
+      returnTable,
+      trapAction,
+      signals,
+    },
+    doubts,
+    keepsMemory,
+  };
+}
+
+class Checks {
+  readonly #maps: readonly MapEntry[];
+
+  constructor(maps: readonly MapEntry[]) {
+    this.#maps = maps;
+  }
+
+  isFileText(at: bigint, lenBytes: number): boolean {
+    return this.#isMapped(
+      at,
+      lenBytes,
+      ({ perms, inode, path }) => perms[2] === "x" && (inode !== 0n || path === "[vdso]"),
+    );
+  }
+
+  isOurCode(at: bigint): boolean {
+    return this.#isMapped(at, 1, isCodeMapping);
+  }
+
+  isCodeMemory(at: bigint, lenBytes: number): boolean {
+    return isWholePages(at, lenBytes) && this.#isMapped(at, lenBytes, isCodeMapping);
+  }
+
+  isSharedMemory(at: bigint, lenBytes: number): boolean {
+    return (
+      isWholePages(at, lenBytes) &&
+      this.#isMapped(at, lenBytes, ({ path }) => path.startsWith("/memfd:trapline"))
+    );
+  }
+
+  isPrivateMemory(at: bigint, lenBytes: number): boolean {
+    return (
+      isWholePages(at, lenBytes) &&
+      this.#isMapped(at, lenBytes, ({ perms, path }) => perms === "rw-p" && path === "")
+    );
+  }
+
+  /** The kernel splits and joins mappings as it likes: one of ours can be several entries, or part of a larger one. */
+  #isMapped(at: bigint, lenBytes: number, isOurs: (map: MapEntry) => boolean): boolean {
+    const end = at + BigInt(lenBytes);
+    for (let covered = at; covered < end; ) {
+      const map = findMapping(this.#maps, covered);
+      if (map === undefined || !isOurs(map)) return false;
+      covered = map.end;
+    }
+    return true;
+  }
+}
+
+const isCodeMapping = ({ perms, path }: MapEntry): boolean => perms === "r-xp" && path === "";
+
+const isWholePages = (at: bigint, lenBytes: number): boolean =>
+  at % PAGE === 0n && lenBytes > 0 && Number.isSafeInteger(lenBytes);
+
+function soundTable(
+  table: ReturnTable | undefined,
+  open: JournalContents["openMemory"],
+  doubts: string[],
+): ReturnTable | undefined {
+  if (table === undefined) return undefined;
+  const { at, entries, entryBytes, slotOffset, returnAddressOffset } = table;
+  const isFieldIn = (offset: number) => offset % 8 === 0 && offset + 8 <= entryBytes;
+  const isSound =
+    open !== undefined &&
+    entryBytes <= MOST_ENTRY_BYTES &&
+    isFieldIn(slotOffset) &&
+    isFieldIn(returnAddressOffset) &&
+    at >= open.at &&
+    at + BigInt(entries * entryBytes) <= open.at + BigInt(open.lenBytes);
+  if (isSound) return table;
+  doubts.push(`the record of the table of return addresses at ${hex(at)}: it does not lie in our memory`);
+  return undefined;
+}
+
+function same(a: Uint8Array, b: Uint8Array): boolean {
+  return a.length === b.length && a.every((byte, index) => byte === b[index]);
+}
