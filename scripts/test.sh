@@ -18,6 +18,10 @@ command -v gdb >/dev/null || missing+=(gdb)
 command -v strace >/dev/null || missing+=(strace)
 command -v unshare >/dev/null || missing+=(util-linux)
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+if ! grep -q '^flags.*\bospke\b' /proc/cpuinfo; then
+  command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
+  command -v cpio >/dev/null || missing+=(cpio)
+fi
 
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
@@ -47,3 +51,5 @@ step "types" npm run --silent typecheck
 step "lint" npm run --silent lint
 step "import rules" npm run --silent imports
 step "tests" npx vitest run "$@"
+# What needs protection keys, in a machine that has some. With arguments, only the tests that they name were asked for.
+[ $# -gt 0 ] || step "tests with protection keys" scripts/test-pku.sh

@@ -83,6 +83,8 @@ const checks: readonly Check[] = [
   { name: "cpu number", look: lookAtCpuNumber },
   { name: "shadow stacks", look: lookAtShadowStacks },
   { name: "protection keys", look: lookAtProtectionKeys },
+  { name: "signal frames", look: lookAtSignalFrames },
+  { name: "strict gate", look: lookAtStrictGate },
   { name: "huge pages", look: lookAtHugePages },
   { name: "kernel uprobes", look: lookAtUprobes },
 ];
@@ -96,10 +98,14 @@ function lookAtProcessor({ architecture }: Machine): Finding {
 /** The youngest system call that is always needed is pidfd_open, of Linux 5.3. */
 const OLDEST_KERNEL = [5, 3] as const;
 
-function lookAtKernel({ kernelRelease }: Machine): Finding {
-  const [major = 0, minor = 0] = kernelRelease.split(/[.-]/).map(Number);
-  const isEnough = major > OLDEST_KERNEL[0] || (major === OLDEST_KERNEL[0] && minor >= OLDEST_KERNEL[1]);
-  return isEnough
+function isAtLeast({ kernelRelease }: Machine, [major, minor]: readonly [number, number]): boolean {
+  const [itsMajor = 0, itsMinor = 0] = kernelRelease.split(/[.-]/).map(Number);
+  return itsMajor > major || (itsMajor === major && itsMinor >= minor);
+}
+
+function lookAtKernel(machine: Machine): Finding {
+  const { kernelRelease } = machine;
+  return isAtLeast(machine, OLDEST_KERNEL)
     ? ok(`Linux ${kernelRelease}`, "has every system call that is needed")
     : missing(`Linux ${kernelRelease}`, `at least Linux ${OLDEST_KERNEL.join(".")} is needed (pidfd_open)`);
 }
@@ -316,13 +322,45 @@ function lookAtShadowStacks(machine: Machine): Finding {
 }
 
 function lookAtProtectionKeys(machine: Machine): Finding {
+  const meaning = "memory of probes cannot be guarded by a key";
   const flags = cpuFlags(machine);
-  if (flags.has("ospke"))
-    return ok("pku, in use", "--gate strict guards the memory of probes by a key of the process");
-  const meaning = "--gate strict works, but memory of probes is not guarded by a key";
-  return flags.has("pku")
-    ? missing("pku, not switched on", meaning, "the kernel was started with nopku, or built without it")
-    : missing("the processor has none", meaning);
+  if (!flags.has("pku")) return missing("the processor has none", meaning);
+  if (!flags.has("ospke"))
+    return missing("pku, not switched on", meaning, "the kernel was started with nopku, or built without it");
+  const free = machine.countFreeKeys();
+  const found = `pku, in use, ${free} of ${KEYS_OF_A_PROCESS} free in a process like this one`;
+  return free > 0
+    ? ok(found, "memory of probes can be guarded by a key of the process, if it has one left")
+    : limited(
+        found,
+        meaning,
+        "if a seccomp filter refuses pkey_alloc: run outside of the sandbox or container",
+      );
+}
+
+/** Key 0 is that of all memory. */
+const KEYS_OF_A_PROCESS = 15;
+
+/** The kernel opens all keys while it writes the frame of a signal (arch/x86/kernel/signal.c, sig_prepare_pkru). */
+const OPENS_KEYS_FOR_FRAMES = [6, 12] as const;
+
+function lookAtSignalFrames(machine: Machine): Finding {
+  if (lookAtProtectionKeys(machine).status === "missing")
+    return ok("no keys", "signals arrive on every stack");
+  const found = `Linux ${machine.kernelRelease}`;
+  return isAtLeast(machine, OPENS_KEYS_FOR_FRAMES)
+    ? ok(found, "signals arrive on every stack, whatever keys their thread has open")
+    : ok(
+        found,
+        "signals arrive only on stacks whose key their thread has open; since Linux 6.12 on every stack",
+      );
+}
+
+function lookAtStrictGate(machine: Machine): Finding {
+  const signals = "--gate strict: signals wait while a program runs, on a stack of its own";
+  return lookAtProtectionKeys(machine).status === "ok"
+    ? ok("with a key", `${signals}, in memory that the process itself cannot reach`)
+    : limited("without a key", `${signals}; the process itself can reach the memory of probes`);
 }
 
 function lookAtHugePages(machine: Machine): Finding {

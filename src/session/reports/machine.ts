@@ -4,7 +4,7 @@
  */
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { arch, release } from "node:os";
-import { errno, errnoName, ptraceRaw } from "../../target/process/libc.ts";
+import { countFreeKeys, errno, errnoName, ptraceRaw } from "../../target/process/libc.ts";
 import { MemoryFile } from "../../target/process/memory-file.ts";
 import { readMaps } from "../../target/process/proc-fs.ts";
 import { type TrialResult, tryProbing } from "./trial.ts";
@@ -25,6 +25,8 @@ export interface Machine {
   /** Whether pages that we may not write can be written through the memory file. */
   canForceMemory(): boolean;
   hasVdso(): boolean;
+  /** How many protection keys a process like this one can still have. */
+  countFreeKeys(): number;
   /** Tries everything that probing needs on a command of our own. */
   tryProbing(): Promise<TrialResult>;
 }
@@ -73,5 +75,6 @@ export const thisMachine: Machine = {
     }
   },
   tryProbing,
+  countFreeKeys,
   hasVdso: () => readMaps(process.pid).some(({ path }) => path === "[vdso]"),
 };
