@@ -19,6 +19,7 @@ import type {
   ReturnChoice,
   RunObjectOptions,
   TraceOptions,
+  ViolationChoice,
 } from "../session/index.ts";
 import { type Flag, type FlagName, flags, spell, type VerbName } from "./flags.ts";
 import { UsageError } from "./usage-error.ts";
@@ -208,6 +209,7 @@ function parseTrace(words: Words, shared: Pick<TraceOptions, "format" | "mechani
       pokeLog: values.get("pokeLog")?.[0],
       symbols: values.get("symbols")?.[0],
       gate: parseGate(words),
+      onViolation: parseOnViolation(words),
     },
   };
 }
@@ -243,6 +245,7 @@ function parseRun(
       pokeLog: values.get("pokeLog")?.[0],
       symbols: values.get("symbols")?.[0],
       gate: parseGate(words),
+      onViolation: parseOnViolation(words),
     },
   };
 }
@@ -315,6 +318,13 @@ function parseReturns(words: Words): ReturnChoice | undefined {
 function parseGate(words: Words): GateChoice | undefined {
   return words.values.has("gate")
     ? (parseChoice(words, "gate", ["auto", "none", "stack", "strict"], "auto") as GateChoice)
+    : undefined;
+}
+
+/** Undefined: not said. */
+function parseOnViolation(words: Words): ViolationChoice | undefined {
+  return words.values.has("onViolation")
+    ? (parseChoice(words, "onViolation", ["kill", "skip", "report"], "kill") as ViolationChoice)
     : undefined;
 }
 

@@ -47,6 +47,7 @@ export type FlagName =
   | "symbols"
   | "returns"
   | "gate"
+  | "onViolation"
   | "functions"
   | "instructions"
   | "sample"
@@ -101,6 +102,7 @@ export const flags: readonly Flag[] = [
   define("mechanism", "--mechanism", "KIND", ["trace", "run", "explain"], "auto (default), jump, punned or int3"),
   define("returns", "--return", "WAY", ["trace", "run", "explain"], "probe returns by auto (default), sites (exits) or stack"),
   define("gate", "--gate", "LEVEL", ["trace", "run"], "what programs run behind: auto (default), none, stack (of their own), strict (and signals wait, and a key)"),
+  define("onViolation", "--on-violation", "WHAT", ["trace", "run"], "accesses to our memory: kill (default, a fault), skip or report"),
   define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),
   define("budget", "--budget", "PERCENT", ["trace", "run"], "disarm the hottest sites when all cost more: 2%"),
   define("verify", "--verify", undefined, ["trace", "run", "detach"], "prove at the end that each process is as before"),

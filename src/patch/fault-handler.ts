@@ -22,6 +22,7 @@
  * the thread's in the frame (arch/x86/kernel/fpu/signal.c).
  */
 import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
+import { emitKeyClose, emitKeyOpen, type GateKey } from "../gate/gate-key.ts";
 import {
   emitHash,
   HEAD_OWNER,
@@ -49,8 +50,10 @@ import {
   SIGNAL_ACTION_BYTES,
   type SignalAction,
   UC_RIP,
+  UC_SIGMASK,
   ucReg,
 } from "./signal-action.ts";
+import { emitBackFromCopy, emitIsCopy, emitIsStray, emitStrayAccess } from "./stray-access.ts";
 
 export const SIGILL = 4;
 export const SIGBUS = 7;
@@ -86,6 +89,14 @@ export interface FaultHandler extends WrittenCode {
   readonly tableOffset: number;
 }
 
+const SYS_RT_SIGPROCMASK = 14;
+const SYS_GETPID = 39;
+const SYS_GETTID = 186;
+const SYS_RT_TGSIGQUEUEINFO = 297;
+const SIG_BLOCK = 0;
+const MASK_BYTES = 8;
+/** The first eight bytes of a restorer. */
+const RESTORER_WORD = new DataView(RESTORER_BYTES.buffer).getBigUint64(0, true);
 /** Least that the kernel puts between interrupted code and a handler: red zone, floating point state, ucontext, siginfo. */
 const LEAST_SIGNAL_FRAME = 128 + 512 + 304 + 128;
 /** Lowest signal of ours: the previous actions, and the words of the mailbox for them, are found by what the signal is more. */
@@ -114,7 +125,15 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
   ];
   const [inside, outside, abandon] = [asm.label("inside"), asm.label("outside"), asm.label("abandon")];
 
+  const { key, defersSignals } = stacks;
+  const [stray, copy, defer] = [asm.label("stray"), asm.label("copy"), asm.label("defer")];
+
   const entry = asm.here("handler");
+  if (key !== undefined) {
+    asm.mov(R8, RDX);
+    emitKeyOpen(writer, key);
+    asm.mov(RDX, R8);
+  }
   writer.note("is the thread's private stack in use, and the interrupted code on it?");
   emitFindSlot(writer, stacks, outside);
   asm.cmpImm({ base: R10, disp: STACK_HEAD + HEAD_SP }, 0);
@@ -123,17 +142,27 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
   asm.sub(RAX, R10);
   asm.cmpImm(RAX, STACK_STRIDE);
   asm.jcc("b", inside);
+  // From here to the application's handler no stack is used: it may be under another session's key.
   asm.bind(outside);
+  const findPrevious = () => {
+    asm.lea(RAX, { base: RDI, disp: -FIRST_SIGNAL });
+    asm.lea(R10, { ripTo: previousLabel });
+    asm.shl(RAX, Math.log2(SIGNAL_ACTION_BYTES));
+    asm.add(R10, RAX);
+  };
+  if (key !== undefined) {
+    emitIsCopy(writer, spec, copy);
+    emitIsStray(writer, { key }, stray);
+  }
+  const previousAction = asm.here("previous");
   emitPreviousAction(writer, {
     find: () => {
-      asm.lea(RAX, { base: RDI, disp: -FIRST_SIGNAL });
-      asm.lea(R10, { ripTo: previousLabel });
-      asm.movabs(R11, mailbox + BigInt(mailboxHead.resets));
-      asm.lea(R11, { base: R11, index: RAX, scale: 4 });
-      asm.shl(RAX, Math.log2(SIGNAL_ACTION_BYTES));
-      asm.add(R10, RAX);
+      findPrevious();
+      asm.movabs(R11, mailbox + BigInt(mailboxHead.resets - 4 * FIRST_SIGNAL));
+      asm.lea(R11, { base: R11, index: RDI, scale: 4 });
     },
-    leave: () => asm.ret(),
+    ...(key === undefined ? {} : { handOver: () => emitKeyClose(writer, key) }),
+    leave: () => emitReturn(writer, key),
     repeats: true,
   });
 
@@ -141,23 +170,44 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
   const isProgram = emitIsProgram(writer, tableLabel);
 
   asm.bind(inside);
-  writer.note("sent by somebody: not ours");
+  writer.note("sent by somebody?");
   asm.cmpImm({ base: RSI, disp: SI_CODE }, 0, 32);
-  asm.jcc("le", outside);
-  writer.note("in a program? or so near to its call that no handler's frame can lie between?");
+  asm.jcc("le", defersSignals ? defer : previousAction);
   asm.mov(R8, { base: R10, disp: STACK_HEAD + HEAD_RECOVER });
   asm.lea(RAX, { base: R10, disp: STACK_HEAD - 8 });
   asm.sub(RAX, { base: R8, disp: -FRAME_SIZE_BEFORE_RECOVERY });
   asm.mov(R8, RAX);
-  asm.sub(RAX, { base: RDX, disp: ucReg(RSP) });
-  asm.cmpImm(RAX, LEAST_SIGNAL_FRAME);
-  asm.jcc("l", abandon);
-  asm.mov(RAX, { base: RDX, disp: UC_RIP });
-  asm.call(isProgram);
-  asm.jcc("ne", outside);
+  if (!defersSignals) {
+    writer.note("in a program? or so near to its call that no handler's frame can lie between?");
+    asm.sub(RAX, { base: RDX, disp: ucReg(RSP) });
+    asm.cmpImm(RAX, LEAST_SIGNAL_FRAME);
+    asm.jcc("l", abandon);
+    asm.mov(RAX, { base: RDX, disp: UC_RIP });
+    asm.call(isProgram);
+    asm.jcc("ne", previousAction);
+  }
   asm.bind(abandon);
   emitAbandon(writer, { post, isProgram });
-  asm.ret();
+  emitReturn(writer, key);
+  if (defersSignals) {
+    asm.bind(defer);
+    emitDeferSent(writer);
+    emitReturn(writer, key);
+  }
+  if (key !== undefined) {
+    const access = {
+      ...spec,
+      key,
+      findPrevious,
+      post,
+      previous: previousAction,
+      leave: () => emitReturn(writer, key),
+    };
+    asm.bind(stray);
+    emitStrayAccess(writer, access);
+    asm.bind(copy);
+    emitBackFromCopy(writer, access);
+  }
 
   asm.align(16, "int3");
   writer.note("return from the signal; unwinders know these bytes");
@@ -186,6 +236,59 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
     previousOffset: (signal) => asm.offsetOf(previousLabel) + (signal - FIRST_SIGNAL) * SIGNAL_ACTION_BYTES,
     tableOffset: asm.offsetOf(tableLabel),
   };
+}
+
+/**
+ * Return from the signal. With the key open only where a frame of the kernel's is: to `mov rax, 15; syscall`, whoever has set it.
+ * Who has called the handler as a function gets the key closed.
+ */
+function emitReturn(writer: CodeWriter, key: GateKey | undefined): void {
+  const { asm } = writer;
+  if (key === undefined) {
+    asm.ret();
+    return;
+  }
+  const called = asm.label("called");
+  asm.mov(RAX, { base: RSP });
+  asm.movabs(RCX, RESTORER_WORD);
+  asm.cmp({ base: RAX }, RCX);
+  asm.jcc("ne", called);
+  asm.cmpImm({ base: RAX, disp: 8 }, RESTORER_BYTES[8]!, 8);
+  asm.jcc("ne", called);
+  asm.ret();
+  asm.bind(called);
+  emitKeyClose(writer, key);
+  asm.ret();
+}
+
+/** A signal that somebody has sent comes again when the gate puts the thread's mask back. */
+function emitDeferSent(writer: CodeWriter): void {
+  const { asm } = writer;
+  const call = (number: number) => {
+    asm.movImm(RAX, number, 32);
+    asm.syscall();
+  };
+  writer.note("sent by somebody: blocked until the gate is left, and sent again");
+  asm.mov(R12, RDI);
+  asm.mov(R13, RSI);
+  asm.lea(RCX, { base: RDI, disp: -1 });
+  asm.movImm(RAX, 1, 32);
+  asm.shiftCl("shl", RAX);
+  asm.or({ base: RDX, disp: UC_SIGMASK }, RAX);
+  asm.push(RAX);
+  asm.movImm(RDI, SIG_BLOCK, 32);
+  asm.mov(RSI, RSP);
+  asm.zero(RDX);
+  asm.movImm(R10, MASK_BYTES, 32);
+  call(SYS_RT_SIGPROCMASK);
+  asm.pop(RAX);
+  call(SYS_GETPID);
+  asm.mov(RDI, RAX);
+  call(SYS_GETTID);
+  asm.mov(RSI, RAX);
+  asm.mov(RDX, R12);
+  asm.mov(R10, R13);
+  call(SYS_RT_TGSIGQUEUEINFO);
 }
 
 /** r10 = the slot of the thread, which is not claimed for it if it has none. */

@@ -26,7 +26,7 @@ import { R11, R12, R13, R14, RAX, RBX, RCX, RDI, RDX, RSI } from "../x86/registe
 import { SI_CODE, UC_ERR } from "./signal-action.ts";
 
 export const MAILBOX_ENTRIES = 127;
-const ENTRY_BYTES = 64;
+export const ENTRY_BYTES = 64;
 export const MAILBOX_BYTES = (1 + MAILBOX_ENTRIES) * ENTRY_BYTES;
 
 /** Offsets in the head. */
@@ -209,7 +209,20 @@ export class Mailbox {
     );
     if (answer === "report") Atomics.store(this.#words, mailboxHead.copies / 4, 1);
     Atomics.store(this.#words, (base + mailboxEntry.answer) / 4, answers[answer]);
-    return this.#bytes.subarray(base + mailboxEntry.answer, base + mailboxEntry.answer + 4);
+    return this.#answerWord(index);
+  }
+
+  /** Nobody waits any more. Returns the words that threads sleep on. */
+  release(): Uint8Array[] {
+    Atomics.store(this.#words, mailboxHead.waits / 4, 0);
+    return this.read()
+      .filter(({ isAnswered }) => !isAnswered)
+      .map(({ index }) => this.#answerWord(index));
+  }
+
+  #answerWord(index: number): Uint8Array {
+    const at = this.#base(index) + mailboxEntry.answer;
+    return this.#bytes.subarray(at, at + 4);
   }
 
   #base(index: number): number {

@@ -33,6 +33,7 @@ export interface SignalAction {
 
 export const SIGNAL_ACTION_BYTES = 32;
 const ACTION_FLAGS = 8;
+export const ACTION_MASK = 24;
 
 /** Offset of si_code in a siginfo. */
 export const SI_CODE = 8;

@@ -25,6 +25,7 @@ export type {
   SessionVerbs,
   TextSink,
   TraceOptions,
+  ViolationChoice,
 } from "./options.ts";
 export { coverage } from "./reports/coverage.ts";
 export { doctor } from "./reports/doctor.ts";

@@ -15,6 +15,9 @@ export type ReturnChoice = "auto" | "sites" | "stack";
  */
 export type GateChoice = "auto" | "none" | "stack" | "strict";
 
+/** `kill`: a fault as if nothing were mapped there. `skip`: the instruction is left out. `report`: it is executed. */
+export type ViolationChoice = "kill" | "skip" | "report";
+
 /** `text` for people, `json` for programs: one JSON object a line. */
 export type OutputFormat = "text" | "json";
 
@@ -53,6 +56,8 @@ export interface TraceOptions {
   readonly symbols?: string | undefined;
   /** `auto` unless told. */
   readonly gate?: GateChoice | undefined;
+  /** What becomes of an access of the application to memory under our key; `kill` unless told. */
+  readonly onViolation?: ViolationChoice | undefined;
 }
 
 export interface ExplainOptions {
@@ -123,6 +128,7 @@ export type RunOptions = Pick<
   | "pokeLog"
   | "symbols"
   | "gate"
+  | "onViolation"
 >;
 
 export interface RunObjectOptions extends RunOptions, Pick<TraceOptions, "dryRun"> {

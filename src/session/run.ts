@@ -72,7 +72,7 @@ export async function runPrograms(
   io: SessionIo,
   createFront: (targets: Targets) => RunFront,
 ): Promise<number> {
-  const { mechanism, returns, verify, perfMap, gate, maxActive = DEFAULT_MAX_ACTIVE } = options;
+  const { mechanism, returns, verify, perfMap, gate, onViolation, maxActive = DEFAULT_MAX_ACTIVE } = options;
   using pokeLog = options.pokeLog === undefined ? undefined : new PokeLog(options.pokeLog);
   const notify = (text: string) => {
     if (!options.quiet) io.err.write(`note: ${text}\n`);
@@ -85,6 +85,7 @@ export async function runPrograms(
       verify,
       perfMap,
       gate,
+      onViolation,
       pokeLog,
       symbols: options.symbols,
       maxActive,

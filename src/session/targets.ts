@@ -47,7 +47,7 @@ import { type LeftTarget, leaveHeirs } from "./leave/heirs.ts";
 import { describeTakenOut, readHeldPlaces, takeOutDead } from "./leave/other-sessions.ts";
 import { type ProveTarget, Witness } from "./leave/proof.ts";
 import { findJournalMappings, type RestoreReport } from "./leave/restore-process.ts";
-import type { GateChoice, MechanismChoice, ReturnChoice } from "./options.ts";
+import type { GateChoice, MechanismChoice, ReturnChoice, ViolationChoice } from "./options.ts";
 import type { PokeLog } from "./reports/poke-log.ts";
 import { SessionError } from "./session-error.ts";
 
@@ -71,6 +71,7 @@ export interface TargetsInput {
   /** A file for symbols of our code: of the target whose code came last. */
   readonly symbols?: string | undefined;
   readonly gate?: GateChoice | undefined;
+  readonly onViolation?: ViolationChoice | undefined;
   /** Whether the hits of each place are to be known (`siteHits`). */
   readonly countsSites?: boolean | undefined;
   /** Whether addresses of images that a command loads later are to be known, though nothing is probed there. */
@@ -288,6 +289,7 @@ export class Targets {
       maxActive: this.#input.maxActive,
       perfMap: this.#input.perfMap !== false,
       symbols: this.#input.symbols,
+      onViolation: this.#input.onViolation,
       gate: chooseGate(this.#input.gate ?? "auto", images.program === undefined ? [] : [images.program]),
     });
     if (attachment.keyRefusal !== undefined) this.#sayWithoutKey(pid, attachment.keyRefusal);

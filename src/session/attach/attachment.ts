@@ -23,7 +23,7 @@ import {
 import { type LinkEnv, PID_CACHE_TID_OFFSET, returnLookupWrites } from "../../bpf/jit/index.ts";
 import { returnTableBytes, returnTableEntries } from "../../patch/index.ts";
 import { LOAD_GATE_BYTES, loadGateWords } from "../../patch/load-gate.ts";
-import { MAILBOX_BYTES, Mailbox } from "../../patch/mailbox.ts";
+import { MAILBOX_BYTES } from "../../patch/mailbox.ts";
 import { maskedCodeOf } from "../../patch/masked-code.ts";
 import { emitUnwindHook } from "../../patch/unwind-table.ts";
 import { JOURNAL_KEY, Journal, journalBytes, parseJournal } from "../../probe/journal.ts";
@@ -51,8 +51,8 @@ import { CODE_NAME_PREFIX, CodeNames, type NamedCode } from "../names/code-names
 import { findDebugDescriptors, linkDebugEntry } from "../names/gdb-jit.ts";
 import { symbolFileOf } from "../names/gdb-symbols.ts";
 import { PerfMap, type PerfMapResult } from "../names/perf-map.ts";
+import type { ViolationChoice } from "../options.ts";
 import { CodeSpaces } from "./code-space.ts";
-import { FaultHandling } from "./fault-handling.ts";
 import { FunctionOps } from "./function-ops.ts";
 import { type ChosenGate, threadSourceIn } from "./gate-level.ts";
 import { LivePoints } from "./live-points.ts";
@@ -71,7 +71,8 @@ import { PAGE, pages, pidCacheBytes, provideMaps, providePrivate } from "./targe
 import type { TrampolineStatistics } from "./trampoline-store.ts";
 import { TrapHandling } from "./trap-handling.ts";
 import { UnloadedImages } from "./unloaded-images.ts";
-import { Violations } from "./violations.ts";
+import { ranged, ViolationHandling } from "./violation-handling.ts";
+import type { Violations } from "./violations.ts";
 
 /** Records of the journal for memory. */
 const SPARE_RECORDS = 64;
@@ -92,6 +93,7 @@ export interface AttachmentInput {
   readonly capacity: number;
   readonly maxActive: number;
   readonly gate: ChosenGate;
+  readonly onViolation?: ViolationChoice | undefined;
   readonly images: ProcessImages;
   /** Whether perf is to know the names of our code. */
   readonly perfMap: boolean;
@@ -159,11 +161,7 @@ export class Attachment {
   /** Images that the journal names. */
   readonly #noted = new WeakSet<MappedImage>();
   readonly #traps: TrapHandling;
-  /** Faults of programs. */
-  readonly violations: Violations;
-  readonly #mailbox: Mailbox;
-  /** Undefined: a fault of a program is the application's. */
-  readonly #faults: FaultHandling | undefined;
+  readonly #handling: ViolationHandling;
 
   private constructor(
     parts: JournalParts & {
@@ -204,9 +202,6 @@ export class Attachment {
       parts.journal,
     );
     this.#spaces = new CodeSpaces(input.target, parts.journal, () => readMaps(input.target.pid));
-    this.#mailbox = new Mailbox(
-      new Uint8Array(parts.journalMapping.buffer, parts.gateOffset + MAILBOX_AFTER_GATE_WORDS, MAILBOX_BYTES),
-    );
     const { bundle, proofs, accounts } = input;
     const accountsAt = parts.mapsAt + BigInt(input.mapsLayout.accounts.offset);
     const accountAt = (account: number) => accountsAt + BigInt(account * ACCOUNT_BYTES);
@@ -220,34 +215,43 @@ export class Attachment {
       mayAbandon: parts.stacks !== undefined,
     });
     const { stacks } = parts;
-    this.#faults =
-      stacks &&
-      new FaultHandling({
-        target: input.target,
-        journal: parts.journal,
-        journalMemory: parts.journalMemory,
-        scratch: parts.openAt,
-        spaces: this.#spaces,
-        mailbox: this.gateWordsAt + BigInt(MAILBOX_AFTER_GATE_WORDS),
-        names: this.#names,
-      });
+    this.#handling = new ViolationHandling({
+      target: input.target,
+      journal: parts.journal,
+      journalMemory: parts.journalMemory,
+      mailbox: {
+        at: this.gateWordsAt + BigInt(MAILBOX_AFTER_GATE_WORDS),
+        memory: new Uint8Array(
+          parts.journalMapping.buffer,
+          parts.gateOffset + MAILBOX_AFTER_GATE_WORDS,
+          MAILBOX_BYTES,
+        ),
+      },
+      scratch: parts.openAt,
+      spaces: this.#spaces,
+      names: this.#names,
+      choice: input.onViolation ?? "kill",
+      stacks: stacks && {
+        base: stacks.at,
+        // The handler asks for it wherever it is.
+        thread: "fs base",
+        defersSignals: input.gate.level === "strict",
+        key: this.key === undefined ? undefined : { number: this.key },
+      },
+      memory: [
+        ranged("the maps", parts.mapsAt, input.mapsLayout.totalBytes),
+        ranged("the cache of process ids", parts.privateAt, PAGE),
+      ],
+      builtPoints: () => this.builtPoints,
+      builder: () => this.#builder,
+      livePoints: () => this.livePoints,
+    });
     this.#builder = new PointBuilder(input.target, this.#spaces, this.#compiler, {
       tableAt: parts.openAt + BigInt(PAGE),
       entries: parts.returnEntries,
       missedAt: (probes) => accountAt(accounts.forMissed(probes)) + BigInt(ACCOUNT_MISSED),
       key: this.key === undefined ? undefined : { number: this.key },
-      placed: async (near, routines) => {
-        if (stacks === undefined || routines === undefined) return;
-        // Whose fs base is read is asked by the handler itself.
-        const all = {
-          base: stacks.at,
-          thread: "fs base" as const,
-          routines,
-          defersSignals: input.gate.level === "strict",
-          key: this.key === undefined ? undefined : { number: this.key },
-        };
-        await this.#faults?.follow(this.#builder.programs, all, near);
-      },
+      placed: (near, routines) => this.#handling.placed(near, routines),
       stacks: parts.stacks && {
         base: parts.stacks.at,
         defersSignals: input.gate.level === "strict",
@@ -281,14 +285,6 @@ export class Attachment {
       addTraps: (built) => this.#traps.add(built),
       settle: () => this.#trapHemmedPoints(),
       trapObstacle: () => findTrapObstacle(this.target.pid),
-    });
-    this.violations = new Violations({
-      mailbox: this.#mailbox,
-      pid: input.target.pid,
-      builtPoints: () => this.builtPoints,
-      findProgram: (entry) => this.#builder.findProgram(entry),
-      programs: () => this.#builder.programs,
-      disable: (matches) => this.livePoints.disableWhere(matches),
     });
     this.functionOps = new FunctionOps({
       images: this.images,
@@ -615,6 +611,11 @@ export class Attachment {
     return this.probes.points.find((point) => point.at === (code?.at ?? at))?.mechanism ?? "none";
   }
 
+  /** Faults of programs, and accesses to our memory. */
+  get violations(): Violations {
+    return this.#handling.violations;
+  }
+
   /** Whether the loader has announced images that were not acknowledged. To be asked often: it is also the sign of life. */
   pollLoadGate(): boolean {
     Atomics.add(this.#gateWords, loadGateWords.heartbeat / 4, 1);
@@ -658,6 +659,7 @@ export class Attachment {
     // Nobody may wait at the loader for a tracer that is leaving.
     Atomics.store(this.#gateWords, loadGateWords.abandoned / 4, 1);
     this.acknowledgeLoads(this.#announced);
+    this.#handling.violations.end();
     const report = await this.#restoreIn(this.target, wantsEvidence);
     this.#keepsNames = report.occupants.length > 0;
     return report;

@@ -6,9 +6,10 @@
  * stay. Hits that are on their way when it is disarmed may fault as well, and are counted.
  */
 
-import type { Mailbox, Posted } from "../../patch/mailbox.ts";
+import type { Answer, Mailbox, Posted } from "../../patch/mailbox.ts";
 import { ArmError } from "../../probe/probe-set.ts";
 import { SessionError } from "../session-error.ts";
+import type { AccessAnswers } from "./access-answers.ts";
 import type { AttachedProbe, BuiltPoint } from "./point-builder.ts";
 import type { PlacedProgram, Runnable } from "./program-compiler.ts";
 
@@ -34,7 +35,25 @@ export interface ProgramFault {
   readonly stays: string | undefined;
 }
 
-export type Violation = ProgramFault;
+/** The application has touched memory under our key. The first time at an instruction. */
+export interface StrayAccess {
+  readonly kind: "access";
+  readonly pid: number;
+  readonly tid: number;
+  readonly signal: number;
+  readonly code: number;
+  readonly address: bigint;
+  readonly ip: bigint;
+  readonly access: "read" | "write" | "execute";
+  readonly key: number;
+  /** What lies there. */
+  readonly memory: string | undefined;
+  readonly outcome: Answer;
+  /** Why it is not what was asked for. */
+  readonly why: string | undefined;
+}
+
+export type Violation = ProgramFault | StrayAccess;
 
 /** An abandoned hit of a probe. */
 export interface LostHits {
@@ -50,8 +69,18 @@ export interface ViolationsPort {
   builtPoints(): readonly BuiltPoint[];
   findProgram(entry: bigint): PlacedProgram | undefined;
   programs(): Iterable<PlacedProgram>;
+  /** Undefined: no memory is under a key. */
+  readonly accesses: AccessAnswers | undefined;
+  /** What of ours lies at an address. */
+  memoryAt(address: bigint): string | undefined;
+  /** Wakes the threads that sleep on a word. */
+  wake(word: Uint8Array): void;
   disable(matches: (probe: AttachedProbe) => boolean): Promise<void>;
 }
+
+/** Bits of a page fault's error code (Intel SDM 3A, 4.7). */
+const WRITES = 2;
+const FETCHES = 16;
 
 /** What the tracer has made of an entry. */
 interface Known {
@@ -72,6 +101,17 @@ export class Violations {
 
   constructor(port: ViolationsPort) {
     this.#port = port;
+  }
+
+  /** From now on threads wait for what is to become of their accesses. `ownPid`: as the process itself numbers it. */
+  begin(ownPid: number): void {
+    const { accesses, mailbox } = this.#port;
+    if (accesses !== undefined) mailbox.setAnswering(accesses.choice !== "kill", ownPid);
+  }
+
+  /** Nobody waits for a tracer that is leaving. */
+  end(): void {
+    for (const word of this.#port.mailbox.release()) this.#port.wake(word);
   }
 
   /** Whether there is something new. To be asked often: it is also the sign of life. */
@@ -101,6 +141,10 @@ export class Violations {
     const { mailbox } = this.#port;
     this.#posts = mailbox.posts;
     for (const posted of mailbox.read()) {
+      if (posted.call === 0n && this.#port.accesses !== undefined) {
+        if (!this.#known.has(posted.index)) await this.#answer(posted, this.#port.accesses);
+        continue;
+      }
       let known = this.#known.get(posted.index);
       if (known === undefined) {
         const point = this.#pointAt(posted.call);
@@ -114,6 +158,29 @@ export class Violations {
       if (hits === 0 || hits > MOST_AT_ONCE) continue;
       for (const lost of known.lost) this.#lost.push({ ...lost, hits: BigInt(hits) });
     }
+  }
+
+  async #answer(posted: Posted, accesses: AccessAnswers): Promise<void> {
+    const { index, rip, tid, signal, code, address, error } = posted;
+    const { answer, argument, why } = await accesses.answerTo(rip);
+    this.#port.wake(this.#port.mailbox.answer(index, answer, argument));
+    this.#known.set(index, { lost: [], count: 0 });
+    if (this.#announced.has(`${rip}`)) return;
+    this.#announced.add(`${rip}`);
+    this.#fresh.push({
+      kind: "access",
+      pid: this.#port.pid,
+      tid,
+      signal,
+      code,
+      address,
+      ip: rip,
+      access: (error & FETCHES) !== 0 ? "execute" : (error & WRITES) !== 0 ? "write" : "read",
+      key: accesses.key.number,
+      memory: this.#port.memoryAt(address),
+      outcome: answer,
+      why,
+    });
   }
 
   /** Disarms the probe and keeps what is to be said of it. Two threads that were quick have an entry each: once is enough. */

@@ -1,5 +1,8 @@
-/** Says what a program has done wrong in a target: on standard error, and with `-f json` as a line of JSON as well. */
-import type { Violation } from "../attach/violations.ts";
+/**
+ * Says what has gone wrong in a target: on standard error, and with `-f json` as a line of JSON as well. A fault of a program is
+ * `{"type": "violation", "data": {"kind": "fault", ...}}`, an access of the application to our memory has the kind "access".
+ */
+import type { ProgramFault, StrayAccess, Violation } from "../attach/violations.ts";
 import { signalName } from "../leave/proof.ts";
 import type { RunOptions, SessionIo } from "../options.ts";
 import type { Targets } from "../targets.ts";
@@ -17,37 +20,62 @@ export function reportViolation(
   options: Pick<RunOptions, "format">,
   io: SessionIo,
 ): void {
-  const { kind, pid, tid, address, ip, program, account, point, stays } = violation;
-  const signal = signalName(violation.signal);
-  const probe = account === undefined ? undefined : targets.accounts.nameOf(account);
+  const { kind, pid, tid, address, ip } = violation;
   const at = targets.describe(ip);
+  const facts = violation.kind === "fault" ? faultFacts(violation, targets) : accessFacts(violation);
   if (options.format === "json") {
-    const data = {
-      kind,
-      pid,
-      tid,
-      probe,
-      program,
-      point: point === undefined ? undefined : targets.describe(point),
-      signal,
-      code: violation.code,
-      address: hex(address),
-      ip: hex(ip),
-      at,
-      disarmed: stays === undefined && probe !== undefined,
-    };
+    const data = { kind, pid, tid, address: hex(address), ip: hex(ip), at, ...facts };
     io.out.write(`${JSON.stringify({ type: "violation", data })}\n`);
   }
+  const text = violation.kind === "fault" ? faultText(violation, targets, at) : accessText(violation, at);
+  io.err.write(`violation: process ${pid}, thread ${tid}: ${text}\n`);
+}
+
+function faultFacts({ account, program, point, signal, code, stays }: ProgramFault, targets: ViolationNames) {
+  const probe = account === undefined ? undefined : targets.accounts.nameOf(account);
+  return {
+    probe,
+    program,
+    point: point === undefined ? undefined : targets.describe(point),
+    signal: signalName(signal),
+    code,
+    disarmed: stays === undefined && probe !== undefined,
+  };
+}
+
+function faultText(fault: ProgramFault, targets: ViolationNames, at: string): string {
+  const { probe, point, signal, disarmed } = faultFacts(fault, targets);
   const whose = probe === undefined ? "code of the session" : `the program of ${probe}`;
-  const where = point === undefined ? "" : `, run at ${targets.describe(point)}`;
-  const end =
-    probe === undefined
+  const where = point === undefined ? "" : `, run at ${point}`;
+  const end = disarmed
+    ? "; the probe is disarmed"
+    : probe === undefined
       ? ""
-      : stays === undefined
-        ? "; the probe is disarmed"
-        : `; the probe stays: ${stays}`;
-  io.err.write(
-    `violation: process ${pid}, thread ${tid}: ${whose} raised ${signal} at ${at}, address ${hex(address)}${where}; ` +
-      `it was abandoned, and the process went on${end}\n`,
+      : `; the probe stays: ${fault.stays}`;
+  return (
+    `${whose} raised ${signal} at ${at}, address ${hex(fault.address)}${where}; ` +
+    `it was abandoned, and the process went on${end}`
+  );
+}
+
+const accessFacts = ({ access, memory, key, outcome, why }: StrayAccess) => ({
+  access,
+  memory,
+  key,
+  outcome,
+  why,
+});
+
+const outcomes = {
+  kill: "it is a fault, as if nothing were mapped there",
+  skip: "the instruction was left out",
+  report: "it was let through",
+} as const;
+
+function accessText({ access, address, memory, key, outcome, why }: StrayAccess, at: string): string {
+  const what = memory === undefined ? "" : `, ${memory}`;
+  return (
+    `${access} of ${hex(address)}${what} of this tracer, under protection key ${key}, at ${at}; ` +
+    `${outcomes[outcome]}${why === undefined ? "" : `: ${why}`}`
   );
 }
