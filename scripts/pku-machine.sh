@@ -66,15 +66,16 @@ if [ -r /dev/kvm ] && [ -w /dev/kvm ] && grep -q '^flags.*\bpku\b' /proc/cpuinfo
   accelerator=(-accel kvm -cpu host)
   clock=
 fi
+: >"$work/console"
 status=0
 timeout "$seconds" qemu-system-x86_64 -machine pc "${accelerator[@]}" \
   -smp 2 -m 4G -nographic -no-reboot -nic none -kernel "$kernel" -initrd "$work/initrd" \
   -append "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog rcupdate.rcu_cpu_stall_suppress=1 $clock" \
   </dev/null >"$work/console" 2>&1 &
 machine=$!
-trap 'kill $machine 2>/dev/null; rm -rf "$work"' EXIT
+trap 'kill $machine 2>/dev/null || true; rm -rf "$work"' EXIT
 # What it prints from its beginning on, as it comes.
-tail -n +1 -f --pid=$machine "$work/console" | sed -u '1,/machine: begins/d; /machine: exit code/,$d' | tr -d '\r' &
+tail -n +1 -f --pid=$machine "$work/console" | sed -u '1,/machine: begins/d; /machine: exit code/,$d; s/\r$//' &
 wait $machine || status=$?
 wait
 code=$(sed -n 's/.*machine: exit code \([0-9]*\).*/\1/p' "$work/console" | tail -n 1)
