@@ -7,10 +7,13 @@
  *     instructions  what it costs on first instructions of 1 to 15 bytes, and at returns
  *     peers    what it costs with trapline and with other tracers
  *     attach   how long attaching and detaching take, and how long the target stands still
+ *     arena    lookups and updates in a map of a gigabyte, in pages of each size that the machine grants
  *     programs size and time of compiled programs, beside the kernel's JIT
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { measureArena } from "./arena.ts";
+import { printArena } from "./arena-report.ts";
 import { attachCases, measureAttach, measureFirstEvent } from "./attach.ts";
 import { printAttach, printSpread } from "./attach-report.ts";
 import { repository } from "./fixture.ts";
@@ -27,8 +30,9 @@ const HIT_ROUNDS = 3;
 const ATTACH_ROUNDS = 5;
 const FIRST_EVENT_ROUNDS = 11;
 const PROGRAM_ROUNDS = 7;
+const ARENA_ROUNDS = 5;
 
-const groups = ["hits", "gate", "instructions", "peers", "attach", "programs"] as const;
+const groups = ["hits", "gate", "instructions", "peers", "attach", "programs", "arena"] as const;
 type Group = (typeof groups)[number];
 
 function parseGroups(args: readonly string[]): ReadonlySet<Group> {
@@ -90,6 +94,13 @@ async function main(args: readonly string[]): Promise<void> {
       printPrograms(programs),
     );
 
+  const arena = wanted.has("arena") ? await measureArena(ARENA_ROUNDS, showProgress) : undefined;
+  if (arena !== undefined)
+    print(
+      `A hash map of ${arena.entries} entries in ${Math.round(arena.mapBytes / 2 ** 20)} MiB, keys at random, medians`,
+      printArena(arena),
+    );
+
   const targets = checkTargets([...hits, ...gate], attach, firstEvent);
   print("Promises", printTargets(targets));
 
@@ -97,7 +108,7 @@ async function main(args: readonly string[]): Promise<void> {
   mkdirSync(join(file, ".."), { recursive: true });
   writeFileSync(
     file,
-    `${JSON.stringify({ machine, hits, gate, instructions, attach, firstEvent, programs, targets }, undefined, 2)}\n`,
+    `${JSON.stringify({ machine, hits, gate, instructions, attach, firstEvent, programs, arena, targets }, undefined, 2)}\n`,
   );
   const seconds = ((performance.now() - started) / 1000).toFixed(0);
   process.stdout.write(`\n${seconds} s; as JSON in bench/results/latest.json\n`);

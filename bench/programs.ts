@@ -9,9 +9,15 @@
  *
  * ubpf is not measured: neither Debian nor npm has it.
  */
-import { join } from "node:path";
-import { repository } from "./fixture.ts";
 import { type KernelMapSpec, KernelProgram, whyNoKernelBpf } from "./kernel-bpf.ts";
+import {
+  compileNative,
+  type Insn,
+  layoutMaps,
+  loadModules,
+  type Modules,
+  parseInsns,
+} from "./native-program.ts";
 import { median } from "./statistics.ts";
 
 interface ProgramCase {
@@ -191,151 +197,6 @@ const cases: readonly ProgramCase[] = [
   },
 ];
 
-interface Insn {
-  readonly opcode: number;
-  readonly dst: number;
-  readonly src: number;
-  readonly off: number;
-  readonly imm: number;
-}
-
-/** What is used of the built modules; the benchmark is compiled apart from them. */
-interface Modules {
-  readonly bpf: {
-    parseProgram(
-      text: string,
-    ):
-      | { readonly kind: "parsed"; readonly insns: Insn[] }
-      | { readonly kind: "bad"; readonly line: number; readonly message: string };
-    encodeInsns(insns: readonly Insn[]): Uint8Array;
-    verifyProgram(
-      program: { readonly insns: readonly Insn[] },
-      maps: readonly unknown[],
-    ):
-      | { readonly kind: "accepted"; readonly proof: unknown }
-      | { readonly kind: "rejected"; readonly log: string };
-  };
-  readonly jit: {
-    readonly JitUnit: new (
-      asm: Asm,
-      bundle: { readonly maps: readonly unknown[]; readonly programs: readonly unknown[] },
-      env: unknown,
-    ) => {
-      emit(
-        program: { readonly name: string; readonly insns: readonly Insn[] },
-        proof: unknown,
-      ): { readonly start: unknown; readonly entry: unknown; readonly end: unknown };
-      finish(): void;
-    };
-  };
-  readonly maps: { layoutMap(spec: unknown): { readonly totalBytes: number } };
-  readonly assembler: { readonly Assembler: new (base: bigint) => Asm };
-  readonly native: {
-    readonly NativeMemory: new (
-      lenBytes: number,
-    ) => {
-      readonly at: bigint;
-      readonly bytes: Uint8Array;
-      makeExecutable(): void;
-    };
-    callNativeCode(at: bigint, first: bigint, second: bigint): bigint;
-  };
-}
-
-interface Asm {
-  here(): unknown;
-  push(reg: number): void;
-  pop(reg: number): void;
-  mov(dst: number, src: number): void;
-  subImm(dst: number, value: number): void;
-  addImm(dst: number, value: number): void;
-  inc(dst: { readonly base: number }): void;
-  dec(dst: { readonly base: number; readonly disp?: number }): void;
-  jcc(condition: "ne", target: unknown): void;
-  call(target: unknown): void;
-  ret(): void;
-  align(to: number, fill: "int3"): void;
-  finish(): Uint8Array;
-  offsetOf(label: unknown): number;
-  addressOf(label: unknown): bigint;
-}
-
-const RSP = 4;
-const RDI = 7;
-/** rbx, rbp, r12 to r15: whoever calls C functions keeps these. */
-const calleeSaved = [3, 5, 12, 13, 14, 15];
-const CODE_BYTES = 1 << 16;
-/** A context's worth of memory lies above the return address. */
-const CONTEXT_BYTES = 168;
-
-/** The product as modules: what is bundled of them has no doors inside. */
-const loadBuilt = (path: string) => import(join(repository, ".build", path));
-
-async function loadModules(): Promise<Modules> {
-  const [bpf, jit, mapModule, assembler, native] = await Promise.all(
-    [
-      "bpf/index.js",
-      "bpf/jit/index.js",
-      "bpf/maps/index.js",
-      "x86/assembler.js",
-      "target/process/native-code.js",
-    ].map(loadBuilt),
-  );
-  return { bpf, jit, maps: mapModule, assembler, native } as Modules;
-}
-
-/** The compiled program, with a function that calls it as often as its first argument says. */
-function compile(modules: Modules, insns: readonly Insn[]) {
-  const verdict = modules.bpf.verifyProgram({ insns }, maps);
-  if (verdict.kind === "rejected") throw new Error(`our verifier: ${verdict.log}`);
-  const offsets: number[] = [];
-  let lenBytes = 64;
-  for (const spec of maps) {
-    offsets.push(lenBytes);
-    lenBytes += modules.maps.layoutMap(spec).totalBytes;
-  }
-  const data = new modules.native.NativeMemory(lenBytes);
-  const code = new modules.native.NativeMemory(CODE_BYTES);
-  const asm = new modules.assembler.Assembler(code.at);
-  const unit = new modules.jit.JitUnit(
-    asm,
-    { maps, programs: [] },
-    {
-      mapAddr: (index: number) => data.at + BigInt(offsets[index]!),
-      cpu: "lsl",
-      clockGettime: undefined,
-      tidOffset: undefined,
-      pidCache: data.at,
-    },
-  );
-  const program = unit.emit({ name: "program", insns }, verdict.proof);
-  unit.finish();
-  asm.align(64, "int3");
-  const run = asm.here();
-  for (const reg of calleeSaved) asm.push(reg);
-  asm.push(RDI);
-  asm.subImm(RSP, CONTEXT_BYTES);
-  const next = asm.here();
-  asm.call(program.entry);
-  asm.dec({ base: RSP, disp: CONTEXT_BYTES });
-  asm.jcc("ne", next);
-  asm.addImm(RSP, CONTEXT_BYTES + 8);
-  for (const reg of calleeSaved.toReversed()) asm.pop(reg);
-  asm.ret();
-  code.bytes.set(asm.finish());
-  code.makeExecutable();
-  const codeBytes = asm.offsetOf(program.end) - asm.offsetOf(program.start);
-  return {
-    codeBytes,
-    data,
-    run: (times: number) => {
-      const started = process.hrtime.bigint();
-      modules.native.callNativeCode(asm.addressOf(run), BigInt(times), 0n);
-      return Number(process.hrtime.bigint() - started) / times;
-    },
-  };
-}
-
 /** With the descriptors of the kernel's maps in place of their indexes. */
 function encodeForKernel(modules: Modules, insns: readonly Insn[], fds: readonly number[]): Uint8Array {
   const LDIMM64 = 0x18;
@@ -351,23 +212,23 @@ export async function measurePrograms(
   progress: (what: string) => void,
 ): Promise<ProgramResult[]> {
   const modules = await loadModules();
-  const parse = (text: string) => {
-    const parsed = modules.bpf.parseProgram(text);
-    if (parsed.kind === "bad") throw new Error(`line ${parsed.line}: ${parsed.message}`);
-    return parsed.insns;
+  const parse = (text: string) => parseInsns(modules, text);
+  const compile = (insns: readonly Insn[]) => {
+    const data = new modules.native.NativeMemory(layoutMaps(modules, maps).lenBytes);
+    return compileNative(modules, maps, insns, data.at);
   };
   const noKernel = whyNoKernelBpf();
   const kernelOf = (insns: readonly Insn[]) =>
     new KernelProgram(maps, (fds) => encodeForKernel(modules, insns, fds));
 
   const empty = parse(EMPTY);
-  const ourEmpty = compile(modules, empty);
+  const ourEmpty = compile(empty);
   using kernelEmpty = noKernel === undefined ? kernelOf(empty) : undefined;
   const results: ProgramResult[] = [];
   for (const { name, text, runs, notInKernel = noKernel } of cases) {
     progress(name);
     const insns = parse(text);
-    const ours = compile(modules, insns);
+    const ours = compile(insns);
     using kernel = notInKernel === undefined ? kernelOf(insns) : undefined;
     const times: { ours: number[]; kernel: number[] } = { ours: [], kernel: [] };
     for (let round = 0; round < rounds; round++) {

@@ -5,6 +5,7 @@
  * (`-p4242`). The first word that is no option is the verb, the script or the pattern; what follows are parameters.
  */
 import type {
+  ArenaChoice,
   BpfDisasmOptions,
   BpfExecOptions,
   BpfVerifyOptions,
@@ -210,6 +211,7 @@ function parseTrace(words: Words, shared: Pick<TraceOptions, "format" | "mechani
       symbols: values.get("symbols")?.[0],
       gate: parseGate(words),
       onViolation: parseOnViolation(words),
+      arena: parseArena(words),
     },
   };
 }
@@ -246,6 +248,7 @@ function parseRun(
       symbols: values.get("symbols")?.[0],
       gate: parseGate(words),
       onViolation: parseOnViolation(words),
+      arena: parseArena(words),
     },
   };
 }
@@ -325,6 +328,13 @@ function parseGate(words: Words): GateChoice | undefined {
 function parseOnViolation(words: Words): ViolationChoice | undefined {
   return words.values.has("onViolation")
     ? (parseChoice(words, "onViolation", ["kill", "skip", "report"], "kill") as ViolationChoice)
+    : undefined;
+}
+
+/** Undefined: not said. */
+function parseArena(words: Words): ArenaChoice | undefined {
+  return words.values.has("arena")
+    ? (parseChoice(words, "arena", ["auto", "1g", "2m", "thp", "4k"], "auto") as ArenaChoice)
     : undefined;
 }
 

@@ -48,6 +48,7 @@ export type FlagName =
   | "returns"
   | "gate"
   | "onViolation"
+  | "arena"
   | "functions"
   | "instructions"
   | "sample"
@@ -103,6 +104,7 @@ export const flags: readonly Flag[] = [
   define("returns", "--return", "WAY", ["trace", "run", "explain"], "probe returns by auto (default), sites (exits) or stack"),
   define("gate", "--gate", "LEVEL", ["trace", "run"], "what programs run behind: auto (default), none, stack (of their own), strict (and signals wait, and a key)"),
   define("onViolation", "--on-violation", "WHAT", ["trace", "run"], "accesses to our memory: kill (default, a fault), skip or report"),
+  define("arena", "--arena", "PAGES", ["trace", "run"], "pages of maps: auto (default), 1g, 2m, thp (transparent) or 4k"),
   define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),
   define("budget", "--budget", "PERCENT", ["trace", "run"], "disarm the hottest sites when all cost more: 2%"),
   define("verify", "--verify", undefined, ["trace", "run", "detach"], "prove at the end that each process is as before"),

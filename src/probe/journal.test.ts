@@ -29,8 +29,7 @@ test("what is written is read back", () => {
     linkOffset: 0x1_0040,
   };
   const memory = journalWith((journal) => {
-    journal.setPrivateMemory(0x5000n, 8192);
-    journal.setOpenMemory(0x8000n, 4096);
+    journal.setScratch(0x5000n);
     journal.setReturnTable({
       at: 0x6000n,
       entries: 64,
@@ -55,8 +54,7 @@ test("what is written is read back", () => {
     unwind: [],
     debug: [],
     signals: [{ signal: 11, previous: new Uint8Array(32).fill(8), handler: 0xdefn, previousAt: 0xef0n }],
-    privateMemory: { at: 0x5000n, lenBytes: 8192 },
-    openMemory: { at: 0x8000n, lenBytes: 4096 },
+    scratch: 0x5000n,
     key: 15,
     returnTable: { at: 0x6000n, entries: 64, entryBytes: 16, slotOffset: 0, returnAddressOffset: 8 },
     trapAction: { previous: new Uint8Array(32).fill(7), handler: 0xabcn, previousAt: 0xbcdn },

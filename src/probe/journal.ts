@@ -7,17 +7,16 @@
  * record's state is its last word to be written.
  *
  *     header (256 bytes)
- *       0  magic "TRAPLINE"           48  private memory: address, 56 length
+ *       0  magic "TRAPLINE"           48  scratch, for answers of system calls: address; 56 protection key u8: 1 to 15, 0 none
  *       8  version u32                64  return table: address, 72 entries, 76 entry bytes, 80 slot offset, 84 address offset
  *      12  record capacity u32        88  SIGTRAP: 0 untouched, 1 our handler is (about to be) installed
  *      16  records in use u32         96  the application's struct sigaction (32 bytes)
  *      20  flags u32: 1 left         128  our handler's address, 92 how far behind it its copy of that struct lies u32
  *      24  tracer pid u32
  *      32  tracer start time u64     136  length of the whole shared memory
- *      40  target pid u32               144  open memory: address, 152 length
- *                                       160  protection key u8: 1 to 15, 0 none
+ *      40  target pid u32
  *     record (64 bytes each)
- *       0  kind u8: 1 site, 2 code, 3 other memory, 4 kept, 5 hook, 6 unwind, 7 image, 8 debug, 9 signal
+ *       0  kind u8: 1 site, 2 code, 3 range of data, 4 kept, 5 hook, 6 unwind, 7 image, 8 debug, 9 signal
  *       1  length of the bytes u8   2  mechanism u8   3  state u8: 0 planned, 1 armed, 2 removed
  *       4  site: offset of the displaced copy in the detour u32; hook: offset of the link in the detour
  *       8  address u64               16  old bytes (16)   32  new bytes (16)   48  detour u64, or length of the code
@@ -33,9 +32,8 @@
  * A `signal` is another signal than SIGTRAP whose action is (about to be) ours: byte 1 is its number, 8 our handler, 16 to 47 the
  * application's struct sigaction, 48 where the handler keeps its copy. The last record of a signal counts.
  *
- * All memory has the protection key, if there is one, but for code and the open memory: its first page is for answers
- * of system calls that are made in the target's name, and behind it lies the table of return addresses. The key belongs to each process
- * that has the journal: a forked child has a copy of the whole set of keys.
+ * A range of data is reserved as a whole, and what lies in it is unmapped with it, the journal included. If there is a protection
+ * key, most of it has that. The key belongs to each process that has the journal: a forked child has a copy of the whole set of keys.
  *
  * The memory belongs to the target: whoever reads it treats it as possibly damaged, and gets an error rather than nonsense.
  */
@@ -46,7 +44,7 @@ const VERSION = 3;
 export const JOURNAL_HEADER_BYTES = 256;
 const RECORD_BYTES = 64;
 /** Offset of the protection key in the header: it is written where the key is allocated. */
-export const JOURNAL_KEY = 160;
+export const JOURNAL_KEY = 56;
 /** Keys are numbers of four bits, and 0 is that of all memory (Intel SDM 3A, 4.6.2). */
 const LAST_KEY = 15;
 /** More than any journal needs: what a target has written over must not make a reader keep gigabytes. */
@@ -171,7 +169,7 @@ export interface JournalHook {
   readonly hasApproach?: boolean;
 }
 
-/** Memory that was mapped into the target: code, or what programs share with the tracer. */
+/** Addresses of the target that were taken: code, or a range that is reserved for data. */
 export interface JournalMemory {
   readonly kind: "code" | "memory";
   readonly at: bigint;
@@ -213,9 +211,8 @@ export interface JournalContents {
   readonly header: JournalHeader;
   /** Whether its session has ended in order and left the rest to those who hook into its detours. */
   readonly isLeft: boolean;
-  readonly privateMemory: { readonly at: bigint; readonly lenBytes: number } | undefined;
-  /** Private memory that no key guards: what code outside of the gate reads, and what system calls answer to. */
-  readonly openMemory: { readonly at: bigint; readonly lenBytes: number } | undefined;
+  /** Memory of ours that no key guards, for answers of system calls. */
+  readonly scratch: bigint | undefined;
   /** Protection key of the other memory. */
   readonly key: number | undefined;
   readonly returnTable: ReturnTable | undefined;
@@ -315,16 +312,9 @@ export class Journal {
     this.#publish(leftMark.offset, leftMark.offset + leftMark.bytes.length);
   }
 
-  setPrivateMemory(at: bigint, lenBytes: number): void {
-    this.#view.setBigUint64(56, BigInt(lenBytes), true);
+  setScratch(at: bigint): void {
     this.#view.setBigUint64(48, at, true);
-    this.#publish(48, 64);
-  }
-
-  setOpenMemory(at: bigint, lenBytes: number): void {
-    this.#view.setBigUint64(152, BigInt(lenBytes), true);
-    this.#view.setBigUint64(144, at, true);
-    this.#publish(144, 160);
+    this.#publish(48, 56);
   }
 
   setReturnTable(table: ReturnTable): void {
@@ -578,8 +568,7 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
         ...(bytes[base + 2] === 0 ? {} : { hasApproach: true }),
       });
   }
-  const privateAt = view.getBigUint64(48, true);
-  const openAt = view.getBigUint64(144, true);
+  const scratch = view.getBigUint64(48, true);
   const key = bytes[JOURNAL_KEY]!;
   if (key > LAST_KEY) throw new JournalError(`it has ${key} as a protection key`);
   const tableAt = view.getBigUint64(64, true);
@@ -591,9 +580,7 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
       sharedBytes: Number(view.getBigUint64(136, true)),
     },
     isLeft: (view.getUint32(FLAGS, true) & FLAG_LEFT) !== 0,
-    privateMemory:
-      privateAt === 0n ? undefined : { at: privateAt, lenBytes: Number(view.getBigUint64(56, true)) },
-    openMemory: openAt === 0n ? undefined : { at: openAt, lenBytes: Number(view.getBigUint64(152, true)) },
+    scratch: scratch === 0n ? undefined : scratch,
     key: key === 0 ? undefined : key,
     returnTable:
       tableAt === 0n

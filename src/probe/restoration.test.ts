@@ -29,8 +29,7 @@ test.each([
 
 const journal: JournalContents = {
   header: { tracerPid: 1, tracerStart: 0n, targetPid: 2, sharedBytes: 4096 },
-  privateMemory: { at: 0x5000n, lenBytes: 0x1000 },
-  openMemory: { at: 0x5800n, lenBytes: 0x800 },
+  scratch: 0x5000n,
   key: 3,
   returnTable: undefined,
   trapAction: { previous: new Uint8Array(32).fill(3), handler: 0x9900n, previousAt: 0x9a00n },
@@ -43,6 +42,7 @@ const journal: JournalContents = {
   sites: [site, { ...site, at: 0x2000n }, { ...site, at: 0x3000n }],
   memory: [
     { kind: "code", at: 0x9000n, lenBytes: 0x1000, state: "planned" },
+    { kind: "memory", at: 0x5000n, lenBytes: 0x2000, state: "planned" },
     { kind: "memory", at: 0x7000n, lenBytes: 0x1000, state: "planned" },
   ],
 };
@@ -79,15 +79,13 @@ test("only what holds our bytes is put back, and what somebody else wrote is rep
   expect(foreign.map(({ at }) => at)).toEqual([0x3000n]);
 });
 
-test("the journal is unmapped last, and then its key is given back", () => {
+test("the range with the journal is unmapped last, and then its key is given back", () => {
   const calls = plan(0x9900n).transaction.finalCalls;
   expect(calls.map(({ name, args }) => [name, args[0]])).toEqual([
     ["rt_sigaction", 5n],
     ["munmap", 0x9000n],
     ["munmap", 0x7000n],
     ["munmap", 0x5000n],
-    ["munmap", 0x5800n],
-    ["munmap", 0x6000n],
     ["pkey_free", 3n],
   ]);
 });

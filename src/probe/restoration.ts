@@ -247,17 +247,28 @@ function finalCalls(input: RestorationInput, code: readonly AddrRange[]): Remote
     if (chain?.current === handler) calls.push(setSignalAction(signal, chain.previous));
   }
   for (const range of code) calls.push(unmap(range));
-  for (const memory of journal.memory)
-    if (memory.kind === "memory" && memory.state !== "removed")
-      calls.push(unmap({ start: memory.at, end: memory.at + BigInt(memory.lenBytes) }));
   for (const { at, lenBytes } of journal.debug) calls.push(unmap({ start: at, end: at + BigInt(lenBytes) }));
-  for (const memory of [journal.privateMemory, journal.openMemory])
-    if (memory !== undefined)
-      calls.push(unmap({ start: memory.at, end: memory.at + BigInt(memory.lenBytes) }));
-  calls.push(unmap(input.journalMemory));
-  if (journal.key !== undefined)
+  const data = dataRanges(journal, input.journalMemory);
+  calls.push(...data.map(unmap));
+  // What is not believed of the journal stays, with its key.
+  const isWhole = data.at(-1) !== input.journalMemory;
+  if (journal.key !== undefined && isWhole)
     calls.push({ name: "pkey_free", number: SYS_PKEY_FREE, args: [BigInt(journal.key)] });
   return calls;
+}
+
+/** Ranges of addresses that a session has for data, that with its journal last. */
+export function dataRanges(
+  { memory }: Pick<JournalContents, "memory">,
+  journalMemory: AddrRange,
+): AddrRange[] {
+  const ranges = memory
+    .filter(({ kind, state }) => kind === "memory" && state !== "removed")
+    .map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) }));
+  const holdsJournal = ({ start, end }: AddrRange) =>
+    start <= journalMemory.start && end >= journalMemory.end;
+  const own = ranges.find(holdsJournal) ?? journalMemory;
+  return [...ranges.filter((range) => range !== own), own];
 }
 
 function unmap({ start, end }: AddrRange): RemoteCall {

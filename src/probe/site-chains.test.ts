@@ -165,8 +165,7 @@ function journal(member: SiteMember, tracerPid: number): JournalContents {
   return {
     header: { tracerPid, tracerStart: 0n, targetPid: 1, sharedBytes: 0 },
     isLeft: false,
-    privateMemory: undefined,
-    openMemory: undefined,
+    scratch: undefined,
     key: undefined,
     returnTable: undefined,
     trapAction: undefined,

@@ -8,6 +8,7 @@ export { executeBpf } from "./objects/bpf-exec.ts";
 export { verifyObject } from "./objects/bpf-verify.ts";
 export { runObject } from "./objects/run-object.ts";
 export type {
+  ArenaChoice,
   BpfDisasmOptions,
   BpfExecOptions,
   BpfVerifyOptions,

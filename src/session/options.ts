@@ -18,6 +18,9 @@ export type GateChoice = "auto" | "none" | "stack" | "strict";
 /** `kill`: a fault as if nothing were mapped there. `skip`: the instruction is left out. `report`: it is executed. */
 export type ViolationChoice = "kill" | "skip" | "report";
 
+/** Pages in which maps lie: 1 GiB, 2 MiB, transparent huge ones, 4 KiB, or what suits their size and the machine grants. */
+export type ArenaChoice = "auto" | "1g" | "2m" | "thp" | "4k";
+
 /** `text` for people, `json` for programs: one JSON object a line. */
 export type OutputFormat = "text" | "json";
 
@@ -58,6 +61,8 @@ export interface TraceOptions {
   readonly gate?: GateChoice | undefined;
   /** What becomes of an access of the application to memory under our key; `kill` unless told. */
   readonly onViolation?: ViolationChoice | undefined;
+  /** `auto` unless told. */
+  readonly arena?: ArenaChoice | undefined;
 }
 
 export interface ExplainOptions {
@@ -129,6 +134,7 @@ export type RunOptions = Pick<
   | "symbols"
   | "gate"
   | "onViolation"
+  | "arena"
 >;
 
 export interface RunObjectOptions extends RunOptions, Pick<TraceOptions, "dryRun"> {

@@ -72,7 +72,16 @@ export async function runPrograms(
   io: SessionIo,
   createFront: (targets: Targets) => RunFront,
 ): Promise<number> {
-  const { mechanism, returns, verify, perfMap, gate, onViolation, maxActive = DEFAULT_MAX_ACTIVE } = options;
+  const {
+    mechanism,
+    returns,
+    verify,
+    perfMap,
+    gate,
+    arena,
+    onViolation,
+    maxActive = DEFAULT_MAX_ACTIVE,
+  } = options;
   using pokeLog = options.pokeLog === undefined ? undefined : new PokeLog(options.pokeLog);
   const notify = (text: string) => {
     if (!options.quiet) io.err.write(`note: ${text}\n`);
@@ -86,6 +95,7 @@ export async function runPrograms(
       perfMap,
       gate,
       onViolation,
+      arena,
       pokeLog,
       symbols: options.symbols,
       maxActive,

@@ -10,12 +10,15 @@ import { type OtherTracers, refusalText } from "../patch/index.ts";
 import { ArmError, describeCommitRefusal } from "../probe/probe-set.ts";
 import { isEnding } from "../target/process/address-space.ts";
 import { ElfCache } from "../target/process/elf-cache.ts";
+import { type HugePages, hugePageBytes } from "../target/process/huge-memory.ts";
 import { ProcessImages } from "../target/process/images.ts";
+import type { Mapping } from "../target/process/libc.ts";
 import { readProcLink, readStatus } from "../target/process/proc-fs.ts";
 import { describeKeyRefusal, type KeyRefusal } from "../target/process/protection-keys.ts";
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
 import { findTrapObstacle } from "../target/process/trap-obstacle.ts";
 import { ProbeAccounts, type ProbeCounts } from "./accounts/probe-accounts.ts";
+import { provideHugeMaps } from "./attach/arena-pages.ts";
 import { Attachment } from "./attach/attachment.ts";
 import { type ChosenGate, chooseGate } from "./attach/gate-level.ts";
 import { loadGatePoint } from "./attach/load-gate-point.ts";
@@ -47,7 +50,7 @@ import { type LeftTarget, leaveHeirs } from "./leave/heirs.ts";
 import { describeTakenOut, readHeldPlaces, takeOutDead } from "./leave/other-sessions.ts";
 import { type ProveTarget, Witness } from "./leave/proof.ts";
 import { findJournalMappings, type RestoreReport } from "./leave/restore-process.ts";
-import type { GateChoice, MechanismChoice, ReturnChoice, ViolationChoice } from "./options.ts";
+import type { ArenaChoice, GateChoice, MechanismChoice, ReturnChoice, ViolationChoice } from "./options.ts";
 import type { PokeLog } from "./reports/poke-log.ts";
 import { SessionError } from "./session-error.ts";
 
@@ -72,6 +75,8 @@ export interface TargetsInput {
   readonly symbols?: string | undefined;
   readonly gate?: GateChoice | undefined;
   readonly onViolation?: ViolationChoice | undefined;
+  /** In which pages the maps are to lie; `auto` unless told. */
+  readonly arena?: ArenaChoice | undefined;
   /** Whether the hits of each place are to be known (`siteHits`). */
   readonly countsSites?: boolean | undefined;
   /** Whether addresses of images that a command loads later are to be known, though nothing is probed there. */
@@ -147,6 +152,8 @@ export class Targets {
   readonly #strangers: ProcessTarget[] = [];
   readonly #sites: CountedSite[] = [];
   #hasSaidNoKeys = false;
+  /** The kind of huge pages that the maps lie in; undefined: none. */
+  #hugeMaps: HugePages | undefined;
   #maps:
     | { readonly maps: SharedMaps; readonly unmap: () => void; readonly fd: number | undefined }
     | undefined;
@@ -186,6 +193,11 @@ export class Targets {
   /** What became of the hits of each probe. Mechanisms are known once the targets are left. */
   get counts(): ProbeCounts[] {
     return this.accounts.counts(this.maps);
+  }
+
+  /** The kind of huge pages that the maps lie in; undefined: none. */
+  get hugeMaps(): HugePages | undefined {
+    return this.#hugeMaps;
   }
 
   get attachments(): readonly Attachment[] {
@@ -234,6 +246,7 @@ export class Targets {
 
   /** Attaches to a running process. Nothing of its code is changed yet. */
   async attach(pid: number): Promise<void> {
+    this.#provideHugeMaps();
     const target = await this.#tracer.open(pid);
     try {
       // Until its probes are armed, so that nobody else plants any meanwhile.
@@ -258,6 +271,7 @@ export class Targets {
 
   /** Starts a command; it stands before its first instruction until `release`. */
   async start(argv: readonly string[]): Promise<ProcessTarget> {
+    this.#provideHugeMaps();
     const target = await this.#tracer.start(argv);
     try {
       await target.lock();
@@ -285,6 +299,7 @@ export class Targets {
       mapsLayout: this.#mapsLayout,
       accounts: this.accounts,
       sharedMapsFd: this.#maps?.fd,
+      mapsPageBytes: this.#hugeMaps && hugePageBytes[this.#hugeMaps],
       capacity: journalRecords(resolved.resolved.points) + LATER_POINTS,
       maxActive: this.#input.maxActive,
       perfMap: this.#input.perfMap !== false,
@@ -293,12 +308,7 @@ export class Targets {
       gate: chooseGate(this.#input.gate ?? "auto", images.program === undefined ? [] : [images.program]),
     });
     if (attachment.keyRefusal !== undefined) this.#sayWithoutKey(pid, attachment.keyRefusal);
-    if (attachment.ownMaps !== undefined) {
-      const { mapping, fd } = attachment.ownMaps;
-      const { bundle } = this.#input;
-      const maps = new SharedMaps(bundle.maps, this.#mapsLayout, mapping.buffer);
-      this.#maps = { maps, unmap: () => mapping.unmap(), fd };
-    }
+    if (attachment.ownMaps !== undefined) this.#openMaps(attachment.ownMaps);
     const { requests, followsLoads: followsAll } = this.#input;
     const unloadable = findUnloadable(images);
     const followsLoads =
@@ -317,6 +327,20 @@ export class Targets {
       isLocked: true,
       witness,
     });
+  }
+
+  /** Makes the memory of the maps, once, if it is to be of huge pages; else the first target makes it. */
+  #provideHugeMaps(): void {
+    if (this.#maps !== undefined) return;
+    const huge = provideHugeMaps(this.#input.arena ?? "auto", this.#mapsLayout.totalBytes);
+    if (huge === undefined) return;
+    this.#hugeMaps = huge.pages;
+    this.#openMaps(huge);
+  }
+
+  #openMaps({ mapping, fd }: { readonly mapping: Mapping; readonly fd: number }): void {
+    const maps = new SharedMaps(this.#input.bundle.maps, this.#mapsLayout, mapping.buffer);
+    this.#maps = { maps, unmap: () => mapping.unmap(), fd };
   }
 
   /** What the machine lacks is said once, what a process lacks for each. */

@@ -25,8 +25,8 @@ function asTarget(traced: TracedProcess): ProcessTarget {
   const own: Readonly<Record<string, unknown>> = {
     pid: traced.pid,
     locked: async (use: () => Promise<unknown>) => await use(),
-    createShared: async (name: string, lenBytes: number) => {
-      const { at, fd } = traced.createShared(name, lenBytes);
+    createShared: async (name: string, lenBytes: number, place?: bigint) => {
+      const { at, fd } = traced.createShared(name, lenBytes, place);
       return { at, fd, mapping: mapShared(fd, lenBytes) };
     },
   };

@@ -13,7 +13,7 @@ import { relocate } from "../../x86/relocate.ts";
 import { CODE_NAME_PREFIX, type CodeNames } from "../names/code-names.ts";
 import type { ViolationChoice } from "../options.ts";
 import type { CodeSpaces } from "./code-space.ts";
-import { PAGE } from "./target-memory.ts";
+import { PAGE } from "./session-memory.ts";
 
 export interface AccessAnswersInput {
   readonly choice: ViolationChoice;

@@ -1,15 +1,10 @@
 /**
  * One target of a session: the memory that was put into it, the probes that are armed in it, and the way back out.
  *
- *     journal memory   shared with the tracer: the journal, then the words of the load gate, then the mailbox
- *     maps memory      shared with the tracer and with the session's other targets
- *     private memory   a copy in each forked child: the pid cache
- *     open memory      the same: a page for answers of system calls, then the table of return addresses
- *     code memory      near each image
- *
- * At gate level `strict` all data but the open memory gets a protection key, if there is one: nothing outside of the gate can touch it.
+ *     data          journal, maps and the like: session-memory.ts
+ *     code memory   near each image
  */
-import { closeSync, fstatSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import {
   ACCOUNT_BYTES,
   ACCOUNT_MISSED,
@@ -26,16 +21,15 @@ import { LOAD_GATE_BYTES, loadGateWords } from "../../patch/load-gate.ts";
 import { MAILBOX_BYTES } from "../../patch/mailbox.ts";
 import { maskedCodeOf } from "../../patch/masked-code.ts";
 import { emitUnwindHook } from "../../patch/unwind-table.ts";
-import { JOURNAL_KEY, Journal, journalBytes, parseJournal } from "../../probe/journal.ts";
+import { type Journal, parseJournal } from "../../probe/journal.ts";
 import { ArmError, type ArmReport, ProbeSet } from "../../probe/probe-set.ts";
 import { sameBytes } from "../../target/process/commit.ts";
 import type { ProcessImages } from "../../target/process/images.ts";
-import { futexWakeAll, type Mapping } from "../../target/process/libc.ts";
+import { futexWakeAll } from "../../target/process/libc.ts";
 import type { MappedImage } from "../../target/process/mapped-image.ts";
 import { MemoryFile } from "../../target/process/memory-file.ts";
-import { readAuxv, readMaps, readStat } from "../../target/process/proc-fs.ts";
-import type { KeyGrant, KeyRefusal } from "../../target/process/protection-keys.ts";
-import { JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME, READ_WRITE } from "../../target/process/traced-process.ts";
+import { readAuxv, readMaps } from "../../target/process/proc-fs.ts";
+import type { KeyRefusal } from "../../target/process/protection-keys.ts";
 import type { ProcessTarget } from "../../target/process/tracer.ts";
 import { findTrapObstacle } from "../../target/process/trap-obstacle.ts";
 import type { AddrRange } from "../../target/target.ts";
@@ -63,15 +57,14 @@ import {
   PointBuilder,
   type RefusedPoint,
 } from "./point-builder.ts";
-import { createStackMemory } from "./private-stack-memory.ts";
 import { processorSource } from "./processor.ts";
 import { ProgramCompiler, type Runnable } from "./program-compiler.ts";
+import { SessionMemory, type SharedPart } from "./session-memory.ts";
 import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./shared-maps.ts";
-import { PAGE, pages, pidCacheBytes, provideMaps, providePrivate } from "./target-memory.ts";
 import type { TrampolineStatistics } from "./trampoline-store.ts";
 import { TrapHandling } from "./trap-handling.ts";
 import { UnloadedImages } from "./unloaded-images.ts";
-import { ranged, ViolationHandling } from "./violation-handling.ts";
+import { ViolationHandling } from "./violation-handling.ts";
 import type { Violations } from "./violations.ts";
 
 /** Records of the journal for memory. */
@@ -87,8 +80,10 @@ export interface AttachmentInput {
   readonly proofs: readonly Proof[];
   readonly mapsLayout: SharedMapsLayout;
   readonly accounts: ProbeAccounts;
-  /** Memory of the first target's maps, for further targets to share. */
+  /** Memory of the session's maps, for this target to share; undefined: it is made in this target. */
   readonly sharedMapsFd: number | undefined;
+  /** Size of the pages of that memory; undefined: 4 KiB. */
+  readonly mapsPageBytes?: number | undefined;
   /** Most probe points that will be armed. */
   readonly capacity: number;
   readonly maxActive: number;
@@ -101,22 +96,12 @@ export interface AttachmentInput {
   readonly symbols?: string | undefined;
 }
 
-interface JournalParts {
-  readonly journal: Journal;
-  readonly journalMemory: AddrRange;
-  readonly journalInode: bigint;
-  readonly journalMapping: Mapping;
-  /** Where the words of the load gate lie in the journal's memory. */
-  readonly gateOffset: number;
-}
-
 export class Attachment {
   readonly target: ProcessTarget;
   readonly images: ProcessImages;
   /** What programs run behind here. */
   readonly gate: ChosenGate;
-  /** Protection key of the memory for data; undefined: it has none. */
-  readonly key: number | undefined;
+  readonly memory: SessionMemory;
   /** Why it has none, where it was to have one. */
   readonly keyRefusal: KeyRefusal | undefined;
   readonly probes: ProbeSet;
@@ -140,22 +125,14 @@ export class Attachment {
   readonly #unlinked: NamedCode[] = [];
   #debugEntries = 0;
   readonly #journal: Journal;
-  /** Where the session's own journal is mapped. */
-  readonly journalMemory: AddrRange;
-  readonly #journalInode: bigint;
-  readonly #journalMapping: Mapping;
   readonly #gateWords: Uint32Array;
   readonly #builder: PointBuilder;
   readonly #compiler: ProgramCompiler;
   readonly #env: LinkEnv;
   readonly #accountAt: (account: number) => bigint;
-  readonly #laterMaps: Mapping[] = [];
   readonly #spaces: CodeSpaces;
-  /** The memory of the maps, if this target's is the one that the others share. */
-  readonly ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
   /** Addresses of the load gate's words in the target. */
   readonly gateWordsAt: bigint;
-  readonly #pidCacheAt: bigint;
   #lacksTid: boolean;
   readonly #unloaded = new UnloadedImages();
   /** Images that the journal names. */
@@ -164,70 +141,56 @@ export class Attachment {
   readonly #handling: ViolationHandling;
 
   private constructor(
-    parts: JournalParts & {
-      input: AttachmentInput;
-      ownMaps: { readonly mapping: Mapping; readonly fd: number } | undefined;
-      mapsAt: bigint;
-      privateAt: bigint;
-      openAt: bigint;
-      grant: KeyGrant | undefined;
-      env: LinkEnv;
-      returnEntries: number;
-      stacks: { readonly at: bigint; readonly hasThreadPointers: boolean } | undefined;
+    input: AttachmentInput,
+    memory: SessionMemory,
+    env: LinkEnv,
+    parts: {
+      readonly returnEntries: number;
+      /** Private stacks, and what faults of programs are told by. */
+      readonly stacks:
+        | { readonly at: bigint; readonly hasThreadPointers: boolean; readonly mailbox: SharedPart }
+        | undefined;
     },
   ) {
-    const { input } = parts;
     this.target = input.target;
     this.images = input.images;
     this.#symbols = input.symbols;
     this.#perfMap = input.perfMap ? PerfMap.find(input.target.pid) : undefined;
     this.gate = input.gate;
-    this.key = parts.grant?.kind === "granted" ? parts.grant.number : undefined;
-    this.keyRefusal = parts.grant?.kind === "refused" ? parts.grant.refusal : undefined;
-    this.#journal = parts.journal;
-    this.journalMemory = parts.journalMemory;
-    this.#journalInode = parts.journalInode;
-    this.#pidCacheAt = parts.privateAt;
-    this.#lacksTid =
-      usesTid(input.proofs) && parts.env.tidOffset === undefined && allowsRdfsbase(input.target.pid);
-    this.#journalMapping = parts.journalMapping;
-    this.ownMaps = parts.ownMaps;
-    this.gateWordsAt = parts.journalMemory.start + BigInt(parts.gateOffset);
-    this.#gateWords = new Uint32Array(parts.journalMapping.buffer, parts.gateOffset, LOAD_GATE_BYTES / 4);
+    this.memory = memory;
+    this.keyRefusal = memory.grant?.kind === "refused" ? memory.grant.refusal : undefined;
+    const { journal, journalMemory, journalMapping, gateOffset } = memory;
+    this.#journal = journal;
+    this.#lacksTid = usesTid(input.proofs) && env.tidOffset === undefined && allowsRdfsbase(input.target.pid);
+    this.gateWordsAt = journalMemory.start + BigInt(gateOffset);
+    this.#gateWords = new Uint32Array(journalMapping.buffer, gateOffset, LOAD_GATE_BYTES / 4);
     this.probes = new ProbeSet(
       {
         commit: (transaction) => input.target.commit(transaction),
-        holderOf: (at) => findHolder(input.target, at, parts.journalMemory),
+        holderOf: (at) => findHolder(input.target, at, journalMemory),
       },
-      parts.journal,
+      journal,
     );
-    this.#spaces = new CodeSpaces(input.target, parts.journal, () => readMaps(input.target.pid));
+    this.#spaces = new CodeSpaces(input.target, journal, () => readMaps(input.target.pid));
+    const { stacks } = parts;
     const { bundle, proofs, accounts } = input;
-    const accountsAt = parts.mapsAt + BigInt(input.mapsLayout.accounts.offset);
+    const accountsAt = memory.mapsAt + BigInt(input.mapsLayout.accounts.offset);
     const accountAt = (account: number) => accountsAt + BigInt(account * ACCOUNT_BYTES);
-    this.#env = parts.env;
+    this.#env = env;
     this.#accountAt = accountAt;
     this.#compiler = new ProgramCompiler({
       bundle,
       proofs,
-      env: parts.env,
+      env,
       accounts: { at: accountAt, map: accounts.map },
-      mayAbandon: parts.stacks !== undefined,
+      mayAbandon: stacks !== undefined,
     });
-    const { stacks } = parts;
     this.#handling = new ViolationHandling({
       target: input.target,
-      journal: parts.journal,
-      journalMemory: parts.journalMemory,
-      mailbox: {
-        at: this.gateWordsAt + BigInt(MAILBOX_AFTER_GATE_WORDS),
-        memory: new Uint8Array(
-          parts.journalMapping.buffer,
-          parts.gateOffset + MAILBOX_AFTER_GATE_WORDS,
-          MAILBOX_BYTES,
-        ),
-      },
-      scratch: parts.openAt,
+      journal,
+      journalMemory,
+      mailbox: stacks && { at: stacks.mailbox.at, memory: new Uint8Array(stacks.mailbox.mapping.buffer) },
+      scratch: memory.scratchAt,
       spaces: this.#spaces,
       names: this.#names,
       choice: input.onViolation ?? "kill",
@@ -238,36 +201,33 @@ export class Attachment {
         defersSignals: input.gate.level === "strict",
         key: this.key === undefined ? undefined : { number: this.key },
       },
-      memory: [
-        ranged("the maps", parts.mapsAt, input.mapsLayout.totalBytes),
-        ranged("the cache of process ids", parts.privateAt, PAGE),
-      ],
+      memoryAt: (address) => memory.nameAt(address),
       builtPoints: () => this.builtPoints,
       builder: () => this.#builder,
       livePoints: () => this.livePoints,
     });
     this.#builder = new PointBuilder(input.target, this.#spaces, this.#compiler, {
-      tableAt: parts.openAt + BigInt(PAGE),
+      tableAt: memory.tableAt,
       entries: parts.returnEntries,
       missedAt: (probes) => accountAt(accounts.forMissed(probes)) + BigInt(ACCOUNT_MISSED),
       key: this.key === undefined ? undefined : { number: this.key },
       placed: (near, routines) => this.#handling.placed(near, routines),
-      stacks: parts.stacks && {
-        base: parts.stacks.at,
+      stacks: stacks && {
+        base: stacks.at,
         defersSignals: input.gate.level === "strict",
         threadIn: ({ range }) => {
           const { list } = input.images;
           const image = list.find(({ start }) => start === range.start);
-          return threadSourceIn(image, list, parts.stacks!.hasThreadPointers);
+          return threadSourceIn(image, list, stacks.hasThreadPointers);
         },
         recursedAt: (account) => accountAt(account) + BigInt(ACCOUNT_RECURSED),
       },
     });
     this.#traps = new TrapHandling({
       target: input.target,
-      journal: parts.journal,
-      journalMemory: parts.journalMemory,
-      scratch: parts.openAt,
+      journal,
+      journalMemory,
+      scratch: memory.scratchAt,
       spaces: this.#spaces,
       builder: this.#builder,
       probes: this.probes,
@@ -300,92 +260,39 @@ export class Attachment {
 
   /** Puts the session's memory into a target. Nothing of its code is changed. */
   static async create(input: AttachmentInput): Promise<Attachment> {
-    const { target } = input;
-    const capacity = input.capacity + SPARE_RECORDS;
-    const gateOffset = (journalBytes(capacity) + 63) & ~63;
-    const journalLen = pages(gateOffset + MAILBOX_AFTER_GATE_WORDS + MAILBOX_BYTES);
-    const shared = await target.createShared(JOURNAL_MEMORY_NAME, journalLen);
-    const journalInode = fstatSync(shared.fd, { bigint: true }).ino;
-    closeSync(shared.fd);
-    const journalMemory = { start: shared.at, end: shared.at + BigInt(journalLen) };
-    const journal = new Journal(new Uint8Array(shared.mapping.buffer), capacity, {
-      tracerPid: process.pid,
-      tracerStart: readStat(process.pid).startTicks,
-      targetPid: target.pid,
-      sharedBytes: journalLen,
-    });
-
-    try {
-      return await Attachment.#fill(input, {
-        journal,
-        journalMemory,
-        journalInode,
-        journalMapping: shared.mapping,
-        gateOffset,
-      });
-    } catch (error) {
-      await restoreProcess(target, journalMemory, []);
-      shared.mapping.unmap();
-      throw error;
-    }
-  }
-
-  /** Everything behind the journal, which from here on says what there is to be undone. */
-  static async #fill(input: AttachmentInput, first: JournalParts): Promise<Attachment> {
-    const { target } = input;
-    const { journal, journalMemory } = first;
-    const grant =
-      input.gate.level === "strict"
-        ? await target.allocateKey(journalMemory.start + BigInt(JOURNAL_KEY))
-        : undefined;
-    const key = grant?.kind === "granted" ? grant.number : undefined;
-    if (key !== undefined) journal.noteKey(key);
-    const guard = async (at: bigint, lenBytes: number) => {
-      if (key === undefined) return;
-      await target.protectWithKey({ start: at, end: at + BigInt(lenBytes) }, READ_WRITE, key);
-    };
-    await guard(journalMemory.start, Number(journalMemory.end - journalMemory.start));
-
+    const { target, gate, mapsLayout } = input;
     const returnEntries = returnTableEntries(input.maxActive);
-    const openLen = PAGE + pages(returnTableBytes(returnEntries));
-    const openAt = await providePrivate(target, journalMemory, openLen, (at, lenBytes) =>
-      journal.setOpenMemory(at, lenBytes),
-    );
-    const privateAt = await providePrivate(target, journalMemory, PAGE, (at, lenBytes) =>
-      journal.setPrivateMemory(at, lenBytes),
-    );
-    await guard(privateAt, PAGE);
-    await target.write(privateAt, pidCacheBytes(target.pid));
-
-    const { ownMaps, mapsAt } = await provideMaps(input, openAt);
-    journal.addMemory("memory", mapsAt, input.mapsLayout.totalBytes);
-    await guard(mapsAt, input.mapsLayout.totalBytes);
-
-    const env: LinkEnv = {
-      mapAddr: (index) => mapsAt + BigInt(input.mapsLayout.offsets[index]!),
-      cpu: processorSource(),
-      clockGettime: input.images.findVdsoFunction("__vdso_clock_gettime"),
-      tidOffset: usesTid(input.proofs) ? await target.findTidOffset(TID_OFFSETS) : undefined,
-      pidCache: privateAt,
-    };
-    return new Attachment({
-      ...first,
-      input,
-      ownMaps,
-      mapsAt,
-      privateAt,
-      openAt,
-      grant,
-      env,
-      returnEntries,
-      stacks:
-        input.gate.level === "none"
+    const memory = await SessionMemory.create({
+      target,
+      capacity: input.capacity + SPARE_RECORDS,
+      tableBytes: returnTableBytes(returnEntries),
+      maps: { fd: input.sharedMapsFd, pageBytes: input.mapsPageBytes, lenBytes: mapsLayout.totalBytes },
+      hasStacks: gate.level !== "none",
+      wantsKey: gate.level === "strict",
+    });
+    try {
+      const env: LinkEnv = {
+        mapAddr: (index) => memory.mapsAt + BigInt(mapsLayout.offsets[index]!),
+        cpu: processorSource(),
+        clockGettime: input.images.findVdsoFunction("__vdso_clock_gettime"),
+        tidOffset: usesTid(input.proofs) ? await target.findTidOffset(TID_OFFSETS) : undefined,
+        pidCache: memory.pidCacheAt,
+      };
+      const { stacksAt } = memory;
+      const stacks =
+        stacksAt === undefined
           ? undefined
           : {
-              at: await createStackMemory(target, journal, journalMemory, key),
+              at: stacksAt,
               hasThreadPointers: await target.hasThreadPointers(),
-            },
-    });
+              mailbox: await memory.addMailbox(MAILBOX_BYTES),
+            };
+      return new Attachment(input, memory, env, { returnEntries, stacks });
+    } catch (error) {
+      await restoreProcess(target, memory.journalMemory, []);
+      memory.close();
+      throw error;
+    }
   }
 
   /**
@@ -402,7 +309,7 @@ export class Attachment {
     if (table !== undefined) this.#journal.setReturnTable(table);
     const { returnLookup } = this.#builder;
     if (returnLookup !== undefined) {
-      for (const { at, bytes } of returnLookupWrites(this.#pidCacheAt, returnLookup))
+      for (const { at, bytes } of returnLookupWrites(this.memory.pidCacheAt, returnLookup))
         await this.target.write(at, bytes);
     }
     this.#noteImages(built);
@@ -423,16 +330,7 @@ export class Attachment {
     accountMap: number | undefined,
   ): Promise<{ readonly number: number; readonly maps: SharedMaps }> {
     const layout = layoutSharedMaps(bundle.maps, 0, 0);
-    const { at, mapping, fd } = await this.target.createShared(MAPS_MEMORY_NAME, layout.totalBytes);
-    closeSync(fd);
-    this.#laterMaps.push(mapping);
-    this.#journal.addMemory("memory", at, layout.totalBytes);
-    if (this.key !== undefined)
-      await this.target.protectWithKey(
-        { start: at, end: at + BigInt(layout.totalBytes) },
-        READ_WRITE,
-        this.key,
-      );
+    const { at, mapping } = await this.memory.addMaps(layout.totalBytes);
     const env: LinkEnv = {
       ...this.#env,
       mapAddr: (index) => at + BigInt(layout.offsets[index]!),
@@ -442,6 +340,21 @@ export class Attachment {
     const accounts = { at: this.#accountAt, map: accountMap };
     const number = this.#compiler.add({ bundle, proofs, env, accounts });
     return { number, maps: new SharedMaps(bundle.maps, layout, mapping.buffer) };
+  }
+
+  /** Protection key of the data; undefined: it has none. */
+  get key(): number | undefined {
+    return this.memory.key;
+  }
+
+  /** Where the session's own journal is mapped. */
+  get journalMemory(): AddrRange {
+    return this.memory.journalMemory;
+  }
+
+  /** The memory of the maps, if this target's is the one that the others share. */
+  get ownMaps(): SessionMemory["ownMaps"] {
+    return this.memory.ownMaps;
   }
 
   /** How many function trampolines there are, and how much memory they take. */
@@ -632,7 +545,7 @@ export class Attachment {
     if (offset === undefined) return;
     this.#lacksTid = false;
     await this.target.write(
-      this.#pidCacheAt + BigInt(PID_CACHE_TID_OFFSET),
+      this.memory.pidCacheAt + BigInt(PID_CACHE_TID_OFFSET),
       new Uint8Array(Uint32Array.of(offset).buffer),
     );
   }
@@ -696,7 +609,7 @@ export class Attachment {
 
   /** Processes that the target has forked and that carry copies of the probes. */
   findHeirs(): number[] {
-    return findHeirs(this.#journalInode, this.target.pid);
+    return findHeirs(this.memory.journalInode, this.target.pid);
   }
 
   /**
@@ -704,7 +617,7 @@ export class Attachment {
    * has no memory at all.
    */
   isReplaced(): boolean {
-    const mark = new Uint8Array(this.#journalMapping.buffer, 0, JOURNAL_MARK_BYTES);
+    const mark = new Uint8Array(this.memory.journalMapping.buffer, 0, JOURNAL_MARK_BYTES);
     const found = new Uint8Array(JOURNAL_MARK_BYTES);
     try {
       const memory = MemoryFile.open(this.target.pid, "r");
@@ -733,8 +646,7 @@ export class Attachment {
     this.withdrawNames();
     this.#perfMap?.[Symbol.dispose]();
     this.images[Symbol.dispose]();
-    this.#journalMapping.unmap();
-    for (const mapping of this.#laterMaps) mapping.unmap();
+    this.memory.close();
   }
 
   /** Lets go of what the tracer holds. The mapping of the maps stays until the session has read them. */
@@ -773,9 +685,6 @@ export class Attachment {
     }
   }
 }
-
-/** Where the mailbox begins, from the words of the load gate on: in a line of its own. */
-const MAILBOX_AFTER_GATE_WORDS = 64;
 
 /** The mark of a journal, and whose it is. */
 const JOURNAL_MARK_BYTES = 48;

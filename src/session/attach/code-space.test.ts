@@ -1,9 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { Journal, journalBytes, parseJournal } from "../../probe/journal.ts";
-import { readMaps } from "../../target/process/proc-fs.ts";
 import type { AddrRange } from "../../target/target.ts";
 import { CodeSpaces, NoCodeSpaceError } from "./code-space.ts";
-import { providePrivate } from "./target-memory.ts";
 
 const CAPACITY = 64;
 const image = { start: 0x10_0000_0000n, end: 0x10_0010_0000n };
@@ -59,25 +57,4 @@ describe("a process that maps memory where code was to go", () => {
     await expect(spaces.provide([request])).rejects.toThrow(NoCodeSpaceError);
     expect(recorded(bytes)).toEqual([]);
   });
-});
-
-test("private memory that the process has taken first is not recorded as ours", async () => {
-  const { bytes, journal } = newJournal();
-  const [near] = readMaps(process.pid);
-  const seen: (bigint | undefined)[] = [];
-  const target = {
-    pid: process.pid,
-    createPrivate: async (at: bigint) => {
-      seen.push(at);
-      return seen.length === 3;
-    },
-  };
-  const record = (at: bigint, lenBytes: number) => journal.setPrivateMemory(at, lenBytes);
-  const at = await providePrivate(target, near!, 4096, record);
-  expect(seen).toHaveLength(3);
-  expect(parseJournal(bytes).privateMemory).toEqual({ at, lenBytes: 4096 });
-  await expect(
-    providePrivate({ ...target, createPrivate: async () => false }, near!, 4096, record),
-  ).rejects.toThrow(NoCodeSpaceError);
-  expect(parseJournal(bytes).privateMemory).toBeUndefined();
 });

@@ -29,7 +29,7 @@ import { askSignalActions, findChained, readOtherJournals } from "../leave/resto
 import { CODE_NAME_PREFIX, type CodeNames } from "../names/code-names.ts";
 import type { CodeSpaces } from "./code-space.ts";
 import type { PlacedProgram } from "./program-compiler.ts";
-import { PAGE } from "./target-memory.ts";
+import { PAGE } from "./session-memory.ts";
 
 export interface FaultHandlingInput {
   readonly target: ProcessTarget;

@@ -22,7 +22,7 @@ import { askSignalActions, findChained, readOtherJournals } from "../leave/resto
 import { CODE_NAME_PREFIX, type CodeNames } from "../names/code-names.ts";
 import type { CodeSpaces } from "./code-space.ts";
 import type { BuiltPoint, PointBuilder } from "./point-builder.ts";
-import { PAGE } from "./target-memory.ts";
+import { PAGE } from "./session-memory.ts";
 
 export interface TrapHandlingInput {
   readonly target: ProcessTarget;

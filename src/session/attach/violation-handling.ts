@@ -2,7 +2,7 @@
  * What a target needs so that faults of programs, and accesses to memory under our key, end neither the process nor the session:
  * the handler in the target, the memory that both sides share, and the tracer's side of it.
  */
-import { PRIVATE_STACKS_BYTES, type PrivateStacks, type StackRoutines } from "../../gate/index.ts";
+import type { PrivateStacks, StackRoutines } from "../../gate/index.ts";
 import { MAILBOX_BYTES, Mailbox } from "../../patch/mailbox.ts";
 import type { Journal } from "../../probe/journal.ts";
 import { futexWakeAll } from "../../target/process/libc.ts";
@@ -22,8 +22,8 @@ export interface ViolationHandlingInput {
   readonly target: ProcessTarget;
   readonly journal: Journal;
   readonly journalMemory: AddrRange;
-  /** Where the mailbox lies in the target, and the same memory in the tracer. */
-  readonly mailbox: { readonly at: bigint; readonly memory: Uint8Array };
+  /** Where the mailbox lies in the target, and the same memory in the tracer; undefined: nobody writes into it. */
+  readonly mailbox: { readonly at: bigint; readonly memory: Uint8Array } | undefined;
   /** Memory that system calls of the target may answer to. */
   readonly scratch: bigint;
   readonly spaces: CodeSpaces;
@@ -31,8 +31,8 @@ export interface ViolationHandlingInput {
   readonly choice: ViolationChoice;
   /** The private stacks; undefined: a fault of a program is the application's. */
   readonly stacks: Omit<PrivateStacks, "routines"> | undefined;
-  /** What else of ours lies where. */
-  readonly memory: readonly (AddrRange & { readonly name: string })[];
+  /** What of ours lies at an address, for people. */
+  readonly memoryAt: (address: bigint) => string | undefined;
   readonly builtPoints: () => readonly BuiltPoint[];
   readonly builder: () => Pick<PointBuilder, "programs" | "findProgram">;
   readonly livePoints: () => Pick<LivePoints, "disableWhere">;
@@ -49,13 +49,8 @@ export class ViolationHandling {
     this.#input = input;
     const { target, mailbox, stacks, spaces, names, choice } = input;
     const key = stacks?.key;
-    if (stacks !== undefined) this.#faults = new FaultHandling({ ...input, mailbox: mailbox.at });
-    const memory = [
-      ranged("the mailbox", mailbox.at, MAILBOX_BYTES),
-      { name: "the journal", ...input.journalMemory },
-      ...(stacks === undefined ? [] : [ranged("the private stacks", stacks.base, PRIVATE_STACKS_BYTES)]),
-      ...input.memory,
-    ];
+    if (stacks !== undefined && mailbox !== undefined)
+      this.#faults = new FaultHandling({ ...input, mailbox: mailbox.at });
     const accesses =
       key === undefined
         ? undefined
@@ -72,13 +67,13 @@ export class ViolationHandling {
             },
           });
     this.violations = new Violations({
-      mailbox: new Mailbox(mailbox.memory),
+      mailbox: new Mailbox(mailbox?.memory ?? new Uint8Array(MAILBOX_BYTES)),
       pid: target.pid,
       accesses,
       builtPoints: input.builtPoints,
       findProgram: (entry) => input.builder().findProgram(entry),
       programs: () => input.builder().programs,
-      memoryAt: (address) => memory.find(({ start, end }) => address >= start && address < end)?.name,
+      memoryAt: input.memoryAt,
       wake: futexWakeAll,
       disable: (matches) => input.livePoints().disableWhere(matches),
     });
@@ -90,12 +85,6 @@ export class ViolationHandling {
     const { stacks, builder } = this.#input;
     if (stacks === undefined || routines === undefined) return;
     this.#stacks = { ...stacks, routines };
-    await this.#faults!.follow(builder().programs, this.#stacks, near);
+    await this.#faults?.follow(builder().programs, this.#stacks, near);
   }
 }
-
-export const ranged = (name: string, start: bigint, lenBytes: number) => ({
-  name,
-  start,
-  end: start + BigInt(lenBytes),
-});

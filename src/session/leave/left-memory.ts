@@ -6,16 +6,25 @@ import { readdirSync, readlinkSync } from "node:fs";
 import type { JournalContents } from "../../probe/journal.ts";
 import { processFolder, readMaps } from "../../target/process/proc-fs.ts";
 import { STACKS_MEMORY_NAME } from "../../target/process/signal-frames.ts";
-import { JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME } from "../../target/process/traced-process.ts";
+import {
+  ARENA_MEMORY_NAME,
+  JOURNAL_MEMORY_NAME,
+  MAILBOX_MEMORY_NAME,
+  MAPS_MEMORY_NAME,
+} from "../../target/process/traced-process.ts";
 import type { ProcessTarget } from "../../target/process/tracer.ts";
 import type { AddrRange, RemoteCall } from "../../target/target.ts";
 
 const SYS_CLOSE = 3;
 const SYS_MUNMAP = 11;
 
-const paths = [JOURNAL_MEMORY_NAME, MAPS_MEMORY_NAME, STACKS_MEMORY_NAME].map(
-  (name) => `/memfd:${name} (deleted)`,
-);
+const paths = [
+  ARENA_MEMORY_NAME,
+  JOURNAL_MEMORY_NAME,
+  MAPS_MEMORY_NAME,
+  MAILBOX_MEMORY_NAME,
+  STACKS_MEMORY_NAME,
+].map((name) => `/memfd:${name} (deleted)`);
 
 /** Sessions that are in the process: their memory stays. */
 interface PresentSession {

@@ -61,7 +61,6 @@ export async function changedPieces(target: ProcessTarget, { sites }: JournalCon
     .map(({ at, oldBytes }) => ({ at, bytes: oldBytes }));
 }
 
-function memoryOf({ memory, privateMemory, openMemory }: JournalContents): AddrRange[] {
-  const all = [...memory, ...[privateMemory, openMemory].filter((each) => each !== undefined)];
-  return all.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) }));
+function memoryOf({ memory }: JournalContents): AddrRange[] {
+  return memory.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) }));
 }

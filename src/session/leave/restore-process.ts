@@ -18,7 +18,7 @@ import {
   usedBytes,
 } from "../../probe/journal.ts";
 import { ArmError } from "../../probe/probe-set.ts";
-import { askSignalAction, planRestoration, type SignalChain } from "../../probe/restoration.ts";
+import { askSignalAction, dataRanges, planRestoration, type SignalChain } from "../../probe/restoration.ts";
 import { membersBySite, placesOf, type ReadText } from "../../probe/site-chains.ts";
 import { findMapping, type MapEntry, readMaps } from "../../target/process/proc-fs.ts";
 import { JOURNAL_MEMORY_NAME } from "../../target/process/traced-process.ts";
@@ -168,13 +168,12 @@ function removeNames(pid: number, code: readonly AddrRange[]): void {
 
 /** All memory that the journal says was put into the process. */
 function ourMemory(journal: JournalContents, journalMemory: AddrRange): AddrRange[] {
-  const { memory, privateMemory, openMemory, debug } = journal;
-  const ranges = [
-    ...debug,
-    ...memory.filter(({ state }) => state !== "removed"),
-    ...[privateMemory, openMemory].filter((each) => each !== undefined),
+  const { memory, debug } = journal;
+  const code = memory.filter(({ kind, state }) => kind === "code" && state !== "removed");
+  return [
+    ...[...debug, ...code].map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) })),
+    ...dataRanges(journal, journalMemory),
   ];
-  return [...ranges.map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) })), journalMemory];
 }
 
 /** Text, or code of ours, or for a word of data memory that the process may write itself. */
@@ -257,7 +256,7 @@ async function readChains(
   const current = await askSignalActions(
     target,
     changed.map(({ signal }) => signal),
-    journal.openMemory?.at,
+    journal.scratch,
   );
   const previous = await target.readMany(
     changed.map(({ previousAt }) => ({ at: previousAt, lenBytes: SIGNAL_ACTION_BYTES })),

@@ -30,16 +30,29 @@ const OPEN = 0x61_0000n;
 const PRIVATE = 0x62_0000n;
 const JOURNAL = 0x63_0000n;
 
+const ARENA = 0x5f_f000n;
+const ARENA_BYTES = 0x3_3000;
+const guard = (start: bigint, pages: bigint) =>
+  map(start, pages, "---p", "/memfd:trapline-arena (deleted)", 10n);
+
 const maps: readonly MapEntry[] = [
   map(TEXT, 16n, "r-xp", "/bin/program", 7n),
   map(TEXT + 0x1_0000n, 16n, "rw-p", "/bin/program", 7n),
   map(CODE, 4n, "r-xp"),
+  guard(ARENA, 1n),
   map(0x60_0000n, 4n, "rw-s", "/memfd:trapline-maps (deleted)", 9n),
+  guard(0x60_4000n, 12n),
   map(OPEN, 2n, "rw-p"),
+  guard(0x61_2000n, 14n),
   map(PRIVATE, 1n, "rw-p"),
+  guard(0x62_1000n, 15n),
   map(JOURNAL, 1n, "rw-s", "/memfd:trapline (deleted)", 8n),
+  guard(0x63_1000n, 1n),
+  map(0x6f00_0000n, 16n, "rw-p"),
   map(0x7000_0000n, 8n, "rw-p", "[stack]"),
 ];
+const arena = { ...guard(ARENA, 1n), end: ARENA + BigInt(ARENA_BYTES) };
+const open = maps[6];
 
 const NOP = [0x0f, 0x1f, 0x44, 0, 0];
 /** `jmp` from a site to a detour. */
@@ -57,8 +70,7 @@ function newJournal(): { readonly journal: Journal; readonly memory: Uint8Array 
     targetPid: 3,
     sharedBytes: memory.length,
   });
-  journal.setOpenMemory(OPEN, 0x2000);
-  journal.setPrivateMemory(PRIVATE, 0x1000);
+  journal.setScratch(OPEN);
   journal.setReturnTable({
     at: OPEN + 0x1000n,
     entries: 64,
@@ -66,7 +78,7 @@ function newJournal(): { readonly journal: Journal; readonly memory: Uint8Array 
     slotOffset: 0,
     returnAddressOffset: 8,
   });
-  journal.addMemory("memory", 0x60_0000n, 0x4000);
+  journal.addMemory("memory", ARENA, ARENA_BYTES);
   journal.addMemory("code", CODE, 0x4000);
   journal.addImage({ start: TEXT, end: TEXT + 0x2_0000n, dev: "fe:01", inode: 7n });
   for (const offset of [0x100n, 0x200n]) {
@@ -117,11 +129,11 @@ function expectHarmless(journal: JournalContents): void {
   for (const { name, args } of transaction.finalCalls) {
     if (name !== "munmap") continue;
     const [start, lenBytes] = args as readonly bigint[];
-    const ours = [maps[2], maps[3], maps[4], maps[5], maps[6]];
+    const ours = [maps[2], arena, open, maps[8]];
     expect(ours.some((entry) => covers(entry, start!, Number(lenBytes)))).toBe(true);
   }
   for (const { at, entries, entryBytes } of transaction.returnTables)
-    expect(covers(maps[4], at, entries * entryBytes)).toBe(true);
+    expect(covers(open, at, entries * entryBytes) || covers(maps[8], at, entries * entryBytes)).toBe(true);
   for (const { from } of transaction.moves)
     expect(covers(maps[2], from, 1) || covers(maps[0], from, 1)).toBe(true);
 }
@@ -139,6 +151,7 @@ describe("a journal", () => {
       TEXT,
       TEXT + 0x1_0000n,
       CODE,
+      ARENA,
       OPEN,
       PRIVATE,
       JOURNAL,
@@ -235,9 +248,14 @@ describe("a journal", () => {
       doubt: /memory at 0x400000: 4096 bytes there are not ours/,
     },
     {
-      name: "a thread's stack as our private memory",
-      forge: (journal) => journal.setPrivateMemory(0x7000_0000n, 0x1000),
-      doubt: /private memory at 0x70000000/,
+      name: "memory of the process as a range of data",
+      forge: (journal) => journal.addMemory("memory", 0x6f00_0000n, 0x1000),
+      doubt: /memory at 0x6f000000: 4096 bytes there are not ours/,
+    },
+    {
+      name: "a range of data that goes on behind ours",
+      forge: (journal) => journal.addMemory("memory", ARENA, ARENA_BYTES + 0x1000),
+      doubt: /memory at 0x5ff000: 212992 bytes there are not ours/,
     },
     {
       name: "a table of return addresses that does not end in our memory",

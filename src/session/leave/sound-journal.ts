@@ -4,8 +4,10 @@
  *
  *     a site             lies in a file that is mapped to be executed, and held what the file has there
  *     a detour           lies in memory without a name that can be executed and not written: all our code does
- *     code, other memory has the name and the rights that ours has, and begins and ends with a page
- *     the return table   lies in our open memory, and its fields in its entries
+ *     code               has no name and the rights that ours has, and is whole pages
+ *     a range of data    begins and ends with what bears the name of reserved memory, and all between bears a name of ours, or is
+ *                        private and without a name
+ *     scratch memory, and the return table, with its fields in its entries: lie in such a range
  *     our signal handler lies in our code, and what it keeps as well
  *
  * What does not is left out and named (`doubts`). Text is put back as far as it can be; where a way into our code was left out,
@@ -14,6 +16,7 @@
  */
 import type { JournalAction, JournalContents, JournalSite } from "../../probe/journal.ts";
 import { findMapping, type MapEntry } from "../../target/process/proc-fs.ts";
+import { ARENA_MEMORY_NAME } from "../../target/process/traced-process.ts";
 import type { ReturnTable } from "../../target/target.ts";
 import type { FileText } from "./file-text.ts";
 
@@ -34,6 +37,12 @@ const MOST_ENTRY_BYTES = 64;
 const SIGTRAP = 5;
 /** Those whose handlers are ever ours: of traps and faults. */
 const ourSignals: ReadonlySet<number> = new Set([4, SIGTRAP, 7, 8, 11]);
+
+/** With as many there is no reading them all. */
+const MOST_ENTRIES = 1 << 24;
+/** What all names of our memory begin with, and that of what is reserved. */
+const OUR_PATHS = "/memfd:trapline";
+const ARENA_PATH = `/memfd:${ARENA_MEMORY_NAME} `;
 
 const hex = (at: bigint): string => `0x${at.toString(16)}`;
 const bytesText = (bytes: Uint8Array): string => Buffer.from(bytes).toString("hex");
@@ -81,7 +90,7 @@ export function soundJournal(
   }
   const memory = journal.memory.filter(({ kind, at, lenBytes, state }) => {
     if (state === "removed") return false;
-    const isOurs = kind === "code" ? check.isCodeMemory(at, lenBytes) : check.isSharedMemory(at, lenBytes);
+    const isOurs = kind === "code" ? check.isCodeMemory(at, lenBytes) : check.isReserved(at, lenBytes);
     if (!isOurs && findMapping(maps, at) !== undefined)
       doubts.push(`the record of memory at ${hex(at)}: ${lenBytes} bytes there are not ours`);
     return isOurs;
@@ -92,14 +101,20 @@ export function soundJournal(
       doubts.push(`the record of ${name} at ${hex(range.at)}: ${range.lenBytes} bytes there are not ours`);
     return undefined;
   };
-  const openMemory = own("open memory", journal.openMemory);
-  const privateMemory = own("private memory", journal.privateMemory);
+  const isData = (at: bigint, lenBytes: number) =>
+    check.isPrivate(at, lenBytes) &&
+    memory.some(
+      ({ kind, at: start, lenBytes: len }) =>
+        kind === "memory" && at >= start && at + BigInt(lenBytes) <= start + BigInt(len),
+    );
+  const scratch =
+    journal.scratch !== undefined && isData(journal.scratch, Number(PAGE)) ? journal.scratch : undefined;
   const isInCode = (at: bigint, lenBytes: bigint) =>
     memory.some(
       ({ kind, at: start, lenBytes: len }) =>
         kind === "code" && at >= start && at + lenBytes <= start + BigInt(len),
     );
-  const returnTable = soundTable(journal.returnTable, openMemory, doubts);
+  const returnTable = soundTable(journal.returnTable, isData, doubts);
   const isSoundAction = (signal: number, { handler, previousAt }: JournalAction) => {
     const isSound = ourSignals.has(signal) && isInCode(handler, 1n) && isInCode(previousAt, ACTION_BYTES);
     if (!isSound)
@@ -125,8 +140,7 @@ export function soundJournal(
       }),
       memory,
       debug: journal.debug.filter((range) => own("symbols", range) !== undefined),
-      openMemory,
-      privateMemory,
+      scratch,
       returnTable,
       trapAction,
       signals,
@@ -159,18 +173,26 @@ class Checks {
     return isWholePages(at, lenBytes) && this.#isMapped(at, lenBytes, isCodeMapping);
   }
 
-  isSharedMemory(at: bigint, lenBytes: number): boolean {
+  isReserved(at: bigint, lenBytes: number): boolean {
+    if (!isWholePages(at, lenBytes)) return false;
+    const isGuard = (guard: bigint) => findMapping(this.#maps, guard)?.path.startsWith(ARENA_PATH) === true;
     return (
-      isWholePages(at, lenBytes) &&
-      this.#isMapped(at, lenBytes, ({ path }) => path.startsWith("/memfd:trapline"))
+      isGuard(at) &&
+      isGuard(at + BigInt(lenBytes) - 1n) &&
+      this.#isMapped(
+        at,
+        lenBytes,
+        ({ path, perms }) => path.startsWith(OUR_PATHS) || (path === "" && perms === "rw-p"),
+      )
     );
   }
 
   isPrivateMemory(at: bigint, lenBytes: number): boolean {
-    return (
-      isWholePages(at, lenBytes) &&
-      this.#isMapped(at, lenBytes, ({ perms, path }) => perms === "rw-p" && path === "")
-    );
+    return isWholePages(at, lenBytes) && this.isPrivate(at, lenBytes);
+  }
+
+  isPrivate(at: bigint, lenBytes: number): boolean {
+    return this.#isMapped(at, lenBytes, ({ perms, path }) => perms === "rw-p" && path === "");
   }
 
   /** The kernel splits and joins mappings as it likes: one of ours can be several entries, or part of a larger one. */
@@ -192,19 +214,18 @@ const isWholePages = (at: bigint, lenBytes: number): boolean =>
 
 function soundTable(
   table: ReturnTable | undefined,
-  open: JournalContents["openMemory"],
+  isData: (at: bigint, lenBytes: number) => boolean,
   doubts: string[],
 ): ReturnTable | undefined {
   if (table === undefined) return undefined;
   const { at, entries, entryBytes, slotOffset, returnAddressOffset } = table;
   const isFieldIn = (offset: number) => offset % 8 === 0 && offset + 8 <= entryBytes;
   const isSound =
-    open !== undefined &&
     entryBytes <= MOST_ENTRY_BYTES &&
     isFieldIn(slotOffset) &&
     isFieldIn(returnAddressOffset) &&
-    at >= open.at &&
-    at + BigInt(entries * entryBytes) <= open.at + BigInt(open.lenBytes);
+    entries <= MOST_ENTRIES &&
+    isData(at, entries * entryBytes);
   if (isSound) return table;
   doubts.push(`the record of the table of return addresses at ${hex(at)}: it does not lie in our memory`);
   return undefined;

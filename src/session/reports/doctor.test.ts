@@ -30,6 +30,7 @@ function fakeMachine({ files = {}, ...others }: FakeMachine): Machine {
     canForceMemory: () => true,
     hasVdso: () => true,
     countFreeKeys: () => 14,
+    joinsHugePages: () => "madvise: EINVAL",
     tryProbing: async () => ({ kind: "worked" }),
     ...others,
     read: (path) => all[path],
@@ -330,16 +331,31 @@ describe("examining a machine", () => {
       mentions: "processor",
     },
     {
-      name: "reserved huge pages",
+      name: "reserved huge pages, some of them promised",
       machine: {
         files: {
-          "/sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never",
           "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages": "64",
+          "/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages": "14",
+          "/sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages": "0",
         },
       },
       check: "huge pages",
       status: "ok",
-      mentions: "transparent: madvise, 2 MiB: 64 free",
+      mentions: "2 MiB: 50 free, 1 GiB: 0 free, transparent: no (madvise: EINVAL)",
+    },
+    {
+      name: "how more are reserved",
+      machine: { files: { "/sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages": "0" } },
+      check: "huge pages",
+      status: "limited",
+      mentions: "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages (or at boot",
+    },
+    {
+      name: "transparent huge pages",
+      machine: { joinsHugePages: () => undefined },
+      check: "huge pages",
+      status: "ok",
+      mentions: "--arena thp",
     },
     { name: "no huge pages", machine: {}, check: "huge pages", status: "limited", mentions: "4 KiB" },
     {

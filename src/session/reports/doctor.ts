@@ -4,6 +4,8 @@
  * Nothing is changed. A check that fails to find its file says what the absence means; it never guesses.
  */
 
+import { hugePageBytes } from "../../target/process/huge-memory.ts";
+import { howToReserve } from "../attach/arena-pages.ts";
 import type { ReportOptions, SessionIo } from "../options.ts";
 import { type Machine, thisMachine } from "./machine.ts";
 
@@ -364,24 +366,32 @@ function lookAtStrictGate(machine: Machine): Finding {
 }
 
 function lookAtHugePages(machine: Machine): Finding {
-  const transparent = /\[(\w+)\]/.exec(
-    machine.read("/sys/kernel/mm/transparent_hugepage/enabled") ?? "",
-  )?.[1];
-  const pools = machine
-    .list("/sys/kernel/mm/hugepages")
-    .map((name) => ({
-      kib: Number(/^hugepages-(\d+)kB$/.exec(name)?.[1] ?? "0"),
-      free: Number(machine.read(`/sys/kernel/mm/hugepages/${name}/free_hugepages`) ?? "0"),
-    }))
-    .filter(({ kib }) => kib > 0)
-    .sort((a, b) => a.kib - b.kib);
-  const sizes = pools.map(
-    ({ kib, free }) => `${kib >= 1 << 20 ? `${kib >> 20} GiB` : `${kib >> 10} MiB`}: ${free} free`,
-  );
-  const found = [`transparent: ${transparent ?? "none"}`, ...sizes].join(", ");
-  if (pools.some(({ free }) => free > 0))
-    return ok(found, "maps could lie in huge pages; this version does not do it yet");
-  return limited(found, "maps lie in 4 KiB pages; this version would not use others yet");
+  const transparent = machine.joinsHugePages();
+  const POOLS = "/sys/kernel/mm/hugepages";
+  const pools = (["2m", "1g"] as const)
+    .map((pages) => ({ pages, name: `hugepages-${hugePageBytes[pages] >> 10}kB` }))
+    .filter(({ name }) => machine.list(POOLS).includes(name));
+  const sizes = pools.map(({ pages, name: folder }) => {
+    const count = (name: string) => Number(machine.read(`${POOLS}/${folder}/${name}`) ?? "0");
+    // What somebody has mapped already is promised, though still free.
+    const free = Math.max(0, count("free_hugepages") - count("resv_hugepages"));
+    return { pages, free };
+  });
+  const found = [
+    ...sizes.map(({ pages, free }) => `${pages === "1g" ? "1 GiB" : "2 MiB"}: ${free} free`),
+    transparent === undefined ? "transparent: yes" : `transparent: no (${transparent})`,
+  ].join(", ");
+  const granted = [
+    ...sizes.filter(({ free }) => free > 0).map(({ pages }) => pages),
+    ...(transparent === undefined ? ["thp"] : []),
+  ];
+  const lacking = sizes.find(({ free }) => free === 0);
+  const advice = lacking && howToReserve(lacking.pages, lacking.pages === "1g" ? 1 : 512);
+  if (granted.length === 0) return limited(found, "maps lie in 4 KiB pages (--arena 4k)", advice);
+  return {
+    ...ok(found, `large maps lie in huge pages, as far as they suffice (--arena ${granted.join(", ")})`),
+    advice,
+  };
 }
 
 function lookAtUprobes(machine: Machine): Finding {

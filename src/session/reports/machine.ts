@@ -2,8 +2,9 @@
  * What this machine says about itself, as far as it decides what can be probed: files under /proc and /sys, and what can
  * only be found out by trying it.
  */
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, readdirSync, readFileSync } from "node:fs";
 import { arch, release } from "node:os";
+import { createHugeMemory } from "../../target/process/huge-memory.ts";
 import { countFreeKeys, errno, errnoName, ptraceRaw } from "../../target/process/libc.ts";
 import { MemoryFile } from "../../target/process/memory-file.ts";
 import { readMaps } from "../../target/process/proc-fs.ts";
@@ -27,6 +28,8 @@ export interface Machine {
   hasVdso(): boolean;
   /** How many protection keys a process like this one can still have. */
   countFreeKeys(): number;
+  /** Why shared memory cannot be joined to transparent huge pages; undefined: it can. */
+  joinsHugePages(): string | undefined;
   /** Tries everything that probing needs on a command of our own. */
   tryProbing(): Promise<TrialResult>;
 }
@@ -76,5 +79,12 @@ export const thisMachine: Machine = {
   },
   tryProbing,
   countFreeKeys,
+  joinsHugePages() {
+    const made = createHugeMemory("trapline-trial", "thp", 1);
+    if (made.kind === "refused") return `${made.call}: ${made.code}`;
+    made.mapping.unmap();
+    closeSync(made.fd);
+    return undefined;
+  },
   hasVdso: () => readMaps(process.pid).some(({ path }) => path === "[vdso]"),
 };

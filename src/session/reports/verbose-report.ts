@@ -4,6 +4,7 @@ import { describeReturn } from "../attach/return-ways.ts";
 import type { PerfMapResult } from "../names/perf-map.ts";
 import type { SessionIo, TraceOptions } from "../options.ts";
 import type { ArmedTarget, LeftTarget, Targets } from "../targets.ts";
+import { arenaJson, describeArena } from "./arena-report.ts";
 
 /** More sites than this are counted, not listed. */
 const MOST_SITES = 50;
@@ -12,10 +13,12 @@ const gateText = { stack: "private stacks", strict: "private stacks, signals wai
 
 export class VerboseReport {
   readonly #isOn: boolean;
+  readonly #isJson: boolean;
   readonly #io: SessionIo;
 
-  constructor(options: Pick<TraceOptions, "verbose">, io: SessionIo) {
+  constructor(options: Pick<TraceOptions, "verbose" | "format">, io: SessionIo) {
     this.#isOn = options.verbose;
+    this.#isJson = options.format === "json";
     this.#io = io;
   }
 
@@ -30,6 +33,10 @@ export class VerboseReport {
         this.#say(`  left out, by ${probe}: ${reason}`);
     }
     for (const attachment of targets.attachments) {
+      const { target, key, memory } = attachment;
+      const arena = { pid: target.pid, accounts: memory.accounts, key, hugeMaps: targets.hugeMaps };
+      this.#say(`  ${describeArena(arena)}`);
+      if (this.#isJson) this.#io.out.write(arenaJson(arena));
       this.#perfMap(attachment.perfMapResult);
       if (attachment.gdbRefusal !== undefined) this.#say(`no names for gdb: ${attachment.gdbRefusal}`);
       for (const { plan, code, detour, planned } of attachment.builtPoints.slice(0, MOST_SITES)) {

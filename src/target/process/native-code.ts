@@ -27,7 +27,8 @@ const mprotectRaw = lib.func("int mprotect(void *addr, size_t len, int prot)") a
   len: number,
   prot: number,
 ) => number;
-const codeProto = koffi.proto("uint64_t TraplineNativeCode(uint64_t first, uint64_t second)");
+/** Without a name: this module may be loaded twice, built and not, and koffi has one list of names. */
+const codeProto = koffi.proto("uint64_t (uint64_t first, uint64_t second)");
 
 /** Private zeroed memory of the tracer itself, at an address that generated code can use. */
 export class NativeMemory implements Disposable {

@@ -144,8 +144,30 @@ export function closeKey(tid: number, key: number): boolean {
   return now !== undefined && isClosedIn(now, key);
 }
 
+/**
+ * Allocates a key that all of these threads have closed; they stand. `record` learns its number before anything is done with it, and
+ * 0 when it was given back.
+ */
+export function grantKey(
+  borrow: <Result>(use: (thread: BorrowedThread) => Result) => Result,
+  tids: readonly number[],
+  record: (number: number) => void,
+): KeyGrant {
+  const grant = borrow((thread) => {
+    const granted = allocateKeyBy(thread);
+    if (granted.kind === "granted") record(granted.number);
+    return granted;
+  });
+  if (grant.kind === "refused") return grant;
+  const refusal = closeKeyOfAll(tids, grant.number);
+  if (refusal === undefined) return grant;
+  borrow((thread) => thread.call(freeKeyCall(grant.number)));
+  record(0);
+  return { kind: "refused", refusal };
+}
+
 /** Allocates a key, closed for the thread that is borrowed. */
-export function allocateKeyBy(thread: Pick<BorrowedThread, "call">): KeyGrant {
+function allocateKeyBy(thread: BorrowedThread): KeyGrant {
   const result = thread.call({
     name: "pkey_alloc",
     number: SYS_PKEY_ALLOC,
@@ -159,8 +181,8 @@ export function allocateKeyBy(thread: Pick<BorrowedThread, "call">): KeyGrant {
   };
 }
 
-/** Closes a key for all of these threads; they stand. Returns why that cannot be done for one of them. */
-export function closeKeyOfAll(tids: readonly number[], key: number): KeyRefusal | undefined {
+/** Closes a key for all of these threads. Returns why that cannot be done for one of them. */
+function closeKeyOfAll(tids: readonly number[], key: number): KeyRefusal | undefined {
   try {
     for (const tid of tids) if (!closeKey(tid, key)) return { kind: "thread-open", tid };
   } catch (error) {

@@ -27,10 +27,9 @@ import {
 import { MemoryFile } from "./memory-file.ts";
 import { readMaps, readStatus } from "./proc-fs.ts";
 import {
-  allocateKeyBy,
-  closeKeyOfAll,
   findKeyObstacle,
   freeKeyCall,
+  grantKey,
   type KeyGrant,
   protectWithKeyCall,
 } from "./protection-keys.ts";
@@ -57,6 +56,7 @@ const PROT_EXEC = 4n;
 export const READ_WRITE = 3;
 const MAP_SHARED = 1n;
 const MAP_PRIVATE = 2n;
+const MAP_FIXED = 0x10n;
 const MAP_ANONYMOUS = 0x20n;
 const MAP_NORESERVE = 0x4000n;
 const MAP_FIXED_NOREPLACE = 0x10_0000n;
@@ -72,6 +72,11 @@ const SIGSET_BYTES = 8n;
 export const JOURNAL_MEMORY_NAME = "trapline";
 /** Name of the memory with the maps of programs. */
 export const MAPS_MEMORY_NAME = "trapline-maps";
+
+/** Name of what is reserved for all data: parts are mapped over it. */
+export const ARENA_MEMORY_NAME = "trapline-arena";
+/** Name of the memory for messages of the target's code to the tracer. */
+export const MAILBOX_MEMORY_NAME = "trapline-mailbox";
 
 /** A system call in the target's name failed. `code` is the errno's name. */
 export class TargetCallError extends Error {
@@ -183,8 +188,32 @@ export class TracedProcess {
     this.#memory.write(at, bytes);
   }
 
-  /** Creates shared memory in the target, and returns where it is and the tracer's own descriptor of it. */
-  createShared(memoryName: string, lenBytes: number): { readonly at: Addr; readonly fd: number } {
+  /**
+   * Reserves addresses where the kernel finds them free: nothing can be touched there, and no memory is used, until something is
+   * mapped over them. The name tells them from what the process reserves itself. Throws `TargetCallError`, `ENOMEM` where the
+   * process may not have so many.
+   */
+  reserve(lenBytes: number): Addr {
+    return this.#borrow((thread) => {
+      const fd = this.#memfd(thread, ARENA_MEMORY_NAME);
+      try {
+        const args = [0n, BigInt(lenBytes), PROT_NONE, MAP_PRIVATE | MAP_NORESERVE, fd, 0n];
+        return addr(this.#must(thread, { name: "mmap", number: SYS_MMAP, args }));
+      } finally {
+        this.#must(thread, { name: "close", number: SYS_CLOSE, args: [fd] });
+      }
+    });
+  }
+
+  /**
+   * Creates shared memory in the target, and returns where it is and the tracer's own descriptor of it. `place` is reserved;
+   * without it the kernel chooses.
+   */
+  createShared(
+    memoryName: string,
+    lenBytes: number,
+    place?: bigint,
+  ): { readonly at: Addr; readonly fd: number } {
     return this.#borrow((thread) => {
       const fd = this.#memfd(thread, memoryName);
       let own: number | undefined;
@@ -194,7 +223,7 @@ export class TracedProcess {
         const at = this.#must(thread, {
           name: "mmap",
           number: SYS_MMAP,
-          args: [0n, BigInt(lenBytes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0n],
+          args: [place ?? 0n, BigInt(lenBytes), PROT_READ | PROT_WRITE, sharedFlags(place), fd, 0n],
         });
         return { at: addr(at), fd: own };
       } catch (error) {
@@ -208,9 +237,9 @@ export class TracedProcess {
 
   /**
    * Maps memory that the tracer has open as `fd` into the target, through a socket: that needs no path that the target could
-   * open, so it works for other users' processes and in containers. `scratch` is memory of ours in the target.
+   * open, so it works for other users' processes and in containers. `scratch` is memory of ours in the target, `place` is reserved.
    */
-  mapDescriptor(fd: number, lenBytes: number, scratch: bigint): Addr {
+  mapDescriptor(fd: number, lenBytes: number, scratch: bigint, place?: bigint): Addr {
     return this.#borrow((thread) => {
       this.#must(thread, {
         name: "socketpair",
@@ -226,7 +255,7 @@ export class TracedProcess {
           const at = this.#must(thread, {
             name: "mmap",
             number: SYS_MMAP,
-            args: [0n, BigInt(lenBytes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, received, 0n],
+            args: [place ?? 0n, BigInt(lenBytes), PROT_READ | PROT_WRITE, sharedFlags(place), received, 0n],
           });
           return addr(at);
         } finally {
@@ -291,25 +320,37 @@ export class TracedProcess {
     });
   }
 
+  /** The same over addresses that are reserved; `wipedBytes` from its beginning on are zeroes in a forked child. */
+  createPrivateIn(at: bigint, lenBytes: number, wipedBytes: number): void {
+    this.#borrow((thread) => {
+      const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+      const args = [at, BigInt(lenBytes), PROT_READ | PROT_WRITE, flags, NO_FD, 0n];
+      this.#must(thread, { name: "mmap", number: SYS_MMAP, args });
+      if (wipedBytes === 0) return;
+      const wiped = [at, BigInt(wipedBytes), MADV_WIPEONFORK];
+      this.#must(thread, { name: "madvise", number: SYS_MADVISE, args: wiped });
+    });
+  }
+
   /**
-   * Creates the memory of private stacks at this address: a copy of its own in each forked child, `guards` out of reach. False
-   * where the process has put something itself.
+   * Creates the memory of private stacks over addresses that are reserved: a copy of its own in each forked child, `guards` out of
+   * reach.
    */
   createStacks(
     at: bigint,
     lenBytes: number,
     guards: readonly { readonly at: bigint; readonly lenBytes: number }[],
     key?: number,
-  ): boolean {
-    return this.#borrow((thread) => {
+  ): void {
+    this.#borrow((thread) => {
       const fd = this.#memfd(thread, STACKS_MEMORY_NAME);
       try {
         const own = openSync(`/proc/${this.pid}/fd/${fd}`, "r+");
         ftruncateSync(own, lenBytes);
         closeSync(own);
-        const flags = MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+        const flags = MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED;
         const args = [at, BigInt(lenBytes), PROT_READ | PROT_WRITE, flags, fd, 0n];
-        if (!this.#mapIfFree(thread, { name: "mmap", number: SYS_MMAP, args })) return false;
+        this.#must(thread, { name: "mmap", number: SYS_MMAP, args });
       } finally {
         this.#must(thread, { name: "close", number: SYS_CLOSE, args: [fd] });
       }
@@ -321,7 +362,6 @@ export class TracedProcess {
           number: SYS_MPROTECT,
           args: [guard.at, BigInt(guard.lenBytes), PROT_NONE],
         });
-      return true;
     });
   }
 
@@ -335,18 +375,9 @@ export class TracedProcess {
     return this.#stopped((freeze) => {
       const borrow = <Result>(use: (thread: BorrowedThread) => Result) =>
         borrowThread(freeze, this.#memory, this.#stubAt(), this.#usesSeccomp(), use);
-      const grant = borrow((thread) => {
-        const granted = allocateKeyBy(thread);
-        if (granted.kind === "granted") this.#memory.write(recordAt, Uint8Array.of(granted.number));
-        return granted;
-      });
-      if (grant.kind === "refused") return grant;
+      const record = (number: number) => this.#memory.write(recordAt, Uint8Array.of(number));
       const tids = freeze.threads.filter(({ isFixed }) => !isFixed).map(({ tid }) => tid);
-      const refusal = closeKeyOfAll(tids, grant.number);
-      if (refusal === undefined) return grant;
-      borrow((thread) => this.#must(thread, freeKeyCall(grant.number)));
-      this.#memory.write(recordAt, Uint8Array.of(0));
-      return { kind: "refused", refusal };
+      return grantKey(borrow, tids, record);
     });
   }
 
@@ -534,6 +565,9 @@ export class TracedProcess {
     return at;
   }
 }
+
+const sharedFlags = (place: bigint | undefined): bigint =>
+  MAP_SHARED | MAP_NORESERVE | (place === undefined ? 0n : MAP_FIXED);
 
 /** Who traces the process: another tracer like this one, for a moment, or a debugger? Throws what the answer is. */
 function checkAlone(pid: number): void {

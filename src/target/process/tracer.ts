@@ -149,6 +149,8 @@ export class ProcessTarget {
   readonly findMany = this.#forward("findMany");
   readonly mapDescriptor = this.#forward("mapDescriptor");
   readonly write = this.#forward("write");
+  readonly reserve = this.#forward("reserve");
+  readonly createPrivateIn = this.#forward("createPrivateIn");
   readonly createPrivate = this.#forward("createPrivate");
   readonly createStacks = this.#forward("createStacks");
   readonly allocateKey = this.#forward("allocateKey");
@@ -171,13 +173,14 @@ export class ProcessTarget {
 
   /**
    * Creates memory shared with the target and maps it here. The mapping outlives the target. `fd` stays open so that
-   * other targets can be given the same memory; close it when there are no more.
+   * other targets can be given the same memory; close it when there are no more. `place` is reserved.
    */
   async createShared(
     name: string,
     lenBytes: number,
+    place?: bigint,
   ): Promise<{ readonly at: bigint; readonly mapping: Mapping; readonly fd: number }> {
-    const { at, fd } = await this.#forward("createShared")(name, lenBytes);
+    const { at, fd } = await this.#forward("createShared")(name, lenBytes, place);
     return { at, mapping: mapShared(fd, lenBytes), fd };
   }
 
