@@ -305,7 +305,11 @@ export class Targets {
       perfMap: this.#input.perfMap !== false,
       symbols: this.#input.symbols,
       onViolation: this.#input.onViolation,
-      gate: chooseGate(this.#input.gate ?? "auto", images.program === undefined ? [] : [images.program]),
+      gate: chooseGate(
+        this.#input.gate ?? "auto",
+        images.program === undefined ? [] : [images.program],
+        this.#input.proofs,
+      ),
     });
     if (attachment.keyRefusal !== undefined) this.#sayWithoutKey(pid, attachment.keyRefusal);
     if (attachment.ownMaps !== undefined) this.#openMaps(attachment.ownMaps);

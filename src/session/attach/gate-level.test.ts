@@ -28,6 +28,20 @@ test.each([
   expect(chooseGate(choice, [found])).toMatchObject({ level, reason: expect.stringContaining(reason) });
 });
 
+test("a program that needs much stack gets a private one", () => {
+  const proof = (...functions: number[]) => ({
+    stackBytes: functions[0]!,
+    subprograms: functions.map((stackBytes) => ({ start: 0, end: 1, isCallback: false, stackBytes })),
+  });
+  const program = image("cat", [], []);
+  expect(chooseGate("auto", [program], [proof(512), proof(256, 512, 256)]).level).toBe("none");
+  expect(chooseGate("auto", [program], [proof(512), proof(512, 512, 8)])).toMatchObject({
+    level: "stack",
+    reason: expect.stringContaining("1032 bytes"),
+  });
+  expect(chooseGate("none", [program], [proof(512, 512, 512)]).level).toBe("none");
+});
+
 test("threads are told apart by fs:0 only where that is known to hold their fs base", () => {
   const program = image("cat", [], []);
   const loader = image("ld.so", [], [], ["_dl_debug_state"]);

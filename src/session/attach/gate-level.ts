@@ -1,9 +1,12 @@
 /**
- * Which gate programs run behind in a process: on the thread's own stack, or on a private one.
+ * Which gate programs run behind in a process: on the thread's own stack, on a private one, or on that with signals deferred and
+ * under a protection key.
  *
  * The rule of `auto`: a private stack where a thread may have little room on its own (goroutines; programs that switch stacks
- * by hand), its own elsewhere, which is some nanoseconds cheaper.
+ * by hand) or where programs need much, its own elsewhere, which is a nanosecond or two cheaper. Nobody gets `strict`, which makes two
+ * system calls a hit, without asking for it.
  */
+import type { Proof } from "../../bpf/index.ts";
 import type { ThreadSource } from "../../gate/index.ts";
 import { LOAD_GATE_FUNCTION } from "../../patch/load-gate.ts";
 import type { MappedImage } from "../../target/process/mapped-image.ts";
@@ -30,7 +33,14 @@ export interface ChosenGate {
   readonly reason: string;
 }
 
-export function chooseGate(choice: GateChoice, images: readonly GateImage[]): ChosenGate {
+/** Bytes that a program may take of a thread's own stack. The smallest alternate stack has 2048, beside a signal's frame. */
+const MOST_OWN_STACK = 1024;
+
+export function chooseGate(
+  choice: GateChoice,
+  images: readonly GateImage[],
+  proofs: readonly Pick<Proof, "stackBytes" | "subprograms">[] = [],
+): ChosenGate {
   if (choice !== "auto") return { level: choice, reason: `--gate ${choice} was asked for` };
   for (const image of images) {
     if (isGoProgram(image))
@@ -39,8 +49,15 @@ export function chooseGate(choice: GateChoice, images: readonly GateImage[]): Ch
     if (maker !== undefined)
       return { level: "stack", reason: `${image.name} makes stacks of its own, with ${maker}` };
   }
+  const deepest = Math.max(0, ...proofs.map(mostStack));
+  if (deepest > MOST_OWN_STACK)
+    return { level: "stack", reason: `a program may need ${deepest} bytes of stack` };
   return { level: "none", reason: "threads have room on their stacks" };
 }
+
+/** All functions of a program below each other. */
+const mostStack = ({ stackBytes, subprograms }: Pick<Proof, "stackBytes" | "subprograms">): number =>
+  subprograms.slice(1).reduce((sum, each) => sum + each.stackBytes, stackBytes);
 
 /**
  * How threads are told apart in the code of an image. `hasThreadPointers`: all threads are known to have their fs base in
