@@ -105,7 +105,8 @@ function parseAction(words: Words): Action {
           "explain: say in which process",
           `for example: trapline explain ${probe} -p PID`,
         );
-      return { verb, options: { probe, pid, mechanism, format, returns: parseReturns(words) } };
+      const ways = { returns: parseReturns(words), gate: parseGate(words) };
+      return { verb, options: { probe, pid, mechanism, format, ...ways } };
     }
     case "coverage":
       return { verb, options: parseCoverage(words, { format, pids }) };

@@ -4,6 +4,7 @@
  *     7f12a0001000  48 89 bc 24 70 00 00 00  mov [rsp+0x70], rdi    ; rdi: read by a program
  */
 import type { CodeNote, WrittenCode } from "../gate/code-writer.ts";
+import type { GateFrame } from "../gate/gate-frame.ts";
 import { decodeBlock, textOf } from "../x86/decode.ts";
 import { regNames } from "../x86/registers.ts";
 import type { Detour } from "./detour.ts";
@@ -157,9 +158,7 @@ export function explainSite(
     lines.push(`    ${insn.addr.toString(16)}  ${hexBytes(insn.bytes).padEnd(29)}  ${textOf(insn)}`);
   if (plan.region.paddingBytes > 0) lines.push(`    and ${plan.region.paddingBytes} bytes of padding`);
   if (detour === undefined) return lines;
-  const restored = detour.frame.regs.filter((reg) => reg.isRestored).map(({ reg }) => regNames[reg]);
-  const flags = detour.frame.flagsSlot === undefined ? [] : ["status flags"];
-  const kept = [...restored, ...flags];
+  const kept = keptBy(detour.frame);
   lines.push(`  kept: ${kept.length === 0 ? "nothing is both live and changed" : kept.join(", ")}`);
   if (isCall)
     lines.push("  any function with the same programs leads here; which one it is, its return address tells");
@@ -168,6 +167,17 @@ export function explainSite(
   );
   for (const line of printCodeLines(codeLines(detour))) lines.push(`    ${line}`);
   return lines;
+}
+
+/** What the gate puts back. */
+function keptBy({ regs, flagsSlot, sill }: GateFrame): string[] {
+  const restored = regs.filter(({ isRestored }) => isRestored).map(({ reg }) => reg);
+  const onSill = sill?.regs.filter(({ isLive }) => isLive).map(({ reg }) => reg) ?? [];
+  return [
+    ...[...restored, ...onSill].toSorted((a, b) => a - b).map((reg) => regNames[reg]!),
+    ...((sill?.flagsSlot ?? flagsSlot) === undefined ? [] : ["status flags"]),
+    ...(sill?.maskSlot === undefined ? [] : ["signal mask"]),
+  ];
 }
 
 export type { CodeNote };

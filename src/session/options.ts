@@ -72,6 +72,7 @@ export interface ExplainOptions {
   readonly mechanism: MechanismChoice;
   readonly format: OutputFormat;
   readonly returns?: ReturnChoice | undefined;
+  readonly gate?: GateChoice | undefined;
 }
 
 export interface CoverageOptions {

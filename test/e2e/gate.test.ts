@@ -1,6 +1,7 @@
 /** Programs on private stacks: exact under signals that interrupt them, on small stacks, with handlers that never return. */
 import { describe, expect, it } from "vitest";
 import { accountingOf, isBalanced } from "../support/accounting.ts";
+import { runCommand } from "../support/built-command.ts";
 import { buildFixture } from "../support/fixtures.ts";
 import { Tracing } from "../support/tracing.ts";
 import { UnmanagedChild } from "../support/unmanaged-child.ts";
@@ -100,4 +101,17 @@ describe.each(["stack", "strict"])("returns at level %s", (level) => {
     expect(isBalanced(entries!) && isBalanced(returns!)).toBe(true);
     if (level === "strict") expect([entries!.recursed, returns!.recursed]).toEqual([0, 0]);
   });
+});
+
+it.each([
+  ["none", "kept: r10, r11\n", [], ["mov r11, fs:[0]", "syscall"]],
+  ["stack", "kept: r10, r11\n", ["mov r11, fs:[0]"], ["syscall"]],
+  ["strict", "kept: rcx, rdx, rsi, rdi, r10, r11, signal mask", ["mov r11, fs:[0]", "syscall"], []],
+])("explain shows the gate of level %s", async (level, kept, present, absent) => {
+  using child = await UnmanagedChild.start([buildFixture("gate-stacks"), "1", "1", "own", "stay"]);
+  const args = ["explain", "uprobe:gate-stacks:probed", "-p", `${child.pid}`, "--gate", level];
+  const { out } = runCommand(args);
+  expect(out).toContain(kept);
+  for (const text of present) expect(out).toContain(text);
+  for (const text of absent) expect(out).not.toContain(text);
 });

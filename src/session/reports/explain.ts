@@ -22,9 +22,11 @@ import type { PointHook } from "../../probe/probe-set.ts";
 import { checkAttachable } from "../../target/process/attach-check.ts";
 import { ProcessImages } from "../../target/process/images.ts";
 import { readMaps } from "../../target/process/proc-fs.ts";
+import { findKeyObstacle } from "../../target/process/protection-keys.ts";
 import { decodeBlock, textOf } from "../../x86/decode.ts";
 import { CodeSpaces } from "../attach/code-space.ts";
-import { type BuiltPoint, PointBuilder } from "../attach/point-builder.ts";
+import { chooseGate, type GateLevel } from "../attach/gate-level.ts";
+import { type BuiltPoint, PointBuilder, type PointMemory } from "../attach/point-builder.ts";
 import { CodeCache, ProbeNames, resolveProbes } from "../attach/probe-resolution.ts";
 import { ProgramCompiler } from "../attach/program-compiler.ts";
 import { describeReturn, findReturnObstacle, type ReturnRole } from "../attach/return-ways.ts";
@@ -36,6 +38,8 @@ import { userRequests } from "../trace.ts";
 /** Where the shared memory would be: any address serves to show the code. */
 const EXAMPLE_MAPS_AT = 0x7e00_0000_0000n;
 const EXAMPLE_PRIVATE_AT = 0x7e00_1000_0000n;
+const EXAMPLE_STACKS_AT = 0x7e00_2000_0000n;
+const EXAMPLE_KEY = 1;
 const MOST_POINTS = 64;
 
 export async function explain(options: ExplainOptions, io: SessionIo): Promise<number> {
@@ -71,6 +75,11 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
 
   if (points.length === 0 && skipped.length === 0)
     io.err.write(`${options.probe}: it never returns, so there is nothing to change\n`);
+  const { level } = chooseGate(
+    options.gate ?? "auto",
+    images.program === undefined ? [] : [images.program],
+    proofs,
+  );
   const journal = new Journal(new Uint8Array(journalBytes(MOST_POINTS)), MOST_POINTS, {
     tracerPid: 0,
     tracerStart: 0n,
@@ -98,8 +107,8 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
     tableAt: EXAMPLE_PRIVATE_AT + 4096n,
     entries: 8192,
     missedAt: () => EXAMPLE_MAPS_AT,
-    stacks: undefined,
-    key: undefined,
+    stacks: level === "none" ? undefined : exampleStacks(level),
+    key: level === "strict" && findKeyObstacle() === undefined ? { number: EXAMPLE_KEY } : undefined,
   });
   const { built, refused } = await builder.build(points.slice(0, MOST_POINTS));
   const print = (at: bigint) => images.symbolize(at).text;
@@ -110,6 +119,14 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
   if (points.length > MOST_POINTS) io.out.write(`and ${points.length - MOST_POINTS} more sites\n`);
   return 0;
 }
+
+/** Private stacks as they would be in a process that runs. */
+const exampleStacks = (level: GateLevel): PointMemory["stacks"] => ({
+  base: EXAMPLE_STACKS_AT,
+  defersSignals: level === "strict",
+  threadIn: () => "fs:0",
+  recursedAt: () => EXAMPLE_MAPS_AT,
+});
 
 const hex = (at: bigint): string => `0x${at.toString(16)}`;
 
