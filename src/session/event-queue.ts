@@ -8,6 +8,8 @@ export type SessionEvent =
   | { readonly kind: "value"; readonly probe: string; readonly text: string }
   /** `print` of a map: read it with `Probe.map`. */
   | { readonly kind: "map"; readonly probe: string; readonly name: string }
+  /** The probe's program has raised a fault, and the probe is disarmed; or the process has touched memory of the session. */
+  | { readonly kind: "violation"; readonly probe: string; readonly text: string }
   /** So many events have found no room since the last time. */
   | { readonly kind: "lost"; readonly probe: string; readonly events: bigint };
 

@@ -26,6 +26,7 @@ import type { SharedMaps } from "./attach/shared-maps.ts";
 import { EventQueue, type SessionEvent } from "./event-queue.ts";
 import { readHeldPlaces } from "./leave/other-sessions.ts";
 import type { MechanismChoice, ReturnChoice } from "./options.ts";
+import { violationText } from "./reports/violation-report.ts";
 import { SessionError } from "./session-error.ts";
 import { DEFAULT_MAX_ACTIVE, Targets } from "./targets.ts";
 
@@ -242,7 +243,23 @@ class LiveSession implements Session {
   }
 
   #poll(): void {
+    void this.#followViolations();
     for (const probe of this.probes) probe.poll(RECORDS_AT_ONCE);
+  }
+
+  async #followViolations(): Promise<void> {
+    const { targets } = this.#parts;
+    try {
+      await targets.followViolations();
+    } catch {
+      // The process is ending; whoever uses it next says so.
+    }
+    for (const violation of targets.takeViolations()) {
+      const account = violation.kind === "fault" ? violation.account : undefined;
+      const probe = (account === undefined ? undefined : targets.accounts.nameOf(account)) ?? "";
+      const text = violationText(violation, targets);
+      for (const queue of this.#queues) queue.push({ kind: "violation", probe, text });
+    }
   }
 
   async #close(): Promise<void> {

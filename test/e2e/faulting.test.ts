@@ -4,68 +4,30 @@
  */
 import { describe, expect, it } from "vitest";
 import { accountingOf, isBalanced } from "../support/accounting.ts";
+import {
+  BESIDE,
+  faults,
+  LEVELS,
+  PASSED,
+  ROUNDS,
+  runFaulty,
+  THREADS,
+  violationsOf,
+} from "../support/faulty-program.ts";
 import { buildFixture } from "../support/fixtures.ts";
 import { ProgramCode } from "../support/program-code.ts";
-import { Tracing, type TracingResult } from "../support/tracing.ts";
+import { Tracing } from "../support/tracing.ts";
 import { UnmanagedChild } from "../support/unmanaged-child.ts";
 
-const THREADS = 2;
-const ROUNDS = 10_000;
-const PASSED = THREADS * ROUNDS;
-/** A place that every round comes to as well. */
-const BESIDE = "uprobe:faulting:narrow+4";
-
-/** They change r11 at most, as the programs do. */
-const faults = {
-  "a read where nothing is mapped": { code: [0x4c, 0x8b, 0x1c, 0x25, 0, 0, 0, 0], signal: "SIGSEGV" },
-  "a write to code": { code: [0xc6, 0x05, 0, 0, 0, 0, 0], signal: "SIGSEGV" },
-  "no instruction": { code: [0x0f, 0x0b], signal: "SIGILL" },
-  "a division by 0": { code: [0x45, 0x31, 0xdb, 0x41, 0xf7, 0xf3], signal: "SIGFPE" },
-  "a jump to nowhere": { code: [0x45, 0x31, 0xdb, 0x41, 0xff, 0xe3], signal: "SIGSEGV" },
-  "a call to nowhere": { code: [0x45, 0x31, 0xdb, 0x41, 0xff, 0xd3], signal: "SIGSEGV" },
-} as const;
-
-interface Faulty {
-  readonly site: string;
-  readonly args?: readonly string[];
-  readonly code: readonly number[];
-  readonly where?: "start" | "counted";
-  readonly storm?: boolean;
-}
-
-/** Runs the fixture with two programs at a site, of which the first is spoiled. */
-async function runFaulty({ site, args = [], code, where = "start", storm = false }: Faulty) {
-  using child = await UnmanagedChild.start([
-    buildFixture("faulting"),
-    `${THREADS}`,
-    `${ROUNDS}`,
-    ...(storm ? ["signals"] : []),
-  ]);
-  await using tracing = await Tracing.armed(
-    ["--gate", "stack", "--verify", ...args, "-p", `${child.pid}`],
-    `${site} { @first = count(); } ${site} { @second = count(); } ${BESIDE} { @calls = count(); }`,
-  );
-  ProgramCode.find(child.pid, site).spoil(code, where);
-  child.send("\n");
-  const line = await child.line(60_000);
-  await tracing.untilError("violation: ");
-  const result = await tracing.interrupt();
-  expect({ line: line.replace(/\d+$/, "N"), code: result.code }).toEqual({
-    line: `wrong 0, passed ${PASSED}, handled N`,
-    code: 0,
-  });
-  const handled = Number(/\d+$/.exec(line)![0]);
-  const [first, second, calls] = accountingOf(result.lines);
-  return { pid: child.pid, handled, first: first!, second: second!, calls: calls!, result };
-}
-
-const violationsOf = ({ lines }: TracingResult) =>
-  lines.filter(({ type }) => type === "violation").map(({ data }) => data);
-
-describe("a program raises a fault", () => {
+describe.each(LEVELS)("a program raises a fault, level %s", (level) => {
   it.each(Object.entries(faults))("%s", async (_, { code, signal }) => {
     const site = "uprobe:faulting:wide+1";
-    const { pid, handled, first, second, calls, result } = await runFaulty({ site, code, storm: true });
+    const { pid, handled, first, second, calls, result } = await runFaulty({
+      level,
+      site,
+      code,
+      storm: true,
+    });
     expect(violationsOf(result)).toMatchObject([
       {
         kind: "fault",
@@ -100,6 +62,7 @@ describe("a program raises a fault", () => {
     ["at the exits of a function", "uretprobe:faulting:entered", ["--return", "sites"]],
   ] as const)("%s", async (_, site, args) => {
     const { first, second, calls, result } = await runFaulty({
+      level,
       site,
       args,
       code: faults["no instruction"].code,
@@ -117,7 +80,7 @@ describe("a program raises a fault", () => {
     using child = await UnmanagedChild.start([buildFixture("faulting"), `${THREADS}`, `${ROUNDS}`]);
     const site = "uprobe:faulting:wide+1";
     await using tracing = await Tracing.armed(
-      ["--gate", "stack", "-p", `${child.pid}`],
+      ["--gate", level, "-p", `${child.pid}`],
       `${site} /reg("bx") != 1/ { @first = sum(reg("bx")); } ${site} { @second = count(); }`,
     );
     ProgramCode.find(child.pid, site).spoil(faults["no instruction"].code, "start");
@@ -129,11 +92,31 @@ describe("a program raises a fault", () => {
     expect(second).toMatchObject({ hits: PASSED, faulted: first!.faulted });
   });
 
+  it("signals of faults that somebody sends are the application's, also while a thread is in the gate", async () => {
+    using child = await UnmanagedChild.start([buildFixture("faulting"), `${THREADS}`, `${ROUNDS}`, "faults"]);
+    await using tracing = await Tracing.armed(
+      ["--gate", level, "--verify", "-p", `${child.pid}`],
+      `uprobe:faulting:wide+1 { @ = count(); } ${BESIDE} { @calls = count(); }`,
+    );
+    child.send("\n");
+    const line = await child.line(60_000);
+    expect(line).toMatch(/^wrong 0, /);
+    const handled = Number(/handled (\d+)$/.exec(line)![1]);
+    expect(handled).toBeGreaterThan(0);
+    const result = await tracing.interrupt();
+    expect({ code: result.code, violations: violationsOf(result) }).toEqual({ code: 0, violations: [] });
+    const [probed, calls] = accountingOf(result.lines);
+    expect(probed).toMatchObject({ hits: PASSED + handled, faulted: 0 });
+    // Where signals wait, no handler finds a stack in use.
+    if (level === "strict") expect(probed!.recursed).toBe(0);
+    expect(calls).toMatchObject({ hits: PASSED, run: PASSED });
+  });
+
   it("in a forked child", async () => {
     using child = await UnmanagedChild.start([buildFixture("faulting"), `${THREADS}`, `${ROUNDS}`]);
     const site = "uprobe:faulting:wide+1";
     await using tracing = await Tracing.armed(
-      ["--gate", "stack", "-p", `${child.pid}`],
+      ["--gate", level, "-p", `${child.pid}`],
       `${site} { @first = count(); } ${site} { @second = count(); }`,
     );
     ProgramCode.find(child.pid, site).spoil(faults["no instruction"].code, "counted");
@@ -149,10 +132,7 @@ describe("a program raises a fault", () => {
   it("after its tracer has died: the process goes on, and detach takes the handler out", async () => {
     using child = await UnmanagedChild.start([buildFixture("faulting"), `${THREADS}`, `${ROUNDS}`]);
     const site = "uprobe:faulting:wide+1";
-    const tracing = await Tracing.armed(
-      ["--gate", "stack", "-p", `${child.pid}`],
-      `${site} { @ = count(); }`,
-    );
+    const tracing = await Tracing.armed(["--gate", level, "-p", `${child.pid}`], `${site} { @ = count(); }`);
     ProgramCode.find(child.pid, site).spoil(faults["no instruction"].code, "start");
     tracing.signal("SIGKILL");
     await tracing.ended();

@@ -2,13 +2,9 @@
  * Return probes at the exits of functions: every return counts once with its value, whatever way a function is left, and
  * the program does not notice: exceptions, longjmp and backtrace() find the return addresses that they expect.
  */
-import { execFileSync } from "node:child_process";
-import { existsSync, statSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
 import { buildFixture } from "../support/fixtures.ts";
+import { buildGo, findGo } from "../support/go-program.ts";
 import { expectUnchanged, readProcessState } from "../support/process-state.ts";
 import { Tracing } from "../support/tracing.ts";
 import { UnmanagedChild } from "../support/unmanaged-child.ts";
@@ -16,21 +12,6 @@ import { UnmanagedChild } from "../support/unmanaged-child.ts";
 const program = () => buildFixture("exits", { compiler: "g++" });
 const guarded = () =>
   buildFixture("exits", { compiler: "g++", variant: "cet", flags: ["-fcf-protection=full"] });
-
-function findGo(): string | undefined {
-  const places = (process.env.PATH ?? "").split(":").concat("/usr/local/go/bin");
-  return places.map((place) => join(place, "go")).find(existsSync);
-}
-
-/** The program in Go, built without anything but the standard library. */
-function buildGo(command: string): string {
-  const folder = fileURLToPath(new URL("../fixtures", import.meta.url));
-  const target = join(folder, "build", "stacks");
-  const source = join(folder, "stacks.go");
-  if (existsSync(target) && statSync(target).mtimeMs > statSync(source).mtimeMs) return target;
-  execFileSync(command, ["build", "-o", target, source], { stdio: "pipe", cwd: tmpdir() });
-  return target;
-}
 
 /** Counts of entries and returns, and the sums of what is returned. */
 function bothEnds(names: readonly string[]): string {
@@ -197,7 +178,7 @@ async function explain(child: UnmanagedChild, probe: string, args: readonly stri
 const go = findGo();
 
 it.skipIf(go === undefined)("goroutines whose stacks move, with panics (needs the go command)", async () => {
-  using child = await UnmanagedChild.start([buildGo(go!)]);
+  using child = await UnmanagedChild.start([buildGo(go!, "stacks")]);
   const names = ["main.grow", "main.panics", "main.leaf"];
   await using tracing = await work(
     child,

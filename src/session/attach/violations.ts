@@ -140,9 +140,14 @@ export class Violations {
   async look(disarms: boolean): Promise<void> {
     const { mailbox } = this.#port;
     this.#posts = mailbox.posts;
+    // First what needs no waiting: somebody else may look meanwhile.
+    const due: (() => Promise<void>)[] = [];
     for (const posted of mailbox.read()) {
-      if (posted.call === 0n && this.#port.accesses !== undefined) {
-        if (!this.#known.has(posted.index)) await this.#answer(posted, this.#port.accesses);
+      const { accesses } = this.#port;
+      if (posted.call === 0n && accesses !== undefined) {
+        if (this.#known.has(posted.index)) continue;
+        this.#known.set(posted.index, { lost: [], count: 0 });
+        due.push(() => this.#answer(posted, accesses));
         continue;
       }
       let known = this.#known.get(posted.index);
@@ -151,20 +156,20 @@ export class Violations {
         const culprit = this.#findCulprit(posted, point);
         known = { lost: culprit === undefined ? [] : lostBy(posted, culprit, point), count: 0 };
         this.#known.set(posted.index, known);
-        await this.#announce(posted, culprit, point, disarms);
+        due.push(() => this.#announce(posted, culprit, point, disarms));
       }
       const hits = (posted.count - known.count) >>> 0;
       known.count = posted.count;
       if (hits === 0 || hits > MOST_AT_ONCE) continue;
       for (const lost of known.lost) this.#lost.push({ ...lost, hits: BigInt(hits) });
     }
+    for (const act of due) await act();
   }
 
   async #answer(posted: Posted, accesses: AccessAnswers): Promise<void> {
     const { index, rip, tid, signal, code, address, error } = posted;
     const { answer, argument, why } = await accesses.answerTo(rip);
     this.#port.wake(this.#port.mailbox.answer(index, answer, argument));
-    this.#known.set(index, { lost: [], count: 0 });
     if (this.#announced.has(`${rip}`)) return;
     this.#announced.add(`${rip}`);
     this.#fresh.push({

@@ -27,8 +27,14 @@ export function reportViolation(
     const data = { kind, pid, tid, address: hex(address), ip: hex(ip), at, ...facts };
     io.out.write(`${JSON.stringify({ type: "violation", data })}\n`);
   }
+  io.err.write(`violation: ${violationText(violation, targets)}\n`);
+}
+
+/** What has happened, for people. */
+export function violationText(violation: Violation, targets: ViolationNames): string {
+  const at = targets.describe(violation.ip);
   const text = violation.kind === "fault" ? faultText(violation, targets, at) : accessText(violation, at);
-  io.err.write(`violation: process ${pid}, thread ${tid}: ${text}\n`);
+  return `process ${violation.pid}, thread ${violation.tid}: ${text}`;
 }
 
 function faultFacts({ account, program, point, signal, code, stays }: ProgramFault, targets: ViolationNames) {
