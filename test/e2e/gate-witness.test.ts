@@ -47,6 +47,10 @@ describe("a witness that is probed", () => {
     ["stack", "jump", "alt", "mask"],
     ["stack", "int3", "own", "defer"],
     ["none", "jump", "alt", "nodefer"],
+    ["strict", "jump", "own", "nodefer"],
+    ["strict", "jump", "alt", "nodefer"],
+    ["strict", "int3", "own", "defer"],
+    ["strict", "int3", "alt", "nodefer"],
   ] as const)(
     "at --gate %s by %s, handlers on the %s stack, %s: finds nothing wrong",
     async (gate, mechanism, stack, nesting) => {
