@@ -152,6 +152,8 @@ class Run {
     this.#report.left(left);
     for (const { name, image } of targets.unresolved)
       io.err.write(`note: ${name}: no image ${image} was loaded\n`);
+    for (const damage of targets.maps.findDamage())
+      io.err.write(`trapline: ${damage}; what is shown of it may be wrong\n`);
     front.finish();
     reportAccounting(targets.counts, this.#input.options, io);
     reportMissedReturns(targets.accounts.missedReturns(targets.maps), io);

@@ -5,6 +5,7 @@ export type { ArrayLayout, PerCpuArrayLayout, SlotsLayout } from "./array-layout
 export { ArrayMap } from "./array-map.ts";
 export type { BloomLayout } from "./bloom-layout.ts";
 export { BloomMap } from "./bloom-map.ts";
+export { findMapDamage } from "./damage.ts";
 export type { HashLayout } from "./hash-layout.ts";
 export { type HashEntry, HashMap } from "./hash-map.ts";
 export { layoutMap, type MapLayout } from "./layout.ts";

@@ -6,7 +6,9 @@
  * If it is committed after all, it is delivered then, out of order, and its cell comes back into use when the
  * reader passes it next time. Nothing is delivered twice, nothing that was committed is lost.
  *
- * The memory belongs to a traced process: what makes no sense is skipped and counted, and every loop is bounded.
+ * The memory belongs to a traced process: what makes no sense is skipped and counted, and every loop is bounded. How far the
+ * reader is it knows itself. A tail that no writer can have reached is put back to there; what writers find in the cells then
+ * is older than their lap, and they step over it, and it is read.
  */
 import {
   CELL_DISCARDED,
@@ -74,7 +76,7 @@ export class RingConsumer {
     return this.#discardedCount;
   }
 
-  /** Cells that held something impossible. */
+  /** Cells, and numbers of readers and writers, that held something impossible. */
   get corrupt(): number {
     return this.#corruptCount;
   }
@@ -96,6 +98,7 @@ export class RingConsumer {
       delivered++;
     }
     const { cells } = this.#layout;
+    this.#repair();
     // Bounded also when writers are faster than this loop.
     for (let visited = 0; visited < 2 * cells && delivered < max; visited++) {
       const tail = this.#load(RING_TAIL);
@@ -113,6 +116,19 @@ export class RingConsumer {
       }
     }
     return delivered;
+  }
+
+  /** Puts right what nobody but the process can have made wrong. */
+  #repair(): void {
+    const { words } = this.#memory;
+    const tail = this.#load(RING_TAIL);
+    if (tail < this.#head || tail > this.#head + BigInt(this.#layout.cells)) {
+      this.#corruptCount++;
+      Atomics.store(words, (this.#byteOffset + RING_TAIL) / 8, this.#head);
+    }
+    if (this.#load(RING_HEAD) === this.#head) return;
+    this.#corruptCount++;
+    Atomics.store(words, (this.#byteOffset + RING_HEAD) / 8, this.#head);
   }
 
   /** Decides about the cell at the head and, unless a writer may still commit it, frees it for the next lap. */

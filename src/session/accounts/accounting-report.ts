@@ -34,16 +34,26 @@ export function reportAccounting(
 
 const words = ["run", "filtered", "recursed", "dropped", "faulted"] as const;
 
-function hasLoss({ recursed, dropped, faulted, missed }: ReportedCounts): boolean {
-  return recursed !== 0n || dropped !== 0n || faulted !== 0n || missed !== 0n;
+function hasLoss({ recursed, dropped, faulted, missed, ...rest }: ReportedCounts): boolean {
+  return (
+    isSenseless({ recursed, dropped, faulted, missed, ...rest }) ||
+    recursed !== 0n ||
+    dropped !== 0n ||
+    faulted !== 0n ||
+    missed !== 0n
+  );
 }
+
+/** No hits are counted so: a process has written over the account. */
+const isSenseless = ({ hits, run }: ReportedCounts): boolean => run < 0n || hits >= 1n << 62n;
 
 /** `10 hits: 7 run, 2 filtered, 1 dropped; 3 returns missed` */
 export function describeCounts(counts: ReportedCounts): string {
   const parts = words.filter((word) => word === "run" || counts[word] !== 0n);
   const missed = counts.missed === 0n ? "" : `; ${counts.missed} returns missed`;
   const unwound = counts.unwound === 0n ? "" : `; ${counts.unwound} unwound`;
-  return `${counts.hits} hits: ${parts.map((word) => `${counts[word]} ${word}`).join(", ")}${missed}${unwound}`;
+  const doubt = isSenseless(counts) ? "; a process has written over these counts" : "";
+  return `${counts.hits} hits: ${parts.map((word) => `${counts[word]} ${word}`).join(", ")}${missed}${unwound}${doubt}`;
 }
 
 function describePlaces({ mechanisms }: ProbeCounts): string {

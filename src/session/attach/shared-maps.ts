@@ -7,6 +7,7 @@
 
 import { ACCOUNT_BYTES, countFaulted, type HitCounts, type MapSpec, readAccount } from "../../bpf/index.ts";
 import {
+  findMapDamage,
   layoutMap,
   type OpenedMap,
   openMap,
@@ -68,6 +69,23 @@ export class SharedMaps {
   /** Reader of the first ring buffer, if there is one. */
   get ring(): RingConsumer | undefined {
     return this.rings.values().next().value;
+  }
+
+  /**
+   * What a process has written over, for people: one line for each map of which that can be seen. To be asked when no program
+   * runs any more, and before anything is printed by it.
+   */
+  findDamage(): string[] {
+    const found: string[] = [];
+    for (const [index, map] of this.maps.entries()) {
+      const corrupt = this.rings.get(index)?.corrupt ?? 0;
+      const damage = corrupt > 0 ? `${corrupt} records or numbers in it made no sense` : findMapDamage(map);
+      if (damage !== undefined)
+        found.push(
+          `${this.rings.has(index) ? "ring buffer" : "map"} ${map.spec.name}: a process has written over its memory: ${damage}`,
+        );
+    }
+    return found;
   }
 
   /** What is counted in an account. */

@@ -8,6 +8,8 @@ import type { LinkEnv } from "../link-env.ts";
 import { emitAddress, emitFrame, emitZeroBytes } from "../memory-moves.ts";
 import type { Routine, RoutineSet } from "./routine.ts";
 
+/** Both libraries whose offset is known keep the id nearer to the fs base than this; what lies further may not be mapped. */
+const MAX_TID_OFFSET = 1024;
 const SYS_GETPID = 39;
 const SYS_GETUID = 102;
 const SYS_GETGID = 104;
@@ -62,8 +64,10 @@ export function pidTgid(routines: RoutineSet, env: LinkEnv): Routine {
         a.test(RDX, RDX, 32);
         a.jcc("e", empty);
         a.shl(RDX, 32);
-        a.test(RCX, RCX, 32);
-        a.jcc("e", ask);
+        // 0: not known. The process can write there, and nothing lies far behind the fs base.
+        a.lea(RAX, { base: RCX, disp: -1 }, 32);
+        a.cmpImm(RAX, MAX_TID_OFFSET, 32);
+        a.jcc("ae", ask);
         a.rdfsbase(RAX);
         a.mov(RAX, { base: RAX, index: RCX }, 32);
         a.or(RAX, RDX);
