@@ -479,6 +479,16 @@ export function usedBytes(header: Uint8Array): number {
   return journalBytes(Math.min(view.getUint32(16, true), MOST_RECORDS));
 }
 
+/**
+ * Whether the tracer has died before it had written the journal, and so before it changed anything. Asked of the first bytes of
+ * the memory: those of the first record, too, show whether it was only written over.
+ */
+export function isUnwritten(bytes: Uint8Array): boolean {
+  const magicIsZero = bytes.subarray(0, 8).every((byte) => byte === 0);
+  const usesNone = bytes.subarray(16, 20).every((byte) => byte === 0);
+  return magicIsZero && usesNone && bytes.subarray(JOURNAL_HEADER_BYTES).every((byte) => byte === 0);
+}
+
 /** Reads a journal; throws `JournalError` when the memory does not hold one. */
 export function parseJournal(bytes: Uint8Array): JournalContents {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -567,6 +577,7 @@ export function parseJournal(bytes: Uint8Array): JournalContents {
         linkOffset: spare,
         ...(bytes[base + 2] === 0 ? {} : { hasApproach: true }),
       });
+    else throw new JournalError(`record ${record} is of no kind`);
   }
   const scratch = view.getBigUint64(48, true);
   const key = bytes[JOURNAL_KEY]!;

@@ -1,6 +1,6 @@
 /** `trapline detach`: puts back what tracers that have died left in a process. */
 
-import { type JournalContents, parseJournal } from "../../probe/journal.ts";
+import { isUnwritten, type JournalContents, parseJournal } from "../../probe/journal.ts";
 import { ProcessImages } from "../../target/process/images.ts";
 import { readMaps } from "../../target/process/proc-fs.ts";
 import { type ProcessTarget, Tracer } from "../../target/process/tracer.ts";
@@ -81,7 +81,7 @@ class DeadTracerProof implements Disposable {
     const contents: JournalContents[] = [];
     for (const memory of journals) {
       const bytes = await readJournalBytes(target, memory);
-      if (!isEmpty(bytes)) contents.push(soundJournal(parseJournal(bytes), readMaps(target.pid)).journal);
+      if (!isUnwritten(bytes)) contents.push(soundJournal(parseJournal(bytes), readMaps(target.pid)).journal);
     }
     return new DeadTracerProof(target, await Witness.fromJournals(target, contents));
   }
@@ -97,11 +97,6 @@ class DeadTracerProof implements Disposable {
     this.#witness[Symbol.dispose]();
     this.#images[Symbol.dispose]();
   }
-}
-
-/** A tracer that died before it wrote the journal's header has changed nothing. */
-function isEmpty(bytes: Uint8Array): boolean {
-  return bytes.subarray(0, 8).every((byte) => byte === 0);
 }
 
 function aliveError(pid: number, { journal }: OtherSession): SessionError {

@@ -6,6 +6,7 @@
  */
 import {
   isBesideSite,
+  isUnwritten,
   type JournalContents,
   leftMark,
   parseJournal,
@@ -31,6 +32,8 @@ export interface OtherSession {
   readonly journal: JournalContents;
   /** Whether its tracer is there and still has to do with the process. */
   readonly isAlive: boolean;
+  /** Whether all of its journal can be believed. */
+  readonly isWhole: boolean;
 }
 
 /** Whether the process with this number and start time still is there. */
@@ -53,10 +56,11 @@ export async function readOtherSessions(
     if (memory.start === own?.start) continue;
     const bytes = await readJournalBytes(target, memory);
     // A tracer that died before it wrote the header has changed nothing.
-    if (bytes.subarray(0, 8).every((byte) => byte === 0)) continue;
-    const journal = soundJournal(parseJournal(bytes), readMaps(target.pid)).journal;
+    if (isUnwritten(bytes)) continue;
+    const { journal, doubts } = soundJournal(parseJournal(bytes), readMaps(target.pid));
     const { tracerPid, tracerStart } = journal.header;
-    sessions.push({ memory, journal, isAlive: !journal.isLeft && isSameProcess(tracerPid, tracerStart) });
+    const isAlive = !journal.isLeft && isSameProcess(tracerPid, tracerStart);
+    sessions.push({ memory, journal, isAlive, isWhole: doubts.length === 0 });
   }
   return sessions;
 }
@@ -85,7 +89,10 @@ export async function takeOutDead(
       if (report.husks.length > 0) await markRemoved(target, session.memory, report);
       taken.push({ session, report });
     }
-    return { taken, freed: await freeLeftMemory(target, await readOtherSessions(target)) };
+    const staying = await readOtherSessions(target);
+    // What a journal does not say any more may be in use all the same.
+    const freed = staying.every(({ isWhole }) => isWhole) ? await freeLeftMemory(target, staying) : 0;
+    return { taken, freed };
   });
 }
 

@@ -28,6 +28,7 @@ import { unlinkPokes } from "../names/gdb-jit.ts";
 import { PerfMap } from "../names/perf-map.ts";
 import { FileText } from "./file-text.ts";
 import { soundJournal } from "./sound-journal.ts";
+import { findStrayJumps } from "./stray-jumps.ts";
 
 /** Path under which memory shared with a target appears among its mappings. */
 export const JOURNAL_MAPPING_PATH = `/memfd:${JOURNAL_MEMORY_NAME} (deleted)`;
@@ -88,6 +89,7 @@ async function restoreLocked(
 ): Promise<RestoreReport> {
   const damage = own === undefined ? [] : await repairJournal(target, journalMemory, own.written);
   let firstJournal: JournalContents | undefined;
+  const lost: string[] = [];
   let sites = 0;
   let returnsRestored = 0;
   let stoppedNs = 0n;
@@ -108,7 +110,17 @@ async function restoreLocked(
     const plan = planRestoration({ journal, journalMemory, found, handlers, moves, others, read });
     const unlinking: SitePoke[] = [];
     for (const record of journal.debug) unlinking.push(...(await unlinkPokes(target, record)));
-    const pokes = [...plan.transaction.sites, ...unlinking].filter((poke) => mayWrite(poke, maps));
+    const strays =
+      files === undefined
+        ? []
+        : findStrayJumps(target.pid, maps, files, codeOf(journal), [
+            ...plan.transaction.sites.map(({ at, expect }) => ({ at, lenBytes: expect.length })),
+            ...others.flatMap(({ sites: theirs }) =>
+              theirs.map(({ at, newBytes }) => ({ at, lenBytes: newBytes.length })),
+            ),
+            ...plan.husks.map(({ at, newBytes }) => ({ at, lenBytes: newBytes.length })),
+          ]);
+    const pokes = [...plan.transaction.sites, ...strays, ...unlinking].filter((poke) => mayWrite(poke, maps));
     const transaction = {
       ...plan.transaction,
       sites: pokes,
@@ -121,6 +133,8 @@ async function restoreLocked(
       throw new ArmError(`restore process ${target.pid}`, report.reason);
     }
     sites += plan.restored;
+    for (const { at } of strays)
+      lost.push(`the record of a site at 0x${at.toString(16)} was lost; it is put back as its file has it`);
     returnsRestored += report.returnsRestored;
     if (report.stoppedNs > stoppedNs) stoppedNs = report.stoppedNs;
     const waitMs = RETRY_AFTER_MS[stops - 1];
@@ -134,7 +148,7 @@ async function restoreLocked(
         husks: plan.husks.map((site) => site.record),
         stoppedNs,
         stops,
-        damage: [...damage, ...describeDoubts(doubts, keepsMemory)],
+        damage: [...damage, ...describeDoubts([...doubts, ...lost], keepsMemory)],
         evidence: ours && {
           journal: firstJournal,
           inspection: report.inspection,
@@ -159,6 +173,11 @@ async function restoreLocked(
     await new Promise((resolve) => setTimeout(resolve, waitMs));
   }
 }
+
+const codeOf = ({ memory }: JournalContents): AddrRange[] =>
+  memory
+    .filter(({ kind }) => kind === "code")
+    .map(({ at, lenBytes }) => ({ start: at, end: at + BigInt(lenBytes) }));
 
 /** Code that is gone has no names any more. */
 function removeNames(pid: number, code: readonly AddrRange[]): void {
@@ -224,11 +243,15 @@ function describeDoubts(doubts: readonly string[], keepsMemory: boolean): string
 
 type JournalPort = Pick<ProcessTarget, "read">;
 
-/** The part of a journal's memory that is in use. */
+/** Memory comes in pages. */
+const FIRST_BYTES = 4096;
+
+/** The part of a journal's memory that is in use, and always its first page. */
 export async function readJournalBytes(target: JournalPort, memory: AddrRange): Promise<Uint8Array> {
   const header = await target.read(memory.start, JOURNAL_HEADER_BYTES);
   const lenBytes = Math.min(usedBytes(header), Number(memory.end - memory.start));
-  return await target.read(memory.start, Math.max(lenBytes, JOURNAL_HEADER_BYTES));
+  // With what lies behind the header, since the header may have been written over.
+  return await target.read(memory.start, Math.max(lenBytes, FIRST_BYTES));
 }
 
 /** The journals of other sessions in the process. One that is damaged is no journal. */

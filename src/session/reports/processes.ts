@@ -7,6 +7,7 @@
 import { readdirSync } from "node:fs";
 import {
   isBesideSite,
+  isUnwritten,
   type JournalContents,
   JournalError,
   type JournalMechanism,
@@ -25,6 +26,7 @@ const MOST_RECORDS = 1 << 20;
 /** Where the header has the number of records in use. */
 const RECORDS_IN_USE_OFFSET = 16;
 const HEADER_BYTES = journalBytes(0);
+const PAGE = 4096;
 
 export type TracerState =
   /** The tracer that planted the probes is there. */
@@ -92,7 +94,7 @@ export function findJournals(pid: number): JournalContents[] {
 function hasBegun(pid: number, mapping: AddrRange): boolean {
   const memory = MemoryFile.open(pid, "r");
   try {
-    return memory.read(mapping.start, 8).some((byte) => byte !== 0);
+    return !isUnwritten(memory.read(mapping.start, PAGE));
   } finally {
     memory.close();
   }
