@@ -145,6 +145,18 @@ describe("a journal", () => {
     expect(soundJournal(parsed, maps, files)).toEqual({ journal: parsed, doubts: [], keepsMemory: false });
   });
 
+  it("of a tracer that has died on its way out, with its code unmapped, is believed", () => {
+    const { memory } = newJournal();
+    const left = maps.filter(({ start }) => start !== CODE);
+    const { journal, doubts, keepsMemory } = soundJournal(parseJournal(memory), left, files);
+    expect({ doubts, keepsMemory, sites: journal.sites.length }).toEqual({
+      doubts: [],
+      keepsMemory: false,
+      sites: 2,
+    });
+    expect(journal.memory.some(({ kind }) => kind === "code")).toBe(false);
+  });
+
   it("whose bytes are anything is refused, or does no harm", () => {
     const { memory } = newJournal();
     const addresses = [

@@ -65,12 +65,18 @@ export function soundJournal(
     const { image } = site;
     if (map === undefined) continue;
     if (image !== undefined && (map.dev !== image.dev || map.inode !== image.inode)) continue;
+    // Code is unmapped when the text is put back: a tracer has died on its way out.
+    const isGone = (at: bigint) => at === 0n || findMapping(maps, at) === undefined;
+    const [detour, leadsTo] = [site.detour, site.leadsTo].map((at) => (isGone(at) ? 0n : at)) as [
+      bigint,
+      bigint,
+    ];
     const why = !check.isFileText(site.at, site.oldBytes.length)
       ? "it lies in no program text"
-      : !(site.detour === 0n || check.isOurCode(site.detour))
-        ? `its detour, ${hex(site.detour)}, is no code of ours`
-        : !(site.leadsTo === 0n || check.isOurCode(site.leadsTo) || isOfSite(site.leadsTo))
-          ? `what it leads to, ${hex(site.leadsTo)}, is no code of ours`
+      : !(detour === 0n || check.isOurCode(detour))
+        ? `its detour, ${hex(detour)}, is no code of ours`
+        : !(leadsTo === 0n || check.isOurCode(leadsTo) || isOfSite(leadsTo))
+          ? `what it leads to, ${hex(leadsTo)}, is no code of ours`
           : undefined;
     if (why !== undefined) {
       doubts.push(`the record of a site at ${hex(site.at)}: ${why}`);
@@ -79,14 +85,14 @@ export function soundJournal(
     }
     const original = files?.read(site.at, site.oldBytes.length);
     if (original === undefined || same(original, site.oldBytes)) {
-      sound.push(site);
+      sound.push({ ...site, detour, leadsTo });
       continue;
     }
     doubts.push(
       `the record of the site at ${hex(site.at)}: it says ${bytesText(site.oldBytes)}, ` +
         `and the file has ${bytesText(original)}, which is put back`,
     );
-    sound.push({ ...site, oldBytes: original });
+    sound.push({ ...site, detour, leadsTo, oldBytes: original });
   }
   const memory = journal.memory.filter(({ kind, at, lenBytes, state }) => {
     if (state === "removed") return false;
@@ -114,19 +120,25 @@ export function soundJournal(
       ({ kind, at: start, lenBytes: len }) =>
         kind === "code" && at >= start && at + lenBytes <= start + BigInt(len),
     );
-  const returnTable = soundTable(journal.returnTable, isData, doubts);
+  const returnTable = soundTable(journal.returnTable, isData);
   const isSoundAction = (signal: number, { handler, previousAt }: JournalAction) => {
     const isSound = ourSignals.has(signal) && isInCode(handler, 1n) && isInCode(previousAt, ACTION_BYTES);
-    if (!isSound)
+    if (!isSound && findMapping(maps, handler) !== undefined) {
+      keepsMemory = true;
       doubts.push(`the record of our handler of signal ${signal} at ${hex(handler)}: it is no code of ours`);
+    }
     return isSound;
   };
   const signals = journal.signals.filter((action) => isSoundAction(action.signal, action));
   const { trapAction: action } = journal;
   const trapAction = action !== undefined && isSoundAction(SIGTRAP, action) ? action : undefined;
-  const isWhole =
-    returnTable === journal.returnTable && trapAction === action && signals.length === journal.signals.length;
-  if (!isWhole) keepsMemory = true;
+  // As long as its memory is there something may be in the table.
+  if (returnTable !== journal.returnTable && findMapping(maps, journal.returnTable!.at) !== undefined) {
+    keepsMemory = true;
+    doubts.push(
+      `the record of the table of return addresses at ${hex(journal.returnTable!.at)}: it does not lie in our memory`,
+    );
+  }
   return {
     journal: {
       ...journal,
@@ -134,6 +146,7 @@ export function soundJournal(
       // The slot may be gone with the session that had it.
       hooks: journal.hooks.filter(({ at, detour }) => {
         if (check.isOurCode(detour)) return true;
+        if (findMapping(maps, detour) === undefined) return false;
         doubts.push(`the record of a slot at ${hex(at)}: its detour, ${hex(detour)}, is no code of ours`);
         keepsMemory = true;
         return false;
@@ -215,7 +228,6 @@ const isWholePages = (at: bigint, lenBytes: number): boolean =>
 function soundTable(
   table: ReturnTable | undefined,
   isData: (at: bigint, lenBytes: number) => boolean,
-  doubts: string[],
 ): ReturnTable | undefined {
   if (table === undefined) return undefined;
   const { at, entries, entryBytes, slotOffset, returnAddressOffset } = table;
@@ -226,9 +238,7 @@ function soundTable(
     isFieldIn(returnAddressOffset) &&
     entries <= MOST_ENTRIES &&
     isData(at, entries * entryBytes);
-  if (isSound) return table;
-  doubts.push(`the record of the table of return addresses at ${hex(at)}: it does not lie in our memory`);
-  return undefined;
+  return isSound ? table : undefined;
 }
 
 function same(a: Uint8Array, b: Uint8Array): boolean {
