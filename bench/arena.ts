@@ -13,6 +13,7 @@ import {
   loadBuilt,
   loadModules,
   type Modules,
+  type NativeProgram,
   parseInsns,
 } from "./native-program.ts";
 import { median } from "./statistics.ts";
@@ -274,61 +275,83 @@ interface Measured {
   readonly misses: number | undefined;
 }
 
-function measurePages(
-  modules: Modules,
-  huge: HugeModule,
-  pages: ArenaPages,
-  rounds: number,
-  counter: MissCounter | undefined,
-): ArenaResult {
-  const { offsets, lenBytes } = layoutMaps(modules, maps);
-  const started = performance.now();
-  const memory = makeMemory(huge, pages, lenBytes);
-  if (typeof memory === "string") return { pages, refused: memory };
-  const makeMs = performance.now() - started;
-  try {
-    const words = new BigUint64Array(memory.bytes.buffer, offsets[0]!, 8);
-    words[0] = 0x9e37_79b9_7f4a_7c15n;
-    const compile = (text: string) => compileNative(modules, maps, parseInsns(modules, text), memory.at);
-    const filling = performance.now();
-    compile(programs.fill).run(ENTRIES);
-    const fillMs = performance.now() - filling;
-    const [empty, lookup, update] = [programs.empty, programs.lookup, programs.update].map(compile);
-    const measure = (program: typeof empty): Measured => {
-      const before = counter?.read();
-      const ns = program!.run(RUNS);
-      return { ns, misses: before === undefined ? undefined : Number(counter!.read() - before) / RUNS };
-    };
-    const runs = { empty: [] as Measured[], lookup: [] as Measured[], update: [] as Measured[] };
-    for (let round = 0; round < rounds; round++) {
-      runs.empty.push(measure(empty));
-      runs.lookup.push(measure(lookup));
-      runs.update.push(measure(update));
-    }
-    if (words[2] !== 0n) throw new Error(`${words[2]} of the keys were not found`);
-    const emptyNs = median(runs.empty.map(({ ns }) => ns));
-    const nsOf = (all: readonly Measured[]) => median(all.map(({ ns }) => ns)) - emptyNs;
-    const missesOf = (all: readonly Measured[]) =>
-      counter === undefined ? undefined : median(all.map(({ misses }) => misses!));
-    const keyed = withKey(memory, () => nsOf(Array.from({ length: rounds }, () => measure(lookup))));
-    return {
-      pages,
-      figures: {
-        makeMs,
-        fillMs,
-        lookupNs: nsOf(runs.lookup),
-        updateNs: nsOf(runs.update),
-        lookupMisses: missesOf(runs.lookup),
-        updateMisses: missesOf(runs.update),
-        keyMs: keyed?.keyMs,
-        keyedLookupNs: keyed?.result,
-      },
-    };
-  } finally {
-    memory.unmap();
-  }
+/** A filled map, and its programs. */
+interface Prepared {
+  readonly pages: ArenaPages;
+  readonly memory: Memory;
+  readonly makeMs: number;
+  readonly fillMs: number;
+  readonly programs: Readonly<Record<"empty" | "lookup" | "update", NativeProgram>>;
+  readonly runs: Readonly<Record<"empty" | "lookup" | "update", Measured[]>>;
+  /** A random state, and a count of keys that were not found. */
+  readonly words: BigUint64Array;
 }
 
+/** Processor time in milliseconds: the machine is shared, and the map is large enough to be interrupted in. */
+function cpuMs(run: () => void): number {
+  const before = process.cpuUsage();
+  run();
+  const { user, system } = process.cpuUsage(before);
+  return (user + system) / 1000;
+}
+
+function prepare(modules: Modules, huge: HugeModule, pages: ArenaPages): Prepared | ArenaResult {
+  const { offsets, lenBytes } = layoutMaps(modules, maps);
+  let memory: Memory | string = "";
+  const makeMs = cpuMs(() => {
+    memory = makeMemory(huge, pages, lenBytes);
+  });
+  if (typeof memory === "string") return { pages, refused: memory };
+  const { at, bytes } = memory as Memory;
+  const words = new BigUint64Array(bytes.buffer, offsets[0]!, 8);
+  words[0] = 0x9e37_79b9_7f4a_7c15n;
+  const compile = (text: string) => compileNative(modules, maps, parseInsns(modules, text), at);
+  const fill = compile(programs.fill);
+  return {
+    pages,
+    memory,
+    makeMs,
+    fillMs: cpuMs(() => fill.run(ENTRIES)),
+    programs: {
+      empty: compile(programs.empty),
+      lookup: compile(programs.lookup),
+      update: compile(programs.update),
+    },
+    runs: { empty: [], lookup: [], update: [] },
+    words,
+  };
+}
+
+function measure(program: NativeProgram, counter: MissCounter | undefined): Measured {
+  const before = counter?.read();
+  const ns = (cpuMs(() => program.run(RUNS)) * 1e6) / RUNS;
+  return { ns, misses: before === undefined ? undefined : Number(counter!.read() - before) / RUNS };
+}
+
+const nsOf = (all: readonly Measured[]): number => median(all.map(({ ns }) => ns));
+const missesOf = (all: readonly Measured[]): number | undefined =>
+  all.some(({ misses }) => misses === undefined) ? undefined : median(all.map(({ misses }) => misses!));
+
+function evaluate({ pages, memory, makeMs, fillMs, programs: code, runs, words }: Prepared): ArenaResult {
+  if (words[2] !== 0n) throw new Error(`${words[2]} of the keys were not found`);
+  const emptyNs = nsOf(runs.empty);
+  const keyed = withKey(memory, () => nsOf(runs.lookup.map(() => measure(code.lookup, undefined))) - emptyNs);
+  return {
+    pages,
+    figures: {
+      makeMs,
+      fillMs,
+      lookupNs: nsOf(runs.lookup) - emptyNs,
+      updateNs: nsOf(runs.update) - emptyNs,
+      lookupMisses: missesOf(runs.lookup),
+      updateMisses: missesOf(runs.update),
+      keyMs: keyed?.keyMs,
+      keyedLookupNs: keyed?.result,
+    },
+  };
+}
+
+/** All maps are there at the same time, so that rounds alternate. */
 export async function measureArena(rounds: number, progress: (what: string) => void): Promise<ArenaResults> {
   const modules = await loadModules();
   const huge = (await loadBuilt("target/process/huge-memory.js")) as HugeModule;
@@ -340,10 +363,19 @@ export async function measureArena(rounds: number, progress: (what: string) => v
   const counter = typeof opened === "string" ? undefined : opened;
   const obstacle = keys.findKeyObstacle();
   try {
-    const results = arenaPages.map((pages) => {
-      progress(`a map of a gigabyte in pages of ${pages}`);
-      return measurePages(modules, huge, pages, rounds, counter);
+    const made = arenaPages.map((pages) => {
+      progress(`a map of a gigabyte in pages of ${pages}: filling`);
+      return prepare(modules, huge, pages);
     });
+    const prepared = made.filter((each): each is Prepared => "memory" in each);
+    for (let round = 0; round < rounds; round++)
+      for (const { pages, programs: code, runs } of prepared) {
+        progress(`a map of a gigabyte in pages of ${pages}`);
+        for (const name of ["empty", "lookup", "update"] as const)
+          runs[name].push(measure(code[name], counter));
+      }
+    const results = made.map((each) => ("memory" in each ? evaluate(each) : each));
+    for (const { memory } of prepared) memory.unmap();
     return {
       mapBytes: layoutMaps(modules, maps).lenBytes,
       entries: ENTRIES,

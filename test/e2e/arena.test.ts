@@ -1,69 +1,26 @@
 /** What a session puts into a process for data, and who may touch it. These tests are the tracer: ptrace belongs to this thread. */
-import { closeSync, readFileSync } from "node:fs";
+import { closeSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-import { createHugeMemory } from "../../src/target/process/huge-memory.ts";
-import { describeKeyRefusal, findKeyObstacle } from "../../src/target/process/protection-keys.ts";
+import { createHugeMemory, type HugePages } from "../../src/target/process/huge-memory.ts";
+import { findKeyObstacle } from "../../src/target/process/protection-keys.ts";
 import { TracedProcess } from "../../src/target/process/traced-process.ts";
 import { Attached } from "../support/attached.ts";
 import { runCommand } from "../support/built-command.ts";
-import { buildFixture } from "../support/fixtures.ts";
+import { keyedFixture, nameOf, readSmaps, startKeyed } from "../support/keyed-process.ts";
 import { Tracing } from "../support/tracing.ts";
 import { UnmanagedChild } from "../support/unmanaged-child.ts";
 
-const fixture = buildFixture("keyed");
 const obstacle = findKeyObstacle();
 /** Room for the fixture (its two threads' stacks and heaps) and 40 MiB. */
 const LIMIT_KIB = 60_000;
 
 /** Whether such memory is to be had here; it is given back at once. */
-function tryHuge(pages: "thp" | "1g") {
-  const made = createHugeMemory("trapline-trial", pages, 1);
-  if (made.kind === "huge") {
-    made.mapping.unmap();
-    closeSync(made.fd);
-  }
-  return made;
-}
-const transparent = tryHuge("thp");
-const hasGigabytePages = tryHuge("1g").kind === "huge";
-
-interface KeyedMapping {
-  readonly start: bigint;
-  readonly end: bigint;
-  readonly perms: string;
-  readonly path: string;
-  readonly key: number;
-  /** Bytes that are mapped by huge pages, of shared memory or hugetlb. */
-  readonly hugeKib: number;
-}
-
-/** All mappings of a process with their keys. */
-function readSmaps(pid: number): KeyedMapping[] {
-  const text = readFileSync(`/proc/${pid}/smaps`, "latin1");
-  return text.split(/^(?=[0-9a-f]+-[0-9a-f]+ )/m).map((part) => {
-    const [, start, end, perms, path] = /^(\w+)-(\w+) (\S+) \S+ \S+ \S+ *(.*)$/m.exec(part)!;
-    const field = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(part)?.[1] ?? "0");
-    return {
-      start: BigInt(`0x${start}`),
-      end: BigInt(`0x${end}`),
-      perms: perms!,
-      path: path!,
-      key: field("ProtectionKey"),
-      hugeKib: field("ShmemPmdMapped") + field("Shared_Hugetlb") + field("Private_Hugetlb"),
-    };
-  });
-}
-
-const nameOf = ({ perms, path }: KeyedMapping): string =>
-  `${perms} ${/^\/memfd:(\S+) \(deleted\)$/.exec(path)?.[1] ?? path}`;
-
-async function start() {
-  const child = await UnmanagedChild.start([fixture]);
-  const ask = async (line: string) => {
-    child.send(`${line}\n`);
-    return await child.line();
-  };
-  return { child, ask };
+function isGranted(pages: HugePages, lenBytes: number): boolean {
+  const made = createHugeMemory("trapline-trial", pages, lenBytes);
+  if (made.kind === "refused") return false;
+  made.mapping.unmap();
+  closeSync(made.fd);
+  return true;
 }
 
 const SCRIPT = "uprobe:keyed:try_read { @ = count(); }";
@@ -71,7 +28,7 @@ const FAULT = "main faults by 2, opened faults by 2";
 const PAGE = 4096n;
 
 test("all data lies in one reserved range, a guard apart from each other, and all of it is given back, in a child as well", async () => {
-  const { child, ask } = await start();
+  const { child, ask } = await startKeyed();
   using _ = child;
   const before = readSmaps(child.pid);
   const attached = await Attached.to(child.pid, SCRIPT, "stack");
@@ -127,7 +84,7 @@ test("all data lies in one reserved range, a guard apart from each other, and al
 });
 
 test("what does not fit any more gets a further range, which is given back as well", async () => {
-  const { child, ask } = await start();
+  const { child, ask } = await startKeyed();
   using _ = child;
   const before = readSmaps(child.pid);
   const attached = await Attached.to(child.pid, SCRIPT);
@@ -143,7 +100,7 @@ test("what does not fit any more gets a further range, which is given back as we
 });
 
 test("a process that may not have many addresses gets what is needed", async () => {
-  const limited = ["/bin/sh", "-c", `ulimit -v ${LIMIT_KIB}; exec ${fixture}`];
+  const limited = ["/bin/sh", "-c", `ulimit -v ${LIMIT_KIB}; exec ${keyedFixture}`];
   using child = await UnmanagedChild.start(limited);
   const attached = await Attached.to(child.pid, SCRIPT);
   const { reservedBytes, freeBytes } = attached.attachment.memory.accounts;
@@ -155,7 +112,7 @@ test("a process that may not have many addresses gets what is needed", async () 
 });
 
 test("what a tracer has reserved that died before it wrote a journal is freed by the next one", async () => {
-  using child = await UnmanagedChild.start([fixture]);
+  using child = await UnmanagedChild.start([keyedFixture]);
   const before = readSmaps(child.pid);
   const traced = TracedProcess.open(child.pid);
   const at = traced.reserve(1 << 20);
@@ -170,41 +127,44 @@ test("what a tracer has reserved that died before it wrote a journal is freed by
   expect(readSmaps(child.pid)).toEqual(before);
 });
 
-describe.skipIf(transparent.kind === "refused")("maps in transparent huge pages", () => {
-  test("are mapped by huge pages in all processes that share them", async () => {
-    using first = await UnmanagedChild.start([fixture]);
-    using second = await UnmanagedChild.start([fixture]);
-    const pids = [first, second].flatMap(({ pid }) => ["-p", `${pid}`]);
-    await using tracing = await Tracing.armed(
-      ["--arena", "thp", "--verify", "-v", ...pids],
-      "uprobe:keyed:try_read { @[pid] = count(); }",
-    );
-    for (const child of [first, second]) {
-      child.send("read 1000\n");
-      expect(await child.line()).toBe("main faults by 1, opened faults by 1");
-      const maps = readSmaps(child.pid).filter(({ path }) => path.includes("trapline-maps"));
-      expect(maps).toHaveLength(1);
-      expect(maps[0]!.hugeKib).toBeGreaterThanOrEqual(2048);
-      expect(maps[0]!.start % (2n << 20n)).toBe(0n);
-    }
-    const result = await tracing.interrupt();
-    expect(result.code).toBe(0);
-    expect(result.err).toContain("maps in transparent huge pages");
-    expect(result.map("@")).toEqual({ [first.pid]: 2, [second.pid]: 2 });
-    const arenas = result.lines.filter(({ type }) => type === "arena").map(({ data }) => data);
-    expect(arenas).toHaveLength(2);
-    expect(arenas[0]).toMatchObject({
-      pid: first.pid < second.pid ? first.pid : second.pid,
-      pages: "thp",
-      key: null,
-    });
-  });
+describe.each([
+  ["thp", "transparent huge pages"],
+  ["2m", "2 MiB pages"],
+] as const)("maps in huge pages, %s", (pages, name) => {
+  // Seven of them.
+  test.skipIf(!isGranted(pages, 14 << 20))(
+    "are mapped by them in all processes that share them",
+    async () => {
+      using first = await UnmanagedChild.start([keyedFixture]);
+      using second = await UnmanagedChild.start([keyedFixture]);
+      const pids = [first, second].flatMap(({ pid }) => ["-p", `${pid}`]);
+      await using tracing = await Tracing.armed(
+        ["--arena", pages, "--verify", "-v", ...pids],
+        "uprobe:keyed:try_read { @[pid] = count(); }",
+      );
+      for (const child of [first, second]) {
+        child.send("read 1000\n");
+        expect(await child.line()).toBe("main faults by 1, opened faults by 1");
+        const maps = readSmaps(child.pid).filter(({ path }) => path.includes("trapline-maps"));
+        expect(maps).toHaveLength(1);
+        expect(maps[0]!.hugeKib).toBeGreaterThanOrEqual(2048);
+        expect(maps[0]!.start % (2n << 20n)).toBe(0n);
+      }
+      const result = await tracing.interrupt();
+      expect(result.code).toBe(0);
+      expect(result.err).toContain(`maps in ${name}`);
+      expect(result.map("@")).toEqual({ [first.pid]: 2, [second.pid]: 2 });
+      const arenas = result.lines.filter(({ type }) => type === "arena").map(({ data }) => data);
+      expect(arenas).toHaveLength(2);
+      expect(arenas[0]).toMatchObject({ pid: Math.min(first.pid, second.pid), pages, key: null });
+    },
+  );
 });
 
-test.skipIf(hasGigabytePages)(
+test.skipIf(isGranted("1g", 1))(
   "huge pages that the machine does not have are an error before anything is changed",
   async () => {
-    using child = await UnmanagedChild.start([fixture]);
+    using child = await UnmanagedChild.start([keyedFixture]);
     const before = readSmaps(child.pid);
     const script = `uprobe:keyed:try_read { @[arg0] = count(); }`;
     const { code, err } = runCommand(["--arena", "1g", "-p", `${child.pid}`, "-e", script]);
@@ -216,7 +176,7 @@ test.skipIf(hasGigabytePages)(
 );
 
 test("strict goes on without keys where there are none, and all memory is given back", async () => {
-  const { child } = await start();
+  const { child } = await startKeyed();
   using _ = child;
   const before = readSmaps(child.pid);
   const attached = await Attached.to(child.pid, "uprobe:keyed:try_read { @ = count(); }", "strict");
@@ -228,52 +188,3 @@ test("strict goes on without keys where there are none, and all memory is given 
   await attached.restore();
   expect(readSmaps(child.pid)).toEqual(before);
 });
-
-test.skipIf(obstacle !== undefined)(
-  "all memory for data has the key, the open memory has none, and the key is given back in the process and in its child",
-  async () => {
-    const { child, ask } = await start();
-    using _ = child;
-    const before = readSmaps(child.pid);
-    expect(await ask("keys")).toBe("15 keys");
-    const attached = await Attached.to(child.pid, "uprobe:keyed:try_read { @ = count(); }", "strict");
-    const { attachment } = attached;
-    const { key, keyRefusal } = attachment;
-    await attachment.memory.addMailbox(100);
-    if (key === undefined) throw new Error(describeKeyRefusal(keyRefusal!));
-    const isNew = ({ start }: KeyedMapping) => !before.some((old) => old.start === start);
-    const ours = readSmaps(child.pid).filter(isNew);
-    const unkeyed = ours.filter((mapping) => mapping.key !== key);
-    // The open part, and what is reserved.
-    expect([...new Set(unkeyed.map(nameOf))].sort()).toEqual(["---p trapline-arena", "rw-p "]);
-    expect(unkeyed.filter(({ perms }) => perms === "rw-p").map(({ start }) => start)).toEqual([
-      attachment.memory.scratchAt,
-    ]);
-    expect([...new Set(ours.filter((mapping) => mapping.key === key).map(nameOf))].sort()).toEqual([
-      "---p trapline-stacks",
-      "rw-p ",
-      "rw-p trapline-stacks",
-      "rw-s trapline",
-      "rw-s trapline-mailbox",
-      "rw-s trapline-maps",
-    ]);
-    const touchable = ours.filter((mapping) => mapping.key === key && mapping.perms !== "---p");
-    // Of a thousand stacks, some.
-    for (const { start } of touchable.filter((_, index) => index < 8 || index % 128 === 0)) {
-      expect(await ask(`read ${start.toString(16)}`)).toBe(
-        `main faults by key ${key}, opened faults by key ${key}`,
-      );
-    }
-    expect(await ask("keys")).toBe("14 keys");
-
-    const heir = Number(/\d+/.exec(await ask("fork"))![0]);
-    expect(attachment.findHeirs()).toEqual([heir]);
-    expect(attachment.isReplaced()).toBe(false);
-    expect(await ask("keys")).toBe("14 keys");
-    await attached.restore();
-    expect(await ask("keys")).toBe("14 keys");
-    await attached.restoreHeir(heir);
-    expect(await ask("keys")).toBe("15 keys");
-    expect(attachment.findHeirs()).toEqual([]);
-  },
-);
