@@ -53,7 +53,7 @@ import {
   UC_SIGMASK,
   ucReg,
 } from "./signal-action.ts";
-import { emitBackFromCopy, emitIsCopy, emitIsStray, emitStrayAccess } from "./stray-access.ts";
+import { emitBackFromCopy, emitIsCopy, emitIsOpen, emitIsStray, emitStrayAccess } from "./stray-access.ts";
 
 export const SIGILL = 4;
 export const SIGBUS = 7;
@@ -152,6 +152,7 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
   };
   if (key !== undefined) {
     emitIsCopy(writer, spec, copy);
+    emitIsOpen(writer, { key }, defer);
     emitIsStray(writer, { key }, stray);
   }
   const previousAction = asm.here("previous");

@@ -41,6 +41,8 @@ const SLICE_NS = 100_000_000n;
 const DEAD_AFTER_SLICES = 50;
 const XSTATE_BV = 512;
 const PKRU_COMPONENT = 9;
+/** SIGKILL and SIGSTOP are in no mask that the kernel keeps. */
+const UNBLOCKABLE = (1n << 8n) | (1n << 18n);
 /** Where a thread's mask waits, from the head of its private stack. */
 const KEPT_MASK = -8;
 
@@ -56,6 +58,35 @@ export interface StrayAccessSpec {
   readonly previous: Label;
   /** Returns from the signal; the stack pointer is as at the handler's beginning. */
   readonly leave: () => void;
+}
+
+/**
+ * A thread of the application's stack may have the key open as well: on its way into a gate or out of it, or behind a copy. It has
+ * signals deferred then. What somebody sends it waits (`defer`); a fault there is left to the application, which may go on
+ * elsewhere: so the key is closed in what it returns to. Uses no stack.
+ */
+export function emitIsOpen(writer: CodeWriter, { key }: Pick<StrayAccessSpec, "key">, defer: Label): void {
+  const { asm } = writer;
+  const no = asm.label("not open");
+  writer.note("interrupted where the key is open?");
+  asm.mov(RAX, { ripTo: writer.literal(DEFERRED_SIGNALS & ~UNBLOCKABLE) });
+  asm.cmp(RAX, { base: RDX, disp: UC_SIGMASK });
+  asm.jcc("ne", no);
+  asm.mov(R8, RDX);
+  asm.mov(R10, RBX);
+  asm.movImm(RAX, 0xd, 32);
+  asm.movImm(RCX, PKRU_COMPONENT, 32);
+  asm.cpuid();
+  asm.mov(RAX, RBX);
+  asm.mov(RBX, R10);
+  asm.mov(RDX, R8);
+  asm.add(RAX, { base: RDX, disp: UC_FPSTATE });
+  asm.testImm({ base: RAX }, keyBits(key), 32);
+  asm.jcc("ne", no);
+  asm.cmpImm({ base: RSI, disp: SI_CODE }, 0, 32);
+  asm.jcc("le", defer);
+  asm.orImm({ base: RAX }, keyBits(key), 32);
+  asm.bind(no);
 }
 
 /** Goes to `to` if the fault is an access that our key has stopped. Uses no stack. */
@@ -82,6 +113,8 @@ export function emitIsCopy(
   asm.movabs(R8, mailbox);
   asm.cmpImm({ base: R8, disp: mailboxHead.copies }, 0, 32);
   asm.jcc("e", no);
+  asm.cmpImm({ base: RSI, disp: SI_CODE }, 0, 32);
+  asm.jcc("le", no);
   asm.mov(RAX, { base: RDX, disp: UC_RIP });
   asm.movImm(RCX, MAILBOX_ENTRIES, 32);
   asm.bind(look);

@@ -25,7 +25,7 @@ import { findReturnObstacle } from "./attach/return-ways.ts";
 import type { SharedMaps } from "./attach/shared-maps.ts";
 import { EventQueue, type SessionEvent } from "./event-queue.ts";
 import { readHeldPlaces } from "./leave/other-sessions.ts";
-import type { MechanismChoice, ReturnChoice } from "./options.ts";
+import type { GateChoice, MechanismChoice, ReturnChoice, ViolationChoice } from "./options.ts";
 import { violationText } from "./reports/violation-report.ts";
 import { SessionError } from "./session-error.ts";
 import { DEFAULT_MAX_ACTIVE, Targets } from "./targets.ts";
@@ -37,6 +37,10 @@ export interface AttachOptions {
   readonly returns?: ReturnChoice;
   /** Calls of one function whose returns may be awaited at the same time. */
   readonly maxActive?: number;
+  /** What programs run behind; `auto` unless told. */
+  readonly gate?: GateChoice;
+  /** What becomes of an access of the process to memory under our key; `kill` unless told. */
+  readonly onViolation?: ViolationChoice;
 }
 
 /** A program of one's own, as instructions of eBPF; it is verified like every other. */
@@ -118,6 +122,8 @@ export async function attach(pid: number, options: AttachOptions = {}): Promise<
       mechanism: options.mechanism ?? "auto",
       maxActive: options.maxActive ?? DEFAULT_MAX_ACTIVE,
       returns: options.returns,
+      gate: options.gate,
+      onViolation: options.onViolation,
     },
     tracer,
   );

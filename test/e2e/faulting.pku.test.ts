@@ -1,9 +1,11 @@
 /** Faults of programs whose stacks are under a key: the handler runs on them, and the thread comes back with the key closed. */
 import { expect, it } from "vitest";
-import { isBalanced } from "../support/accounting.ts";
-import { faults, PASSED, runFaulty, violationsOf } from "../support/faulty-program.ts";
+import { accountingOf, isBalanced } from "../support/accounting.ts";
+import { faults, PASSED, ROUNDS, runFaulty, THREADS, violationsOf } from "../support/faulty-program.ts";
 import { buildFixture } from "../support/fixtures.ts";
 import { describeWithKeys } from "../support/protection-keys.ts";
+import { Tracing } from "../support/tracing.ts";
+import { UnmanagedChild } from "../support/unmanaged-child.ts";
 
 buildFixture("faulting");
 
@@ -31,5 +33,21 @@ describeWithKeys("a program raises a fault under a key", () => {
     expect(second).toMatchObject({ hits: all, faulted: first.faulted });
     expect(calls).toMatchObject({ hits: PASSED, run: PASSED });
     expect([first, second, calls].every(isBalanced)).toBe(true);
+  });
+
+  it("signals of faults that somebody sends wait while a thread is in the gate", async () => {
+    using child = await UnmanagedChild.start([buildFixture("faulting"), `${THREADS}`, `${ROUNDS}`, "faults"]);
+    await using tracing = await Tracing.armed(
+      ["--gate", "strict", "-p", `${child.pid}`],
+      "uprobe:faulting:wide+1 { @ = count(); }",
+    );
+    child.send("\n");
+    const line = await child.line(120_000);
+    expect(line).toMatch(/^wrong 0, passed \d+, handled [1-9]/);
+    const result = await tracing.interrupt();
+    expect({ code: result.code, violations: violationsOf(result) }).toEqual({ code: 0, violations: [] });
+    const [probed] = accountingOf(result.lines);
+    const hits = PASSED + Number(/handled (\d+)$/.exec(line)![1]);
+    expect(probed).toMatchObject({ hits, run: hits, recursed: 0 });
   });
 });

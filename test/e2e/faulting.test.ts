@@ -148,4 +148,35 @@ describe.each(LEVELS)("a program raises a fault, level %s", (level) => {
     child.send("\n");
     expect(await child.line(60_000)).toMatch(/^wrong 0, /);
   });
+
+  it.each([0, 1])("two tracers have a handler each, tracer %i leaves first", async (leaver) => {
+    using child = await UnmanagedChild.start([buildFixture("faulting"), `${THREADS}`, `${ROUNDS}`]);
+    const sites = ["uprobe:faulting:wide+1", "uprobe:faulting:narrow+1"] as const;
+    const args = ["--gate", level, "--verify", "-p", `${child.pid}`];
+    const tracers: Tracing[] = [];
+    for (const site of sites)
+      tracers.push(
+        await Tracing.armed(args, `${site} { @ = count(); } uprobe:faulting:entered { @calls = count(); }`),
+      );
+    try {
+      for (const site of sites)
+        ProgramCode.find(child.pid, site).spoil(faults["a read where nothing is mapped"].code, "start");
+      child.send("\n");
+      expect(await child.line(60_000)).toMatch(/^wrong 0, /);
+      for (const tracing of tracers) await tracing.untilError("violation: ");
+      for (const tracing of [tracers[leaver]!, tracers[1 - leaver]!]) {
+        const { code, lines } = await tracing.interrupt();
+        expect(code).toBe(0);
+        expect(violationsOf({ lines })).toHaveLength(1);
+        const [probed, calls] = accountingOf(lines);
+        expect(probed).toMatchObject({ run: 0, hits: probed!.faulted });
+        expect(probed!.faulted).toBeGreaterThan(0);
+        expect(calls!.hits).toBe(tracing === tracers[leaver] ? PASSED : 2 * PASSED);
+        child.send("\n");
+        expect(await child.line(60_000)).toMatch(/^wrong 0, /);
+      }
+    } finally {
+      for (const tracing of tracers) await tracing[Symbol.asyncDispose]();
+    }
+  });
 });

@@ -1,10 +1,15 @@
 /** A process with handlers of its own for its own faults: with probes in it they run as they do without. */
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
+import type * as Trapline from "../../src/index.ts";
+import { faults } from "../support/faulty-program.ts";
 import { buildFixture } from "../support/fixtures.ts";
 import { buildGo, findGo } from "../support/go-program.ts";
+import { ProgramCode } from "../support/program-code.ts";
 import { Tracing } from "../support/tracing.ts";
 import { UnmanagedChild } from "../support/unmanaged-child.ts";
 
+const library = new URL("../../dist/index.js", import.meta.url);
+const { attach } = (await import(library.href)) as typeof Trapline;
 const fixture = buildFixture("stray");
 const go = findGo();
 const NOWHERE = "read 10";
@@ -81,5 +86,33 @@ describe.each(["stack", "strict"])("a fault of the application's own, level %s",
     const result = await tracing.interrupt();
     expect(result.map("@")).toBeGreaterThanOrEqual(8000);
     expect(await answers(child, ["go"])).toEqual(["caught 4000"]);
+  });
+
+  it("a handler that was installed later stays in its place, and ours comes before it when probes are added", async () => {
+    using child = await UnmanagedChild.start([fixture, "after"]);
+    const [fault] = await answers(child, ["install", NOWHERE]).then((lines) => lines.slice(1));
+    using later = await UnmanagedChild.start([fixture, "after"]);
+    const session = await attach(later.pid, { gate: level as "stack" | "strict" });
+    const first = await session.probe("uprobe:libc:fflush", "{ @ = count(); }");
+    expect(await answers(later, ["pass", "install", NOWHERE])).toEqual(["passed 1000", "installed", fault]);
+    const second = await session.probe("uprobe:stray:probed", "{ @n = sum(arg0); }");
+    const code = await vi.waitFor(() => ProgramCode.find(later.pid, "uprobe:stray:probed"));
+    code.spoil(faults["a read where nothing is mapped"].code, "start");
+    const events = session.events();
+    expect(await answers(later, ["pass", NOWHERE, "threads read 20"])).toEqual([
+      "passed 1000",
+      fault,
+      `8 threads: ${fault}`,
+    ]);
+    expect((await events.next()).value).toMatchObject({
+      kind: "violation",
+      probe: "uprobe:stray:probed",
+      text: expect.stringMatching(/raised SIGSEGV .* the probe is disarmed$/),
+    });
+    expect(first.counts.run).toBe(6n);
+    expect(second.counts.run).toBe(0n);
+    expect(second.counts.hits).toBe(second.counts.faulted);
+    await session.close();
+    expect(await answers(later, ["pass", NOWHERE])).toEqual(["passed 1000", fault]);
   });
 });

@@ -68,5 +68,5 @@ export async function runFaulty({
   return { pid: child.pid, handled, first: first!, second: second!, calls: calls!, result };
 }
 
-export const violationsOf = ({ lines }: TracingResult) =>
+export const violationsOf = ({ lines }: Pick<TracingResult, "lines">) =>
   lines.filter(({ type }) => type === "violation").map(({ data }) => data);
