@@ -84,6 +84,6 @@ if [ "$status" = 124 ]; then
   echo "the machine was still at work after $seconds seconds, and was ended" >&2
 else
   echo "the machine ended without an exit code (status $status of qemu-system-x86_64); its last lines:" >&2
-  tail -n 20 "$work/console" >&2
+  tail -n 60 "$work/console" >&2
 fi
 exit 1
