@@ -2,8 +2,14 @@
 import { expect, test } from "vitest";
 import { describeKeyRefusal } from "../../src/target/process/protection-keys.ts";
 import { Attached } from "../support/attached.ts";
+import { runCommand } from "../support/built-command.ts";
 import { type KeyedMapping, nameOf, readSmaps, startKeyed } from "../support/keyed-process.ts";
 import { describeWithKeys } from "../support/protection-keys.ts";
+import { Tracing } from "../support/tracing.ts";
+
+const SCRIPT = "uprobe:keyed:try_read { @ = count(); }";
+/** Mappings of ours. */
+const isNamed = ({ path }: KeyedMapping): boolean => path.includes("trapline");
 
 describeWithKeys("data behind a key", () => {
   test("all memory for data has the key, the open memory has none, and the key is given back in the process and in its child", async () => {
@@ -11,7 +17,7 @@ describeWithKeys("data behind a key", () => {
     using _ = child;
     const before = readSmaps(child.pid);
     expect(await ask("keys")).toBe("15 keys");
-    const attached = await Attached.to(child.pid, "uprobe:keyed:try_read { @ = count(); }", "strict");
+    const attached = await Attached.to(child.pid, SCRIPT, "strict");
     const { attachment } = attached;
     const { key, keyRefusal } = attachment;
     await attachment.memory.addMailbox(100);
@@ -50,5 +56,39 @@ describeWithKeys("data behind a key", () => {
     await attached.restoreHeir(heir);
     expect(await ask("keys")).toBe("15 keys");
     expect(attachment.findHeirs()).toEqual([]);
+  });
+
+  test("a tracer that is killed leaves the key allocated, and whoever undoes its work frees it", async () => {
+    const { child, ask } = await startKeyed();
+    using _ = child;
+    const before = readSmaps(child.pid);
+    await using tracing = await Tracing.armed(["--gate", "strict", "-p", `${child.pid}`], SCRIPT);
+    expect(await ask("read 1000")).toBe("main faults by 1, opened faults by 1");
+    tracing.signal("SIGKILL");
+    await tracing.ended();
+    expect(await ask("keys")).toBe("14 keys");
+    expect(await ask("read 1000")).toBe("main faults by 1, opened faults by 1");
+    expect(runCommand(["detach", "--verify", "-p", `${child.pid}`])).toMatchObject({ code: 0, err: "" });
+    expect(await ask("keys")).toBe("15 keys");
+    expect(readSmaps(child.pid).filter(isNamed)).toEqual(before.filter(isNamed));
+  });
+
+  test("a process that becomes another program has all its keys back, and its data gets one of them again", async () => {
+    const { child, ask } = await startKeyed();
+    using _ = child;
+    const first = await Attached.to(child.pid, SCRIPT, "strict");
+    expect(first.attachment.key).toBeDefined();
+    expect(await ask("exec")).toBe("ready");
+    expect(first.attachment.isReplaced()).toBe(true);
+    expect(await ask("keys")).toBe("15 keys");
+    const second = await Attached.to(child.pid, SCRIPT, "strict");
+    const { key, journalMemory } = second.attachment;
+    expect(key).toBeDefined();
+    expect(await ask(`read ${journalMemory.start.toString(16)}`)).toBe(
+      `main faults by key ${key}, opened faults by key ${key}`,
+    );
+    await second.restore();
+    expect(await ask("keys")).toBe("15 keys");
+    await first.attachment.close();
   });
 });

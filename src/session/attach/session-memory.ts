@@ -139,7 +139,8 @@ export class SessionMemory {
       stacks: hasStacks ? place(stacks) : undefined,
     };
     const memory = await createJournal(target, arena, journalPart, capacity).catch(async (error: unknown) => {
-      await target.call([unmapCall(arena.range)]);
+      // A process that has ended has nothing to be unmapped.
+      await target.call([unmapCall(arena.range)]).catch(() => undefined);
       throw error;
     });
     const session = new SessionMemory(target, arena, parts, { ...memory, gateOffset });
