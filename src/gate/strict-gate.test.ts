@@ -1,8 +1,8 @@
 /** What a program finds inside of a strict gate, and what its thread finds behind it: signal mask and protection key. */
-import { readFileSync } from "node:fs";
 import koffi from "koffi";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test } from "vitest";
 import { Machine, type NativeMemory, nativeMemory, randomWords } from "../../test/support/native-code.ts";
+import { describeWithKeys, hasProtectionKeys } from "../../test/support/protection-keys.ts";
 import { Assembler } from "../x86/assembler.ts";
 import { R10, RAX, RCX, RDI, RDX, RSI, RSP, regSet } from "../x86/registers.ts";
 import { CodeWriter } from "./code-writer.ts";
@@ -22,7 +22,6 @@ const SYS_RT_SIGPROCMASK = 14;
 /** The kernel never blocks SIGKILL and SIGSTOP. */
 const NEVER_BLOCKED = (1n << 8n) | (1n << 18n);
 
-const hasKeys = /^flags.*\bospke\b/m.test(readFileSync("/proc/cpuinfo", "latin1"));
 const libc = koffi.load("libc.so.6");
 const pkeyAlloc = libc.func("int pkey_alloc(unsigned int flags, unsigned int rights)");
 const pkeyFree = libc.func("int pkey_free(int key)");
@@ -51,7 +50,7 @@ function emitReadState(asm: Assembler, maskAt: number, pkruAt: number): void {
   asm.movImm(R10, 8, 32);
   asm.movImm(RAX, SYS_RT_SIGPROCMASK, 32);
   asm.syscall();
-  if (!hasKeys) return;
+  if (!hasProtectionKeys) return;
   asm.zero(RCX);
   asm.rdpkru();
   asm.mov({ ripTo: at(pkruAt) }, RAX);
@@ -131,7 +130,7 @@ test("signals wait inside but for those of faults, and the mask is as before beh
   );
 });
 
-describe.skipIf(!hasKeys)("with protection keys", () => {
+describeWithKeys("with protection keys", () => {
   test("the key is open inside and closed behind it, and the bits of other keys are as before", () => {
     const [mine, other] = [pkeyAlloc(0, PKEY_DISABLE_ACCESS), pkeyAlloc(0, 0)];
     expect(mine).toBeGreaterThan(0);

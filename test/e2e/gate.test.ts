@@ -3,11 +3,12 @@ import { describe, expect, it } from "vitest";
 import { accountingOf, isBalanced } from "../support/accounting.ts";
 import { runCommand } from "../support/built-command.ts";
 import { buildFixture } from "../support/fixtures.ts";
+import { repeated } from "../support/patience.ts";
 import { Tracing } from "../support/tracing.ts";
 import { UnmanagedChild } from "../support/unmanaged-child.ts";
 
 const THREADS = 4;
-const CALLS = 60_000;
+const CALLS = repeated(60_000);
 const PROGRAM =
   "uprobe:gate-stacks:probed { @ = count(); @last[tid] = arg1; } uprobe:gate-stacks:calm { @calm = count(); }";
 
