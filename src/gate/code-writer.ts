@@ -53,6 +53,13 @@ export class CodeWriter {
     else this.asm.callTo({ ripTo: this.literal(to) });
   }
 
+  /** Goes to an address at any distance without changing a register. */
+  jump(to: bigint): void {
+    const distance = to - this.asm.base;
+    if (distance < REACH && distance > -REACH) this.asm.jmp32(to);
+    else this.asm.jmpTo({ ripTo: this.literal(to) });
+  }
+
   finish(): WrittenCode {
     const { asm } = this;
     if (this.#literals.size > 0) {

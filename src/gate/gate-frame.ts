@@ -98,14 +98,12 @@ export interface SavedReg {
 /**
  * What stays on a thread's own stack while it is on its private one:
  *
- *      rsp + 0            address of the private stack's slot
- *      rsp + 8 ..         registers that the switch itself needs, status flags, and the signal mask if signals wait
+ *      rsp + 0 ..         registers that the switch itself needs, status flags, and the signal mask if signals wait
  *      rsp + lenBytes     original rsp; below it the red zone, unless the point is a function's entry
  */
 export interface Sill {
   readonly stacks: PrivateStacks;
   readonly lenBytes: number;
-  readonly stackSlot: number;
   readonly regs: readonly {
     readonly reg: Reg;
     readonly slot: number;
@@ -225,7 +223,7 @@ function planSill(
   keepsFlags: boolean,
 ): Sill {
   const { liveness } = spec;
-  let lenBytes = 8;
+  let lenBytes = 0;
   const take = (wanted: boolean): number | undefined => {
     if (!wanted) return undefined;
     lenBytes += 8;
@@ -245,7 +243,6 @@ function planSill(
   return {
     stacks,
     lenBytes: lenBytes + (spec.isEntry ? 0 : RED_ZONE_BYTES),
-    stackSlot: 0,
     regs,
     flagsSlot,
     rflagsSlot,

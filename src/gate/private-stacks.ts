@@ -27,8 +27,8 @@
  *
  * Facts: sigaltstack is system call 131; its old stack_t has ss_flags at +8, SS_ONSTACK is 1 (asm-generic/signal-defs.h).
  */
-import type { Assembler } from "../x86/assembler.ts";
-import { R10, R11, RAX, RCX, RDI, RDX, RSI, RSP } from "../x86/registers.ts";
+import type { Assembler, Label } from "../x86/assembler.ts";
+import { R10, R11, RAX, RCX, RDI, RDX, type Reg, RSI, RSP } from "../x86/registers.ts";
 import { CodeWriter, type WrittenCode } from "./code-writer.ts";
 import type { GateKey } from "./gate-key.ts";
 
@@ -82,6 +82,12 @@ export interface StackRoutines {
   readonly find: bigint;
   /** In: r10 = a slot in use. Out: r11 = 0 if nobody will come back to what is there. Changes flags. */
   readonly isHeld: bigint;
+  /**
+   * The same for where a key is open: they return to the address in rdx instead of one on a stack that others can write, and
+   * change rax, rcx, rsi, rdi as well.
+   */
+  readonly findWithKey: bigint;
+  readonly isHeldWithKey: bigint;
 }
 
 /** r10 = the slot where the thread's hash leads, r11 = its fs base. */
@@ -100,13 +106,36 @@ export function emitStackRoutines(at: bigint, base: bigint): WrittenCode & Stack
   const writer = new CodeWriter(at);
   const { asm } = writer;
   writer.note("find the stack of a thread");
-  const find = asm.here("find");
+  const findWithKey = asm.here("find_with_key");
   emitFind(writer, base);
+  const find = emitAsCall(asm, findWithKey, [RAX, RCX, RDX]);
   asm.align(16, "int3");
   writer.note("is a stack in use by somebody who comes back?");
-  const isHeld = asm.here("is_held");
+  const isHeldWithKey = asm.here("is_held_with_key");
   emitIsHeld(asm);
-  return { ...writer.finish(), find: asm.addressOf(find), isHeld: asm.addressOf(isHeld) };
+  const isHeld = emitAsCall(asm, isHeldWithKey, [RAX, RCX, RDX, RSI, RDI]);
+  const addressOf = (label: Label) => asm.addressOf(label);
+  return {
+    ...writer.finish(),
+    find: addressOf(find),
+    isHeld: addressOf(isHeld),
+    findWithKey: addressOf(findWithKey),
+    isHeldWithKey: addressOf(isHeldWithKey),
+  };
+}
+
+/** An entry for `call`, which keeps what the routine changes. */
+function emitAsCall(asm: Assembler, routine: Label, changed: readonly Reg[]): Label {
+  asm.align(16, "int3");
+  const entry = asm.here("entry");
+  const back = asm.label("back");
+  for (const reg of changed) asm.push(reg);
+  asm.lea(RDX, { ripTo: back });
+  asm.jmp(routine);
+  asm.bind(back);
+  for (const reg of changed.toReversed()) asm.pop(reg);
+  asm.ret();
+  return entry;
 }
 
 function emitFind(writer: CodeWriter, base: bigint): void {
@@ -115,10 +144,8 @@ function emitFind(writer: CodeWriter, base: bigint): void {
   const next = asm.label("next");
   const inside = asm.label("inside");
   const done = asm.label("done");
-  const owner = { base: R10, disp: STACK_HEAD + HEAD_OWNER };
-  asm.push(RAX);
-  asm.push(RCX);
   const none = asm.label("none");
+  const owner = { base: R10, disp: STACK_HEAD + HEAD_OWNER };
   asm.rdfsbase(RAX);
   asm.cmp(RAX, R11);
   asm.jcc("ne", none);
@@ -142,9 +169,7 @@ function emitFind(writer: CodeWriter, base: bigint): void {
   asm.bind(none);
   asm.zero(R10);
   asm.bind(done);
-  asm.pop(RCX);
-  asm.pop(RAX);
-  asm.ret();
+  asm.jmpTo(RDX);
 }
 
 /** Stack of the thread's own that the routines use: a return address, registers, and a `stack_t`. */
@@ -171,7 +196,6 @@ function emitIsHeld(asm: Assembler): void {
   asm.cmp(RSP, { base: R10, disp: STACK_HEAD + HEAD_SP });
   asm.jcc("be", held);
   // One on an alternate stack may be anywhere: only the kernel knows.
-  for (const reg of [RAX, RCX, RDX, RSI, RDI]) asm.push(reg);
   asm.subImm(RSP, STACK_T_BYTES);
   asm.zero(RDI);
   asm.mov(RSI, RSP);
@@ -180,9 +204,8 @@ function emitIsHeld(asm: Assembler): void {
   asm.mov(R11, { base: RSP, disp: STACK_T_FLAGS }, 32);
   asm.andImm(R11, SS_ONSTACK);
   asm.addImm(RSP, STACK_T_BYTES);
-  for (const reg of [RDI, RSI, RDX, RCX, RAX]) asm.pop(reg);
-  asm.ret();
+  asm.jmpTo(RDX);
   asm.bind(held);
   asm.movImm(R11, 1, 32);
-  asm.ret();
+  asm.jmpTo(RDX);
 }

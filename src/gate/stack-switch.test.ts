@@ -208,12 +208,12 @@ test("the frame is for the switch only where registers are dead and flags too", 
     stacks: {
       base: 0n,
       thread: "fs:0",
-      routines: { find: 0n, isHeld: 0n },
+      routines: { find: 0n, isHeld: 0n, findWithKey: 0n, isHeldWithKey: 0n },
       defersSignals: false,
       key: undefined,
     },
   });
-  expect(frame.sill).toMatchObject({ lenBytes: 8, regs: [], flagsSlot: undefined });
+  expect(frame.sill).toMatchObject({ lenBytes: 0, regs: [], flagsSlot: undefined });
 });
 
 test("each stack ends in a guard page", () => {

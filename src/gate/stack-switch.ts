@@ -9,26 +9,32 @@
  *     cmp [r10 + sp], 0; jne            in use: unless it is held by nobody (`isHeld`), pass by without running
  *     mov [r10 + recover], ..           where the way back begins, for whoever has to leave the programs in between
  *     mov [r10 + sp], rsp               from here on in use
- *     mov [rsp], r10
  *     lea rsp, [r10 + head]
  *         gate's frame, programs
- *     mov rsp, [rsp + sp]
- *     mov r11, [rsp]; mov [r11 + sp], 0
+ *     mov r11, rsp; mov rsp, [r11 + sp]
+ *     mov [r11 + sp], 0
  *     key closed, signals as before
  *     flags, registers back
  *     lea rsp, [rsp + sill]
  *
- * A signal may arrive between any two of them. Until the third line from the end a handler that comes by the same or another
+ * A signal may arrive between any two of them. Until `sp` is 0 again a handler that comes by the same or another
  * point finds the stack in use and passes by; from there on nothing of ours is on the private stack. What a thread has on its
  * own stack is above rsp at every moment.
  */
 import type { Label } from "../x86/assembler.ts";
-import { hasReg, R10, R11, RAX, type RegSet, RSP } from "../x86/registers.ts";
+import { hasReg, R10, R11, RAX, RDX, type RegSet, RSP } from "../x86/registers.ts";
 import type { CodeWriter } from "./code-writer.ts";
 import { emitDefer, emitDeliver } from "./deferred-signals.ts";
 import type { GateFrame, Sill } from "./gate-frame.ts";
 import { emitKeyClose, emitKeyOpen } from "./gate-key.ts";
-import { emitHash, HEAD_OWNER, HEAD_RECOVER, HEAD_SP, STACK_HEAD } from "./private-stacks.ts";
+import {
+  emitHash,
+  HEAD_OWNER,
+  HEAD_RECOVER,
+  HEAD_SP,
+  type PrivateStacks,
+  STACK_HEAD,
+} from "./private-stacks.ts";
 
 /** What has to be emitted once the straight way through the gate is complete. */
 export interface SwitchSides {
@@ -77,7 +83,6 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
   asm.lea(R11, { ripTo: recover });
   asm.mov({ base: R10, disp: STACK_HEAD + HEAD_RECOVER }, R11);
   asm.mov({ base: R10, disp: STACK_HEAD + HEAD_SP }, RSP);
-  asm.mov({ base: RSP, disp: sill.stackSlot }, R10);
   asm.lea(RSP, { base: R10, disp: STACK_HEAD });
   const again = sill.regs.filter(({ isRead }) => isRead);
   if (again.length > 0) {
@@ -90,7 +95,7 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
   const emit = (totalBytes: number) => {
     writer.note("first time here, or not where the hash says");
     asm.bind(search);
-    writer.call(stacks.routines.find);
+    emitRoutine(writer, stacks, "find");
     asm.test(R10, R10);
     asm.jcc("ne", found);
     const pass = asm.here("pass");
@@ -102,13 +107,26 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
     asm.jmp(undo);
     writer.note("the stack is in use: by a handler's interrupted gate, or by nobody any more");
     asm.bind(inUse);
-    writer.call(stacks.routines.isHeld);
+    emitRoutine(writer, stacks, "isHeld");
     asm.test(R11, R11);
     asm.jcc("e", take);
     asm.jmp(pass);
     emitRecovery(writer, recover, totalBytes, leave);
   };
   return { undo, leave, emit };
+}
+
+/** Where a key is open nothing returns through an address that lies on the thread's own stack. */
+function emitRoutine(writer: CodeWriter, { key, routines }: PrivateStacks, name: "find" | "isHeld"): void {
+  if (key === undefined) {
+    writer.call(routines[name]);
+    return;
+  }
+  const { asm } = writer;
+  const back = asm.label("back");
+  asm.lea(RDX, { ripTo: back });
+  writer.jump(routines[`${name}WithKey`]);
+  asm.bind(back);
 }
 
 /**
@@ -130,14 +148,15 @@ function emitRecovery(writer: CodeWriter, recover: Label, totalBytes: number, le
 /** Bytes before the recovery where the size of its frame stands. */
 export const FRAME_SIZE_BEFORE_RECOVERY = 8;
 
-/** From the bottom of the gate's frame, which must be gone, back to the sill. */
+/** From the bottom of the gate's frame, which must be gone, back to the sill; r11 = the head. */
 export function emitSwitchBack(writer: CodeWriter): void {
   const { asm } = writer;
   writer.note("back to the thread's own stack");
-  asm.mov(RSP, { base: RSP, disp: HEAD_SP });
+  asm.mov(R11, RSP);
+  asm.mov(RSP, { base: R11, disp: HEAD_SP });
 }
 
-/** Everything from the sill back, but for `kept` registers, and `aboveBytes` more. The private stack is free from here on. */
+/** r11 = the head. Everything from the sill back, but for `kept` registers, and `aboveBytes` more. The private stack is free from here on. */
 export function emitSill(
   writer: CodeWriter,
   sill: Sill,
@@ -148,8 +167,7 @@ export function emitSill(
   }: { readonly kept: RegSet; readonly aboveBytes: number; readonly undo: Label | undefined },
 ): void {
   const { asm } = writer;
-  asm.mov(R11, { base: RSP, disp: sill.stackSlot });
-  asm.movImm({ base: R11, disp: STACK_HEAD + HEAD_SP }, 0);
+  asm.movImm({ base: R11, disp: HEAD_SP }, 0);
   if (hasReg(kept, RAX)) {
     // What follows goes through rax.
     const value = sill.regs.find(({ reg }) => reg === RAX);
