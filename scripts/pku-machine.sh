@@ -66,18 +66,23 @@ if [ -r /dev/kvm ] && [ -w /dev/kvm ] && grep -q '^flags.*\bpku\b' /proc/cpuinfo
   accelerator=(-accel kvm -cpu host)
   clock=
 fi
-: >"$work/console"
-status=0
-timeout "$seconds" qemu-system-x86_64 -machine pc "${accelerator[@]}" \
-  -smp 2 -m 4G -nographic -no-reboot -nic none -kernel "$kernel" -initrd "$work/initrd" \
-  -append "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog rcupdate.rcu_cpu_stall_suppress=1 $clock" \
-  </dev/null >"$work/console" 2>&1 &
-machine=$!
+machine=
 trap 'kill $machine 2>/dev/null || true; rm -rf "$work"' EXIT
-# What it prints from its beginning on, as it comes.
-tail -n +1 -f --pid=$machine "$work/console" | sed -u '1,/machine: begins/d; /machine: exit code/,$d; s/\r$//' &
-wait $machine || status=$?
-wait
+# A kernel that dies before its first program is started again: later ones than 6.1 often do under qemu 7.2.
+for try in 1 2 3 4 5; do
+  : >"$work/console"
+  status=0
+  timeout "$seconds" qemu-system-x86_64 -machine pc "${accelerator[@]}" \
+    -smp 2 -m 4G -nographic -no-reboot -nic none -kernel "$kernel" -initrd "$work/initrd" \
+    -append "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog rcupdate.rcu_cpu_stall_suppress=1 $clock" \
+    </dev/null >"$work/console" 2>&1 &
+  machine=$!
+  # What it prints from its beginning on, as it comes.
+  tail -n +1 -f --pid=$machine "$work/console" | sed -u '1,/machine: begins/d; /machine: exit code/,$d; s/\r$//' &
+  wait $machine || status=$?
+  wait
+  [ "$status" = 0 ] && ! grep -q 'machine: begins' "$work/console" || break
+done
 code=$(sed -n 's/.*machine: exit code \([0-9]*\).*/\1/p' "$work/console" | tail -n 1)
 [ -n "$code" ] && exit "$code"
 if [ "$status" = 124 ]; then
