@@ -92,6 +92,23 @@ describe.each(LEVELS)("a program raises a fault, level %s", (level) => {
     expect(second).toMatchObject({ hits: PASSED, faulted: first!.faulted });
   });
 
+  it("in a routine that would have given registers back at its end", async () => {
+    using child = await UnmanagedChild.start([buildFixture("faulting"), `${THREADS}`, `${ROUNDS}`]);
+    const site = "uprobe:faulting:wide+1";
+    await using tracing = await Tracing.armed(
+      ["--gate", level, "-p", `${child.pid}`],
+      `${site} { @first = sum(nsecs); } ${site} { @second = count(); }`,
+    );
+    // push rbp; mov rbp, rsp
+    ProgramCode.find(child.pid, site).spoilBehind([0x55, 0x48, 0x89, 0xe5], faults["no instruction"].code);
+    child.send("\n");
+    expect(await child.line(60_000)).toMatch(/^wrong 0, /);
+    await tracing.untilError("violation: ");
+    const [first, second] = accountingOf((await tracing.interrupt()).lines);
+    expect(first).toMatchObject({ run: 0, hits: first!.faulted });
+    expect(second).toMatchObject({ hits: PASSED, faulted: first!.faulted });
+  });
+
   it("signals of faults that somebody sends are the application's, also while a thread is in the gate", async () => {
     using child = await UnmanagedChild.start([buildFixture("faulting"), `${THREADS}`, `${ROUNDS}`, "faults"]);
     await using tracing = await Tracing.armed(

@@ -35,6 +35,18 @@ export class ProgramCode {
     if (where === "counted" && count < 0) throw new Error("the program counts nothing");
     // ff /0 with a SIB byte, and a displacement where the base needs one.
     const offset = where === "start" ? 0 : count + ((this.bytes[count + 3]! & 0xc0) === 0x40 ? 6 : 5);
+    this.#write(offset, code);
+  }
+
+  /** Writes other code over what begins with these bytes, behind them. */
+  spoilBehind(bytes: readonly number[], code: readonly number[]): void {
+    const offset = Buffer.from(this.bytes).indexOf(Uint8Array.from(bytes));
+    if (offset < 0)
+      throw new Error(`the program has no ${bytes}: ${Buffer.from(this.bytes).toString("hex")}`);
+    this.#write(offset + bytes.length, code);
+  }
+
+  #write(offset: number, code: readonly number[]): void {
     const memory = MemoryFile.open(this.#pid);
     memory.write(this.at + BigInt(offset), Uint8Array.from(code));
     memory.close();
