@@ -29,6 +29,8 @@ async function attack(way: string, args: readonly string[]) {
 describe.each(levels)("gate %s", (level) => {
   it.each([
     { way: "exit", name: "threads that end in a handler, in the middle of a program" },
+    { way: "unwind", name: "threads that unwind out of a handler, in the middle of a program" },
+    { way: "cancel", name: "threads that are cancelled in the middle of a program" },
     { way: "longjmp", name: "handlers that leave the middle of a program" },
   ])("$name: others go on, and every hit is accounted for", async ({ way }) => {
     const { child, tracing } = await attack(way, ["--gate", level]);
