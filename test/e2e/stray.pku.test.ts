@@ -35,7 +35,12 @@ async function start({ choice, args = ["handler"] }: Stray) {
     const name = /^\/memfd:(trapline\S*)/.exec(path)?.[1];
     if (perms.startsWith("rw") && name !== undefined && !places.has(name)) places.set(name, at);
   }
-  expect([...places.keys()].sort()).toEqual(["trapline", "trapline-maps", "trapline-stacks"]);
+  expect([...places.keys()].sort()).toEqual([
+    "trapline",
+    "trapline-mailbox",
+    "trapline-maps",
+    "trapline-stacks",
+  ]);
   const end = async () => {
     // The programs still run, and the process is as before in the end.
     expect(await ask("pass")).toBe("passed 1000");
