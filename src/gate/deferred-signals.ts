@@ -10,6 +10,7 @@
  * Facts: rt_sigprocmask is system call 14, SIG_SETMASK 2, a mask has 8 bytes; a system call changes rax, rcx and r11 (psABI A.2.1).
  * Signals by number: ILL 4, BUS 7, FPE 8, SEGV 11, SYS 31.
  */
+import type { Assembler } from "../x86/assembler.ts";
 import { R10, R11, RAX, RCX, RDI, RDX, type RegSet, RSI, RSP, regSet } from "../x86/registers.ts";
 import type { CodeWriter } from "./code-writer.ts";
 
@@ -33,7 +34,7 @@ export function emitDefer(writer: CodeWriter, maskSlot: number): void {
   writer.note("signals wait");
   asm.lea(RSI, { ripTo: writer.literal(DEFERRED_SIGNALS) });
   asm.lea(RDX, { base: RSP, disp: maskSlot });
-  emitSetMask(writer);
+  emitSetMask(asm);
 }
 
 export function emitDeliver(writer: CodeWriter, maskSlot: number): void {
@@ -41,10 +42,11 @@ export function emitDeliver(writer: CodeWriter, maskSlot: number): void {
   writer.note("signals as before");
   asm.lea(RSI, { base: RSP, disp: maskSlot });
   asm.zero(RDX);
-  emitSetMask(writer);
+  emitSetMask(asm);
 }
 
-function emitSetMask({ asm }: CodeWriter): void {
+/** rsi = the new mask, rdx = where the old one goes, or 0. */
+export function emitSetMask(asm: Assembler): void {
   asm.movImm(RDI, SIG_SETMASK, 32);
   asm.movImm(R10, MASK_BYTES, 32);
   asm.movImm(RAX, SYS_RT_SIGPROCMASK, 32);

@@ -13,6 +13,15 @@
  *     slot + STRIDE - 64    head: +0   fs base of the owner, 0: free
  *                                 +8   stack pointer that the owner left behind, 0: not in use
  *                                 +16  while in use: where the programs of this hit can be left at any instruction (`emitRecovery`)
+ *                                 +24  a range of addresses (its length at +32) where the thread is not on its alternate stack
+ *                                 +40  the thread's signal mask, while +48 is not 0: it is to be put back behind the gate
+ *                                 +56  how many hits more that range is believed u32, +60 how many the next time u32
+ *
+ * A handler on an alternate stack must not leave it while another one for that stack may come: the kernel would begin the stack again at its
+ * top. So a thread that is not where it is known to be on an ordinary stack asks the kernel (`settle`), and if it is on the alternate one
+ * signals wait for this once. Since a thread may get its alternate stack at any time, mostly when it begins, it asks again: at the second hit,
+ * then after twice as many each time, up to 1024. Not handled: an alternate stack within a megabyte of where the thread has been hit
+ * before, whose handlers interrupt each other before it asks.
  *
  * Reading the fs base takes some 6 ns on processors where the instruction for that waits for everything before it (Zen). The C
  * libraries keep the same address in the word that it points to, as the psABI wants; where all threads of a process do so, it is
@@ -25,11 +34,12 @@
  * Not handled: more than 2^COUNT_LOG2 fs bases in one process's life: later threads are turned away and counted. Threads that
  * have ended leave their slot to whoever gets the same fs base, as threads of the C library do.
  *
- * Facts: sigaltstack is system call 131; its old stack_t has ss_flags at +8, SS_ONSTACK is 1 (asm-generic/signal-defs.h).
+ * Facts: sigaltstack is system call 131; its old stack_t has ss_flags at +8, SS_ONSTACK is 1, SS_DISABLE 2 (asm-generic/signal-defs.h).
  */
 import type { Assembler, Label } from "../x86/assembler.ts";
 import { R10, R11, RAX, RCX, RDI, RDX, type Reg, RSI, RSP } from "../x86/registers.ts";
 import { CodeWriter, type WrittenCode } from "./code-writer.ts";
+import { DEFERRED_SIGNALS, emitSetMask } from "./deferred-signals.ts";
 import type { GateKey } from "./gate-key.ts";
 
 const COUNT_LOG2 = 10;
@@ -48,6 +58,12 @@ export const STACK_HEAD = STACK_STRIDE - 64;
 export const HEAD_OWNER = 0;
 export const HEAD_SP = 8;
 export const HEAD_RECOVER = 16;
+export const HEAD_PLAIN_START = 24;
+export const HEAD_PLAIN_BYTES = 32;
+export const HEAD_MASK = 40;
+export const HEAD_MASKED = 48;
+export const HEAD_HITS_LEFT = 56;
+const HEAD_HITS_NEXT = 60;
 /** Stack that a thread has for the gate's frame, a program, and a signal frame with a handler on top. */
 export const PRIVATE_STACK_BYTES = STACK_HEAD - GUARD_BYTES;
 
@@ -70,6 +86,8 @@ export interface PrivateStacks {
   readonly routines: StackRoutines;
   /** Signals wait while a thread is in the gate. */
   readonly defersSignals: boolean;
+  /** A thread that comes by may be on an alternate stack that another handler would begin again. */
+  readonly findsAlternate: boolean;
   /** The stacks, and everything that programs use, are under this key. */
   readonly key: GateKey | undefined;
 }
@@ -88,6 +106,13 @@ export interface StackRoutines {
    */
   readonly findWithKey: bigint;
   readonly isHeldWithKey: bigint;
+  /**
+   * In: r10 = the slot, rsp outside of what is known to be an ordinary stack. Either it is known from now on, or signals wait and
+   * `HEAD_MASKED` says so. Changes r11 and flags.
+   */
+  readonly settle: bigint;
+  /** In: r11 = the head of a slot with `HEAD_MASKED`. Puts the mask back. Changes flags. */
+  readonly deliver: bigint;
 }
 
 /** r10 = the slot where the thread's hash leads, r11 = its fs base. */
@@ -114,6 +139,14 @@ export function emitStackRoutines(at: bigint, base: bigint): WrittenCode & Stack
   const isHeldWithKey = asm.here("is_held_with_key");
   emitIsHeld(asm);
   const isHeld = emitAsCall(asm, isHeldWithKey, [RAX, RCX, RDX, RSI, RDI]);
+  asm.align(16, "int3");
+  writer.note("is the thread on its alternate stack?");
+  const settle = asm.here("settle");
+  emitSettle(writer);
+  asm.align(16, "int3");
+  writer.note("signals as before");
+  const deliver = asm.here("deliver");
+  emitDeliverAll(asm);
   const addressOf = (label: Label) => asm.addressOf(label);
   return {
     ...writer.finish(),
@@ -121,6 +154,8 @@ export function emitStackRoutines(at: bigint, base: bigint): WrittenCode & Stack
     isHeld: addressOf(isHeld),
     findWithKey: addressOf(findWithKey),
     isHeldWithKey: addressOf(isHeldWithKey),
+    settle: addressOf(settle),
+    deliver: addressOf(deliver),
   };
 }
 
@@ -173,12 +208,14 @@ function emitFind(writer: CodeWriter, base: bigint): void {
 }
 
 /** Stack of the thread's own that the routines use: a return address, registers, and a `stack_t`. */
-export const SWITCH_STACK_BYTES = 8 + 5 * 8 + 24;
+export const SWITCH_STACK_BYTES = 8 + 6 * 8 + 24;
 
 /** `struct stack_t`: pointer, flags, size. */
 const STACK_T_BYTES = 24;
 const STACK_T_FLAGS = 8;
+const STACK_T_SIZE = 16;
 const SS_ONSTACK = 1;
+const SS_DISABLE = 2;
 const SYS_SIGALTSTACK = 131;
 
 function emitIsHeld(asm: Assembler): void {
@@ -208,4 +245,78 @@ function emitIsHeld(asm: Assembler): void {
   asm.bind(held);
   asm.movImm(R11, 1, 32);
   asm.jmpTo(RDX);
+}
+
+/** Ranges that are known to be ordinary stack are at most so long, and do not cross a multiple of it. */
+const PLAIN_BYTES = 1 << 20;
+/** A power of two: so many hits later at the latest the kernel is asked again. */
+const MOST_HITS = 1024;
+
+function emitSettle(writer: CodeWriter): void {
+  const { asm } = writer;
+  const [wait, known, below, done] = ["wait", "known", "below", "done"].map((name) => asm.label(name)) as [
+    Label,
+    Label,
+    Label,
+    Label,
+  ];
+  const saved = [RAX, RCX, RDX, RSI, RDI, R10];
+  for (const reg of saved) asm.push(reg);
+  asm.subImm(RSP, STACK_T_BYTES);
+  asm.zero(RDI);
+  asm.mov(RSI, RSP);
+  asm.movImm(RAX, SYS_SIGALTSTACK, 32);
+  asm.syscall();
+  asm.mov(RAX, { base: RSP, disp: STACK_T_FLAGS }, 32);
+  asm.testImm(RAX, SS_ONSTACK, 8);
+  asm.jcc("ne", wait);
+  writer.note("no: nor anywhere near, up to an alternate stack of the thread");
+  asm.mov(RCX, RSP);
+  asm.andImm(RCX, -PLAIN_BYTES);
+  asm.lea(RDX, { base: RCX, disp: PLAIN_BYTES });
+  asm.testImm(RAX, SS_DISABLE, 8);
+  asm.jcc("ne", known);
+  asm.mov(RAX, { base: RSP, disp: 0 });
+  asm.cmp(RAX, RSP);
+  asm.jcc("b", below);
+  asm.cmp(RAX, RDX);
+  asm.cmov("b", RDX, RAX);
+  asm.jmp(known);
+  asm.bind(below);
+  asm.add(RAX, { base: RSP, disp: STACK_T_SIZE });
+  asm.cmp(RAX, RCX);
+  asm.cmov("a", RCX, RAX);
+  asm.bind(known);
+  asm.mov(RAX, { base: R10, disp: STACK_HEAD + HEAD_HITS_NEXT }, 32);
+  asm.mov({ base: R10, disp: STACK_HEAD + HEAD_HITS_LEFT }, RAX, 32);
+  asm.lea(RAX, { base: RAX, index: RAX, scale: 1, disp: 1 }, 32);
+  asm.andImm(RAX, MOST_HITS - 1, 32);
+  asm.mov({ base: R10, disp: STACK_HEAD + HEAD_HITS_NEXT }, RAX, 32);
+  asm.sub(RDX, RCX);
+  asm.mov({ base: R10, disp: STACK_HEAD + HEAD_PLAIN_START }, RCX);
+  asm.mov({ base: R10, disp: STACK_HEAD + HEAD_PLAIN_BYTES }, RDX);
+  asm.jmp(done);
+  asm.bind(wait);
+  writer.note("yes: signals wait, now, and it is asked again");
+  asm.movImm({ base: R10, disp: STACK_HEAD + HEAD_HITS_LEFT }, 0, 32);
+  asm.movImm({ base: R10, disp: STACK_HEAD + HEAD_MASKED }, 1);
+  asm.lea(RDX, { base: R10, disp: STACK_HEAD + HEAD_MASK });
+  asm.lea(RSI, { ripTo: writer.literal(DEFERRED_SIGNALS) });
+  emitSetMask(asm);
+  asm.bind(done);
+  asm.addImm(RSP, STACK_T_BYTES);
+  for (const reg of saved.toReversed()) asm.pop(reg);
+  asm.ret();
+}
+
+function emitDeliverAll(asm: Assembler): void {
+  const saved = [RAX, RCX, RDX, RSI, RDI, R10, R11];
+  for (const reg of saved) asm.push(reg);
+  // What is delivered may come by here itself.
+  asm.movImm({ base: R11, disp: HEAD_MASKED }, 0);
+  asm.lea(RSI, { base: R11, disp: HEAD_MASK });
+  asm.zero(RDX);
+  emitSetMask(asm);
+  for (const reg of saved.toReversed()) asm.pop(reg);
+  asm.ret();
 }

@@ -89,7 +89,7 @@ function writeGate(): void {
     isEntry: false,
     otherClobbers: 0,
     otherClobbersFlags: false,
-    stacks: { base, thread: "fs base", routines, defersSignals: false, key: undefined },
+    stacks: { base, thread: "fs base", routines, defersSignals: false, findsAlternate: true, key: undefined },
   });
   const writer = new CodeWriter(at(GATE));
   const sides = emitEnter(writer, frame, {
@@ -208,8 +208,9 @@ test("the frame is for the switch only where registers are dead and flags too", 
     stacks: {
       base: 0n,
       thread: "fs:0",
-      routines: { find: 0n, isHeld: 0n, findWithKey: 0n, isHeldWithKey: 0n },
+      routines: { find: 0n, isHeld: 0n, findWithKey: 0n, isHeldWithKey: 0n, settle: 0n, deliver: 0n },
       defersSignals: false,
+      findsAlternate: true,
       key: undefined,
     },
   });

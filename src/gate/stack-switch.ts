@@ -9,6 +9,7 @@
  *     cmp [r10 + sp], 0; jne            in use: unless it is held by nobody (`isHeld`), pass by without running
  *     mov [r10 + recover], ..           where the way back begins, for whoever has to leave the programs in between
  *     mov [r10 + sp], rsp               from here on in use
+ *     rsp on an ordinary stack?         not at level "strict"; if that is not known: `settle`
  *     lea rsp, [r10 + head]
  *         gate's frame, programs
  *     mov r11, rsp; mov rsp, [r11 + sp]
@@ -29,7 +30,11 @@ import type { GateFrame, Sill } from "./gate-frame.ts";
 import { emitKeyClose, emitKeyOpen } from "./gate-key.ts";
 import {
   emitHash,
+  HEAD_HITS_LEFT,
+  HEAD_MASKED,
   HEAD_OWNER,
+  HEAD_PLAIN_BYTES,
+  HEAD_PLAIN_START,
   HEAD_RECOVER,
   HEAD_SP,
   type PrivateStacks,
@@ -83,6 +88,17 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
   asm.lea(R11, { ripTo: recover });
   asm.mov({ base: R10, disp: STACK_HEAD + HEAD_RECOVER }, R11);
   asm.mov({ base: R10, disp: STACK_HEAD + HEAD_SP }, RSP);
+  const [unsure, settled] = [asm.label("unsure"), asm.label("settled")];
+  if (stacks.findsAlternate) {
+    writer.note("known not to be on an alternate stack?");
+    asm.subImm({ base: R10, disp: STACK_HEAD + HEAD_HITS_LEFT }, 1, 32);
+    asm.jcc("b", unsure);
+    asm.mov(R11, RSP);
+    asm.sub(R11, { base: R10, disp: STACK_HEAD + HEAD_PLAIN_START });
+    asm.cmp(R11, { base: R10, disp: STACK_HEAD + HEAD_PLAIN_BYTES });
+    asm.jcc("ae", unsure);
+    asm.bind(settled);
+  }
   asm.lea(RSP, { base: R10, disp: STACK_HEAD });
   const again = sill.regs.filter(({ isRead }) => isRead);
   if (again.length > 0) {
@@ -111,6 +127,12 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
     asm.test(R11, R11);
     asm.jcc("e", take);
     asm.jmp(pass);
+    if (stacks.findsAlternate) {
+      writer.note("not known: find out, or have signals wait");
+      asm.bind(unsure);
+      writer.call(stacks.routines.settle);
+      asm.jmp(settled);
+    }
     emitRecovery(writer, recover, totalBytes, leave);
   };
   return { undo, leave, emit };
@@ -168,6 +190,13 @@ export function emitSill(
 ): void {
   const { asm } = writer;
   asm.movImm({ base: R11, disp: HEAD_SP }, 0);
+  if (sill.stacks.findsAlternate) {
+    const goOn = asm.label("go on");
+    asm.cmpImm({ base: R11, disp: HEAD_MASKED }, 0);
+    asm.jcc("e", goOn);
+    writer.call(sill.stacks.routines.deliver);
+    asm.bind(goOn);
+  }
   if (hasReg(kept, RAX)) {
     // What follows goes through rax.
     const value = sill.regs.find(({ reg }) => reg === RAX);

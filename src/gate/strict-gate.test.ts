@@ -1,6 +1,6 @@
 /** What a program finds inside of a strict gate, and what its thread finds behind it: signal mask and protection key. */
 import koffi from "koffi";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { Machine, type NativeMemory, nativeMemory, randomWords } from "../../test/support/native-code.ts";
 import { describeWithKeys, hasProtectionKeys } from "../../test/support/protection-keys.ts";
 import { Assembler } from "../x86/assembler.ts";
@@ -26,6 +26,7 @@ const libc = koffi.load("libc.so.6");
 const pkeyAlloc = libc.func("int pkey_alloc(unsigned int flags, unsigned int rights)");
 const pkeyFree = libc.func("int pkey_free(int key)");
 const pkeyMprotect = libc.func("int pkey_mprotect(intptr_t at, size_t len, int prot, int key)");
+const sigaltstack = libc.func("int sigaltstack(const uint64_t *stack, void *old)");
 const PKEY_DISABLE_ACCESS = 1;
 const PROT_READ_WRITE = 3;
 
@@ -57,7 +58,7 @@ function emitReadState(asm: Assembler, maskAt: number, pkruAt: number): void {
 }
 
 /** A gate with every register and flag live, around a program that looks around and changes everything. */
-function writeGate(base: bigint, key: GateKey | undefined): void {
+function writeGate(base: bigint, key: GateKey | undefined, level: "stack" | "strict" = "strict"): void {
   code.bytes.fill(0);
   const program = new Assembler(at(PROGRAM));
   emitReadState(program, MASK_INSIDE, PKRU_INSIDE);
@@ -83,7 +84,14 @@ function writeGate(base: bigint, key: GateKey | undefined): void {
     isEntry: false,
     otherClobbers: 0,
     otherClobbersFlags: false,
-    stacks: { base, thread: "fs:0", routines, defersSignals: true, key },
+    stacks: {
+      base,
+      thread: "fs:0",
+      routines,
+      defersSignals: level === "strict",
+      findsAlternate: level === "stack",
+      key,
+    },
   });
   const writer = new CodeWriter(at(GATE));
   const sides = emitEnter(writer, frame, { ip: undefined, spDelta: 0, isEntry: false });
@@ -98,9 +106,9 @@ const word = (offset: number) => code.view.getBigUint64(offset, true);
 const random = randomWords(11);
 
 /** Goes through the gate with random registers, which must come back, and reads the thread's state behind it. */
-function pass(): void {
+function pass(rsp = machine.stack.at + BigInt(machine.stack.bytes.length / 2)): void {
   const regs = Array.from({ length: 16 }, () => random());
-  regs[RSP] = machine.stack.at + BigInt(machine.stack.bytes.length / 2);
+  regs[RSP] = rsp;
   const flags = 0x202n | (random() & 0x8d5n);
   machine.stack.bytes.fill(0x5a);
   const before = machine.stack.bytes.slice(machine.stack.bytes.length / 2 - 128);
@@ -128,6 +136,59 @@ test("signals wait inside but for those of faults, and the mask is as before beh
   expect([4, 7, 8, 11, 31].every((signal) => (DEFERRED_SIGNALS & (1n << BigInt(signal - 1))) === 0n)).toBe(
     true,
   );
+});
+
+/** Tells the kernel which alternate stack this thread has; 0 bytes: none. */
+function setAlternateStack(stackAt: bigint, lenBytes: number): void {
+  const SS_DISABLE = 2n;
+  const stack = BigUint64Array.of(stackAt, lenBytes === 0 ? SS_DISABLE : 0n, BigInt(lenBytes));
+  expect(sigaltstack(stack, null)).toBe(0);
+}
+
+describe("on a private stack, without signals deferred", () => {
+  let stacks: NativeMemory;
+  let alternate: NativeMemory;
+  beforeAll(() => {
+    stacks = nativeMemory(PRIVATE_STACKS_BYTES + STACK_STRIDE);
+    alternate = nativeMemory(1 << 16);
+    writeGate(aligned(stacks), undefined, "stack");
+  });
+  afterAll(() => {
+    setAlternateStack(0n, 0);
+    stacks[Symbol.dispose]();
+    alternate[Symbol.dispose]();
+  });
+
+  test.each([
+    ["none", () => setAlternateStack(0n, 0)],
+    ["elsewhere", () => setAlternateStack(alternate.at, 1 << 16)],
+    ["right above", () => setAlternateStack(machine.stack.at + 0xc000n, 0x3000)],
+    ["right below", () => setAlternateStack(machine.stack.at, 0x4000)],
+  ])("a thread on its ordinary stack, with an alternate one %s: signals come as they do", (_, prepare) => {
+    writeGate(aligned(stacks), undefined, "stack");
+    stacks.bytes.fill(0);
+    prepare();
+    for (let round = 0; round < 3; round++) {
+      pass();
+      expect(word(MASK_INSIDE)).toBe(word(MASK_OUTSIDE));
+    }
+  });
+
+  test("a thread on its alternate stack, also where it was on its ordinary one before: signals wait", () => {
+    stacks.bytes.fill(0);
+    setAlternateStack(0n, 0);
+    pass();
+    expect(word(MASK_INSIDE)).toBe(word(MASK_OUTSIDE));
+    setAlternateStack(alternate.at, 1 << 16);
+    for (let round = 0; round < 3; round++) {
+      const outside = word(MASK_OUTSIDE);
+      pass(alternate.at + 0x8000n);
+      expect(word(MASK_INSIDE)).toBe(DEFERRED_SIGNALS & ~NEVER_BLOCKED);
+      expect(word(MASK_OUTSIDE)).toBe(outside);
+      pass();
+      expect(word(MASK_INSIDE)).toBe(outside);
+    }
+  });
 });
 
 describeWithKeys("with protection keys", () => {

@@ -202,7 +202,14 @@ function privateStack(defersSignals = false): PrivateStackHook {
   const routines = emitStackRoutines(at, stacksAt);
   memory.bytes.set(routines.bytes, ROUTINES);
   return {
-    stacks: { base: stacksAt, thread: "fs:0", routines, defersSignals, key: undefined },
+    stacks: {
+      base: stacksAt,
+      thread: "fs:0",
+      routines,
+      defersSignals,
+      findsAlternate: !defersSignals,
+      key: undefined,
+    },
     turnedAway: [memory.at + BigInt(TURNED_AWAY)],
   };
 }

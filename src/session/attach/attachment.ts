@@ -48,7 +48,7 @@ import { PerfMap, type PerfMapResult } from "../names/perf-map.ts";
 import type { ViolationChoice } from "../options.ts";
 import { CodeSpaces } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
-import { type ChosenGate, threadSourceIn } from "./gate-level.ts";
+import { type ChosenGate, mayFindAlternate, threadSourceIn } from "./gate-level.ts";
 import { LivePoints } from "./live-points.ts";
 import {
   type BuiltPoint,
@@ -199,6 +199,7 @@ export class Attachment {
         // The handler asks for it wherever it is.
         thread: "fs base",
         defersSignals: input.gate.level === "strict",
+        findsAlternate: mayFindAlternate(input.gate.level, input.images.program),
         key: this.key === undefined ? undefined : { number: this.key },
       },
       memoryAt: (address) => memory.nameAt(address),
@@ -215,6 +216,7 @@ export class Attachment {
       stacks: stacks && {
         base: stacks.at,
         defersSignals: input.gate.level === "strict",
+        findsAlternate: mayFindAlternate(input.gate.level, input.images.program),
         threadIn: ({ range }) => {
           const { list } = input.images;
           const image = list.find(({ start }) => start === range.start);

@@ -73,3 +73,11 @@ export function threadSourceIn(
   const isLoader = ({ elf }: GateImage) => elf.symbols.find(LOAD_GATE_FUNCTION).length > 0;
   return image !== undefined && !isLoader(image) && images.some(isLoader) ? "fs:0" : "fs base";
 }
+
+/**
+ * Whether threads may come by on an alternate stack that another handler would begin again while they are on a private one. Where
+ * signals wait nothing comes between; handlers of Go block all signals.
+ */
+export function mayFindAlternate(level: GateLevel, program: GateImage | undefined): boolean {
+  return level === "stack" && !(program !== undefined && isGoProgram(program));
+}

@@ -120,6 +120,7 @@ export interface PointMemory {
     | {
         readonly base: bigint;
         readonly defersSignals: boolean;
+        readonly findsAlternate: boolean;
         /** How threads are told apart in the code of an image. */
         threadIn(image: PlannedPoint["image"]): ThreadSource;
         recursedAt(account: number): bigint;
@@ -499,9 +500,16 @@ export class PointBuilder {
     const accounts = runsThen.flatMap(({ run }) =>
       run.kind === "program" && run.account !== undefined ? [run.account] : [],
     );
-    const { base, defersSignals } = stacks;
+    const { base, defersSignals, findsAlternate } = stacks;
     return {
-      stacks: { base, defersSignals, key, thread: stacks.threadIn(image), routines: this.#stackRoutines! },
+      stacks: {
+        base,
+        defersSignals,
+        findsAlternate,
+        key,
+        thread: stacks.threadIn(image),
+        routines: this.#stackRoutines!,
+      },
       turnedAway: accounts.map((account) => stacks.recursedAt(account)),
     };
   }

@@ -25,7 +25,7 @@ import { readMaps } from "../../target/process/proc-fs.ts";
 import { findKeyObstacle } from "../../target/process/protection-keys.ts";
 import { decodeBlock, textOf } from "../../x86/decode.ts";
 import { CodeSpaces } from "../attach/code-space.ts";
-import { chooseGate, type GateLevel } from "../attach/gate-level.ts";
+import { chooseGate, type GateImage, type GateLevel, mayFindAlternate } from "../attach/gate-level.ts";
 import { type BuiltPoint, PointBuilder, type PointMemory } from "../attach/point-builder.ts";
 import { CodeCache, ProbeNames, resolveProbes } from "../attach/probe-resolution.ts";
 import { ProgramCompiler } from "../attach/program-compiler.ts";
@@ -107,7 +107,7 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
     tableAt: EXAMPLE_PRIVATE_AT + 4096n,
     entries: 8192,
     missedAt: () => EXAMPLE_MAPS_AT,
-    stacks: level === "none" ? undefined : exampleStacks(level),
+    stacks: level === "none" ? undefined : exampleStacks(level, images.program),
     key: level === "strict" && findKeyObstacle() === undefined ? { number: EXAMPLE_KEY } : undefined,
   });
   const { built, refused } = await builder.build(points.slice(0, MOST_POINTS));
@@ -121,9 +121,10 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
 }
 
 /** Private stacks as they would be in a process that runs. */
-const exampleStacks = (level: GateLevel): PointMemory["stacks"] => ({
+const exampleStacks = (level: GateLevel, program: GateImage | undefined): PointMemory["stacks"] => ({
   base: EXAMPLE_STACKS_AT,
   defersSignals: level === "strict",
+  findsAlternate: mayFindAlternate(level, program),
   threadIn: () => "fs:0",
   recursedAt: () => EXAMPLE_MAPS_AT,
 });
