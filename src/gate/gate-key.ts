@@ -2,7 +2,8 @@
  * The protection key that the engine's data is under, and how a thread lets itself in and out.
  *
  * A page has a key of 0 to 15; each thread's register PKRU has two bits for each key, "no access" and "no write". Outside the gate
- * both bits of our key are set. Other keys are the application's: their bits are never changed.
+ * the first of ours is set, as the kernel sets it for a new key, inside neither. Other keys are the application's: their bits are
+ * never changed.
  *
  * WRPKRU is an ordinary instruction, and whoever jumps to ours has chosen what it writes. So what was written is looked at behind
  * it, and stops the process if it is not what this place is for: behind the way in the path leads through the gate and out of
@@ -22,8 +23,11 @@ export interface GateKey {
 /** What both ways change, and the flags. */
 export const KEY_CLOBBERS: RegSet = regSet(RAX, RCX, RDX);
 
-/** Both bits of a key in PKRU; set: closed. */
+/** Both bits of a key in PKRU; neither set: open. */
 export const keyBits = ({ number }: GateKey): number => 3 << (2 * number);
+
+/** The bit of a closed key. */
+export const closedBit = ({ number }: GateKey): number => 1 << (2 * number);
 
 export function emitKeyOpen(writer: CodeWriter, key: GateKey): void {
   const { asm } = writer;
@@ -44,12 +48,11 @@ export function emitKeyClose(writer: CodeWriter, key: GateKey): void {
   writer.note("close the protection key, and look that it is closed");
   asm.zero(RCX);
   asm.rdpkru();
-  asm.orImm(RAX, keyBits(key), 32);
+  asm.orImm(RAX, closedBit(key), 32);
   asm.wrpkru();
   const closed = asm.label("closed");
-  asm.not(RAX, 32);
-  asm.testImm(RAX, keyBits(key), 32);
-  asm.jcc("e", closed);
+  asm.testImm(RAX, closedBit(key), 32);
+  asm.jcc("ne", closed);
   asm.ud2();
   asm.bind(closed);
 }

@@ -12,7 +12,7 @@ export {
   RED_ZONE_BYTES,
   type SavedReg,
 } from "./gate-frame.ts";
-export { type GateKey, keyBits } from "./gate-key.ts";
+export { closedBit, type GateKey, keyBits } from "./gate-key.ts";
 export {
   emitStackRoutines,
   guardPages,

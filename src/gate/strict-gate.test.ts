@@ -9,7 +9,7 @@ import { CodeWriter } from "./code-writer.ts";
 import { DEFERRED_SIGNALS } from "./deferred-signals.ts";
 import { emitEnter, emitLeave, emitPrograms } from "./gate.ts";
 import { planFrame } from "./gate-frame.ts";
-import { type GateKey, keyBits } from "./gate-key.ts";
+import { closedBit, type GateKey, keyBits } from "./gate-key.ts";
 import { emitStackRoutines, PRIVATE_STACKS_BYTES, STACK_STRIDE } from "./private-stacks.ts";
 
 const GATE = 0;
@@ -204,7 +204,7 @@ describeWithKeys("with protection keys", () => {
         pass();
         const [inside, outside] = [Number(word(PKRU_INSIDE)), Number(word(PKRU_OUTSIDE))];
         expect(inside & keyBits(key)).toBe(0);
-        expect(outside & keyBits(key)).toBe(keyBits(key) | 0);
+        expect(outside & keyBits(key)).toBe(closedBit(key));
         expect(inside & ~keyBits(key)).toBe(outside & ~keyBits(key));
         expect(outside & keyBits({ number: other })).toBe(0);
       }
@@ -217,4 +217,5 @@ describeWithKeys("with protection keys", () => {
 
 test.each([1, 7, 14, 15])("the bits of key %i", (number) => {
   expect(BigInt.asUintN(32, BigInt(keyBits({ number })))).toBe(3n << BigInt(2 * number));
+  expect(BigInt(closedBit({ number }))).toBe(1n << BigInt(2 * number));
 });

@@ -20,7 +20,7 @@
  */
 import { type CodeNote, CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
 import { DEFERRED_SIGNALS, emitDeliver } from "../gate/deferred-signals.ts";
-import { emitKeyClose, type GateKey, keyBits } from "../gate/gate-key.ts";
+import { closedBit, emitKeyClose, type GateKey, keyBits } from "../gate/gate-key.ts";
 import { emitHash, HEAD_SP, type PrivateStacks, STACK_HEAD } from "../gate/private-stacks.ts";
 import type { Label } from "../x86/assembler.ts";
 import { R8, R10, R11, R12, R13, R14, RAX, RBX, RCX, RDI, RDX, RSI, RSP } from "../x86/registers.ts";
@@ -85,7 +85,7 @@ export function emitIsOpen(writer: CodeWriter, { key }: Pick<StrayAccessSpec, "k
   asm.jcc("ne", no);
   asm.cmpImm({ base: RSI, disp: SI_CODE }, 0, 32);
   asm.jcc("le", defer);
-  asm.orImm({ base: RAX }, keyBits(key), 32);
+  asm.orImm({ base: RAX }, closedBit(key), 32);
   asm.bind(no);
 }
 
@@ -137,7 +137,7 @@ export function emitBackFromCopy(writer: CodeWriter, spec: StrayAccessSpec): voi
   asm.mov({ base: RDX, disp: UC_RIP }, RAX);
   asm.push(RBX);
   emitPkruOfFrame(writer);
-  asm.orImm({ base: RAX, index: RBX }, keyBits(spec.key), 32);
+  asm.orImm({ base: RAX, index: RBX }, closedBit(spec.key), 32);
   asm.pop(RBX);
   emitHash(writer, { ...spec.stacks, thread: "fs base" });
   writer.call(spec.stacks.routines.find);

@@ -9,6 +9,7 @@ import {
   complaints,
   startWitness,
   testimonyOf,
+  type WrongKind,
   witnessPoints,
   wrongKinds,
 } from "../support/gate-witness.ts";
@@ -16,6 +17,8 @@ import { hasProtectionKeys } from "../support/protection-keys.ts";
 import { Tracing } from "../support/tracing.ts";
 
 const needsKeys = new Set(["keys", "savedKeys", "handlerKeys"]);
+
+const savedToo: Partial<Record<WrongKind, WrongKind>> = { keys: "savedKeys", mask: "savedMask" };
 
 describe("the witness by itself", () => {
   it.each([
@@ -34,7 +37,9 @@ describe("the witness by itself", () => {
     async (spoiled) => {
       using child = await startWitness({ threads: 2, rounds: 500, stack: "alt", spoiled });
       const { wrong } = await testimonyOf(child);
-      expect(Object.keys(wrong).filter((kind) => wrong[kind as keyof typeof wrong] > 0)).toEqual([spoiled]);
+      const found = wrongKinds.filter((kind) => wrong[kind] > 0);
+      // What is wrong for a moment is also saved for a handler that comes then.
+      expect(found.filter((kind) => kind === spoiled || kind !== savedToo[spoiled])).toEqual([spoiled]);
     },
   );
 });
