@@ -15,13 +15,7 @@ class InTurn extends BaseSequencer {
 export default defineConfig({
   test: {
     ...usual.test,
-    include: [
-      "src/gate/**/*.test.ts",
-      "src/patch/detour.test.ts",
-      "src/patch/function-trampoline.test.ts",
-      "test/e2e/gate*.test.ts",
-      "**/*.pku.test.ts",
-    ],
+    include: ["src/gate/**/*.test.ts", "test/e2e/gate-strict.test.ts", "**/*.pku.test.ts"],
     sequence: { sequencer: InTurn },
   },
 });

@@ -2,7 +2,10 @@
  * The fixture gate-witness: threads that call probed functions with random contents in all that a thread has, under a storm of
  * signals, and say what was not as before. What it checks is told in its source.
  */
+import { expect } from "vitest";
+import { accountingOf, isBalanced } from "./accounting.ts";
 import { buildFixture } from "./fixtures.ts";
+import { Tracing } from "./tracing.ts";
 import { UnmanagedChild } from "./unmanaged-child.ts";
 
 export const gateWitness = buildFixture("gate-witness");
@@ -86,4 +89,41 @@ export function complaints({ wrong, first, queued, received }: Testimony): strin
   const found = wrongKinds.filter((kind) => wrong[kind] > 0).map((kind) => `${kind}: ${wrong[kind]}`);
   if (queued !== received) found.push(`${received} of ${queued} signals received`);
   return found.length > 0 && first !== "" ? [...found, first] : found;
+}
+
+/** What is wrong for a moment is also saved for a handler that comes then. */
+const savedToo: Partial<Record<WrongKind, WrongKind>> = { keys: "savedKeys", mask: "savedMask" };
+
+/** What it has found, without what may come with what it has spoiled. */
+export function wrongKindsFound({ wrong }: Testimony, spoiled: WrongKind): WrongKind[] {
+  return wrongKinds.filter((kind) => wrong[kind] > 0 && (kind === spoiled || kind !== savedToo[spoiled]));
+}
+
+/** Probes it at every point: it must find nothing wrong, and every call must be counted. */
+export async function expectNothingWrong({
+  gate,
+  mechanism,
+  ...options
+}: Pick<WitnessOptions, "stack" | "nesting"> & {
+  readonly gate: string;
+  readonly mechanism: string;
+}): Promise<void> {
+  using child = await startWitness({ rounds: 300, ...options });
+  await using tracing = await Tracing.armed(
+    ["--gate", gate, "--mechanism", mechanism, "-p", `${child.pid}`],
+    atEachPoint("{ @[probe] = count(); }"),
+  );
+  const testimony = await testimonyOf(child);
+  const result = await tracing.interrupt();
+  expect(result.code).toBe(0);
+  expect(complaints(testimony)).toEqual([]);
+  const accounts = accountingOf(result.lines);
+  for (const [i, point] of witnessPoints.entries()) {
+    const account = accounts[i]!;
+    expect(account).toMatchObject({
+      probe: `uprobe:gate-witness:${point}`,
+      hits: testimony.calls[point.replace(/\+.*/, "")],
+    });
+    expect(isBalanced(account)).toBe(true);
+  }
 }
