@@ -145,6 +145,13 @@ describe("a journal", () => {
     expect(soundJournal(parsed, maps, files)).toEqual({ journal: parsed, doubts: [], keepsMemory: false });
   });
 
+  it("whose image is being loaded anew: its text is gone, and that is no damage", () => {
+    const { memory } = newJournal();
+    const anew = [{ ...maps[0]!, perms: "r--p" }, ...maps.slice(1)];
+    const { journal, doubts, keepsMemory } = soundJournal(parseJournal(memory), anew, files);
+    expect([journal.sites, doubts, keepsMemory]).toEqual([[], [], false]);
+  });
+
   it("of a tracer that has died on its way out, with its code unmapped, is believed", () => {
     const { memory } = newJournal();
     const left = maps.filter(({ start }) => start !== CODE);

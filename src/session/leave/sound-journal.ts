@@ -65,6 +65,8 @@ export function soundJournal(
     const { image } = site;
     if (map === undefined) continue;
     if (image !== undefined && (map.dev !== image.dev || map.inode !== image.inode)) continue;
+    // The image was loaded anew, elsewhere or not to its end yet: the text that was changed is gone.
+    if (image !== undefined && map.perms.startsWith("r--")) continue;
     // Code is unmapped when the text is put back: a tracer has died on its way out.
     const isGone = (at: bigint) => at === 0n || findMapping(maps, at) === undefined;
     const [detour, leadsTo] = [site.detour, site.leadsTo].map((at) => (isGone(at) ? 0n : at)) as [
