@@ -8,11 +8,11 @@
 # Needs qemu-system-x86_64, cpio, and a kernel (scripts/machine-kernel.sh). The exit code is the command's. Environment:
 #
 #     TRAPLINE_MACHINE_KERNEL     which kernel: scripts/machine-kernel.sh
-#     TRAPLINE_MACHINE_SECONDS    when it is ended by force (900)
+#     TRAPLINE_MACHINE_SECONDS    when it is ended by force (1800)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-seconds=${TRAPLINE_MACHINE_SECONDS:-900}
+seconds=${TRAPLINE_MACHINE_SECONDS:-1800}
 for program in qemu-system-x86_64 cpio gcc; do
   command -v $program >/dev/null || {
     echo "the machine needs: apt-get install qemu-system-x86 cpio gcc" >&2
