@@ -7,8 +7,8 @@
  *     signals wait, key open            at level "strict": deferred-signals.ts, gate-key.ts
  *     r10 = the thread's slot           private-stacks.ts; first time: `find`
  *     cmp [r10 + sp], 0; jne            in use: unless it is held by nobody (`isHeld`), pass by without running
- *     mov [r10 + recover], ..           where the way back begins, for whoever has to leave the programs in between
  *     mov [r10 + sp], rsp               from here on in use
+ *     mov [r10 + recover], ..           where the way back begins, for whoever has to leave the programs in between
  *     rsp on an ordinary stack?         not at level "strict"; if that is not known: `settle`
  *     lea rsp, [r10 + head]
  *         gate's frame, programs
@@ -85,9 +85,10 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
   asm.jcc("ne", inUse);
   asm.bind(take);
   const recover = asm.label("recover");
+  // First the stack pointer: a handler that came between would take the stack, and leave its own way back behind.
+  asm.mov({ base: R10, disp: STACK_HEAD + HEAD_SP }, RSP);
   asm.lea(R11, { ripTo: recover });
   asm.mov({ base: R10, disp: STACK_HEAD + HEAD_RECOVER }, R11);
-  asm.mov({ base: R10, disp: STACK_HEAD + HEAD_SP }, RSP);
   const [unsure, settled] = [asm.label("unsure"), asm.label("settled")];
   if (stacks.findsAlternate) {
     writer.note("known not to be on an alternate stack?");
