@@ -7,7 +7,7 @@
  * The thread's own mask is kept on its own stack, where it belongs to it. What has come meanwhile is delivered by the system call that
  * puts the mask back, with nothing of ours in use any more but the sill.
  *
- * Facts: rt_sigprocmask is system call 14, SIG_SETMASK 2, a mask has 8 bytes; a system call changes rax, rcx and r11 (psABI A.2.1).
+ * Facts: rt_sigprocmask is system call 14, SIG_BLOCK 0, SIG_SETMASK 2, a mask has 8 bytes; a system call changes rax, rcx and r11 (psABI A.2.1).
  * Signals by number: ILL 4, BUS 7, FPE 8, SEGV 11, SYS 31.
  */
 import type { Assembler } from "../x86/assembler.ts";
@@ -15,7 +15,8 @@ import { R10, R11, RAX, RCX, RDI, RDX, type RegSet, RSI, RSP, regSet } from "../
 import type { CodeWriter } from "./code-writer.ts";
 
 const SYS_RT_SIGPROCMASK = 14;
-const SIG_SETMASK = 2;
+export const SIG_BLOCK = 0;
+export const SIG_SETMASK = 2;
 const MASK_BYTES = 8;
 const faults = [4, 7, 8, 11, 31];
 
@@ -46,8 +47,8 @@ export function emitDeliver(writer: CodeWriter, maskSlot: number): void {
 }
 
 /** rsi = the new mask, rdx = where the old one goes, or 0. */
-export function emitSetMask(asm: Assembler): void {
-  asm.movImm(RDI, SIG_SETMASK, 32);
+export function emitSetMask(asm: Assembler, how = SIG_SETMASK): void {
+  asm.movImm(RDI, how, 32);
   asm.movImm(R10, MASK_BYTES, 32);
   asm.movImm(RAX, SYS_RT_SIGPROCMASK, 32);
   asm.syscall();

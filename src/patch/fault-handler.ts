@@ -18,10 +18,11 @@
  * code. Who has called the handler like a function (an application's handler that was installed later and passes on what
  * is not its own) gets the key closed.
  *
- * Facts: as signal-action.ts. siginfo: rt_sigprocmask 14 (SIG_BLOCK 0), rt_tgsigqueueinfo 297. The kernel sets PKRU to its initial value for handlers, and saves
+ * Facts: as signal-action.ts. siginfo: rt_tgsigqueueinfo 297. The kernel sets PKRU to its initial value for handlers, and saves
  * the thread's in the frame (arch/x86/kernel/fpu/signal.c).
  */
 import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
+import { emitSetMask, SIG_BLOCK } from "../gate/deferred-signals.ts";
 import { emitKeyClose, emitKeyOpen, type GateKey } from "../gate/gate-key.ts";
 import {
   emitHash,
@@ -89,12 +90,9 @@ export interface FaultHandler extends WrittenCode {
   readonly tableOffset: number;
 }
 
-const SYS_RT_SIGPROCMASK = 14;
 const SYS_GETPID = 39;
 const SYS_GETTID = 186;
 const SYS_RT_TGSIGQUEUEINFO = 297;
-const SIG_BLOCK = 0;
-const MASK_BYTES = 8;
 /** The first eight bytes of a restorer. */
 const RESTORER_WORD = new DataView(RESTORER_BYTES.buffer).getBigUint64(0, true);
 /** Least that the kernel puts between interrupted code and a handler: red zone, floating point state, ucontext, siginfo. */
@@ -277,11 +275,9 @@ function emitDeferSent(writer: CodeWriter): void {
   asm.shiftCl("shl", RAX);
   asm.or({ base: RDX, disp: UC_SIGMASK }, RAX);
   asm.push(RAX);
-  asm.movImm(RDI, SIG_BLOCK, 32);
   asm.mov(RSI, RSP);
   asm.zero(RDX);
-  asm.movImm(R10, MASK_BYTES, 32);
-  call(SYS_RT_SIGPROCMASK);
+  emitSetMask(asm, SIG_BLOCK);
   asm.pop(RAX);
   call(SYS_GETPID);
   asm.mov(RDI, RAX);

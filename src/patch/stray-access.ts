@@ -19,7 +19,13 @@
  * the XSAVE area in its standard format: XSTATE_BV at +512, PKRU (component 9) where CPUID 0dh, 9 says in ebx (Intel SDM 1, 13.4).
  */
 import { type CodeNote, CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
-import { DEFERRED_SIGNALS, emitDeliver } from "../gate/deferred-signals.ts";
+import {
+  DEFERRED_SIGNALS,
+  emitDeliver,
+  emitSetMask,
+  SIG_BLOCK,
+  SIG_SETMASK,
+} from "../gate/deferred-signals.ts";
 import { closedBit, emitKeyClose, type GateKey, keyBits } from "../gate/gate-key.ts";
 import { emitHash, HEAD_SP, type PrivateStacks, STACK_HEAD } from "../gate/private-stacks.ts";
 import type { Label } from "../x86/assembler.ts";
@@ -30,13 +36,9 @@ import { ACTION_MASK, SI_CODE, UC_FPSTATE, UC_RIP, UC_SIGMASK } from "./signal-a
 const SEGV_MAPERR = 1;
 const SEGV_PKUERR = 4;
 const SI_PKEY = 32;
-const SYS_RT_SIGPROCMASK = 14;
 const SYS_GETPID = 39;
 const SYS_FUTEX = 202;
 const FUTEX_WAIT = 0;
-const SIG_BLOCK = 0;
-const SIG_SETMASK = 2;
-const MASK_BYTES = 8;
 const SLICE_NS = 100_000_000n;
 const DEAD_AFTER_SLICES = 50;
 const XSTATE_BV = 512;
@@ -293,10 +295,7 @@ function setMask({ asm }: CodeWriter, how: number, load: () => void, old: number
   load();
   if (old === undefined) asm.zero(RDX);
   else asm.lea(RDX, { base: RSP, disp: old });
-  asm.movImm(RDI, how, 32);
-  asm.movImm(R10, MASK_BYTES, 32);
-  asm.movImm(RAX, SYS_RT_SIGPROCMASK, 32);
-  asm.syscall();
+  emitSetMask(asm, how);
 }
 
 export interface AccessCopySpec {
