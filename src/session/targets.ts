@@ -417,7 +417,8 @@ export class Targets {
   /** Arms everything that was planned, one transaction for each target. */
   async arm(): Promise<ArmedTarget[]> {
     const armed: ArmedTarget[] = [];
-    for (const member of this.#members) armed.push(await this.#armMember(member));
+    for (const member of this.#members)
+      armed.push(await orEnded("arm probes", member.target.pid, () => this.#armMember(member)));
     this.#codes.release();
     return armed;
   }
@@ -431,7 +432,7 @@ export class Targets {
     else if (followsLoads) member.nextLookMs = performance.now() + LOOK_EVERY_MS;
     points.push(...unwindPoints(attachment, this.#codes, points, attachment.images.list, others));
     const counted = this.#countSites(attachment, points);
-    const { refused, report } = await orEnded("arm probes", target.pid, () => attachment.arm(counted));
+    const { refused, report } = await attachment.arm(counted);
     const first = refused.find(({ planned }) => planned.isOptional !== true);
     if (first !== undefined)
       throw new SessionError("cannot-probe", {
