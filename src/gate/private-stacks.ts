@@ -6,7 +6,7 @@
  * stacks), and later not where the application can reach it. Strategy: all stacks lie in one range of 2^COUNT_LOG2 slots. A
  * thread is known by its fs base, which no other living thread of the address space has; its hash says where to look, and the
  * following slots are its alternatives. A slot is claimed once by one exchange and stays its thread's: nobody else ever
- * writes to it, so a hit takes no atomic operation.
+ * writes to it, so a hit takes no atomic operation. A thread has one slot at most, also if a handler comes by here while it is claimed.
  *
  *     slot + 0              guard page, not accessible
  *     slot + 4096 ..        stack, growing down from `head`
@@ -176,6 +176,7 @@ function emitAsCall(asm: Assembler, routine: Label, changed: readonly Reg[]): La
 function emitFind(writer: CodeWriter, base: bigint): void {
   const { asm } = writer;
   const look = asm.label("look");
+  const seen = asm.label("seen");
   const next = asm.label("next");
   const inside = asm.label("inside");
   const done = asm.label("done");
@@ -187,12 +188,15 @@ function emitFind(writer: CodeWriter, base: bigint): void {
   asm.movImm(RCX, STACK_COUNT, 32);
   asm.bind(look);
   asm.mov(RAX, owner);
+  asm.bind(seen);
   asm.cmp(RAX, R11);
   asm.jcc("e", done);
   asm.test(RAX, RAX);
   asm.jcc("ne", next);
   asm.lock().cmpxchg(owner, R11);
   asm.jcc("e", done);
+  // Claimed meanwhile: by another thread, or by a handler on this one, for it.
+  asm.jmp(seen);
   asm.bind(next);
   asm.addImm(R10, STACK_STRIDE);
   asm.cmp(R10, { ripTo: writer.literal(base + BigInt(PRIVATE_STACKS_BYTES)) });

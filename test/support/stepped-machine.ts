@@ -186,13 +186,22 @@ export class SteppedMachine implements Disposable {
     return this.#run(at, state, (ip, steps) => (isRepeated ? ip !== at || steps >= 64 : true));
   }
 
-  /** Runs a copy until it is left. */
-  runCopy(copy: Uint8Array, state: StepState): StepOutcome {
+  /** Runs a copy until it is left. `meanwhile` is what others do to the memory between two of its instructions. */
+  runCopy(
+    copy: Uint8Array,
+    state: StepState,
+    meanwhile: (steps: number, memory: BigUint64Array) => void = () => {},
+  ): StepOutcome {
     this.#copy.bytes.fill(0xcc);
     this.#copy.bytes.set(copy, 0x100);
     const start = this.copyAt;
     const end = start + BigInt(copy.length);
-    return this.#run(start, state, (ip, steps) => ip < start || ip >= end || steps >= 80);
+    const { buffer, byteOffset } = this.#memory;
+    const words = new BigUint64Array(buffer, byteOffset, this.memoryWords);
+    return this.#run(start, state, (ip, steps) => {
+      meanwhile(steps, words);
+      return ip < start || ip >= end || steps >= 80;
+    });
   }
 
   #run(at: bigint, state: StepState, isDone: (ip: bigint, steps: number) => boolean): StepOutcome {
