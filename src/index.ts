@@ -18,6 +18,7 @@ export {
   attach,
   type Element,
   type Probe,
+  type ProbeOptions,
   type RawProgram,
   type Session,
   type Value,

@@ -253,6 +253,31 @@ describe("refusing a command line", () => {
         argv: ["--maxactive", "-1", "a.bt"],
         what: "--maxactive -1: must be a number from 1 to 1048576",
       },
+      {
+        name: "a gate that does not exist",
+        argv: ["--gate", "private", "a.bt"],
+        what: "--gate private: must be one of auto, none, stack, strict",
+      },
+      {
+        name: "a gate of single probes that is none",
+        argv: ["--gate", "uprobe:a:b=auto", "a.bt"],
+        what: "--gate uprobe:a:b=auto: must be one of auto, none, stack, strict; for single probes none, stack or strict",
+      },
+      {
+        name: "two gates",
+        argv: ["--gate", "stack", "--gate", "none", "a.bt"],
+        what: "--gate is given twice",
+      },
+      {
+        name: "a lower gate than that of the key",
+        argv: ["--gate", "strict", "--gate", "uprobe:a:b=stack", "a.bt"],
+        what: "--gate uprobe:a:b=stack: with --gate strict all probes are strict",
+      },
+      {
+        name: "a gate of single probes where there is one",
+        argv: ["explain", "uprobe:a:b", "-p", "1", "--gate", "uprobe:a:b=stack"],
+        what: "explain: --gate PROBE=LEVEL has no meaning with one probe",
+      },
       { name: "flag of another verb", argv: ["ps", "-p", "1"], what: "-p has no meaning with ps" },
       { name: "flag of a program with -l", argv: ["-l", "-v"], what: "-v has no meaning with -l" },
       { name: "explain without a probe", argv: ["explain", "-p", "1"], what: "explain: say which probe" },

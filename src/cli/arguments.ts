@@ -16,6 +16,7 @@ import type {
   ListOptions,
   MechanismChoice,
   OutputFormat,
+  ProbeGate,
   ReportOptions,
   ReturnChoice,
   RunObjectOptions,
@@ -105,7 +106,13 @@ function parseAction(words: Words): Action {
           "explain: say in which process",
           `for example: trapline explain ${probe} -p PID`,
         );
-      const ways = { returns: parseReturns(words), gate: parseGate(words) };
+      const { gate, probeGates } = parseGates(words);
+      if (probeGates !== undefined)
+        throw new UsageError(
+          "explain: --gate PROBE=LEVEL has no meaning with one probe",
+          `for example: --gate ${probeGates[0]!.level}`,
+        );
+      const ways = { returns: parseReturns(words), gate };
       return { verb, options: { probe, pid, mechanism, format, ...ways } };
     }
     case "coverage":
@@ -210,7 +217,7 @@ function parseTrace(words: Words, shared: Pick<TraceOptions, "format" | "mechani
       perfMap: values.has("noPerfMap") ? false : undefined,
       pokeLog: values.get("pokeLog")?.[0],
       symbols: values.get("symbols")?.[0],
-      gate: parseGate(words),
+      ...parseGates(words),
       onViolation: parseOnViolation(words),
       arena: parseArena(words),
     },
@@ -247,7 +254,7 @@ function parseRun(
       perfMap: values.has("noPerfMap") ? false : undefined,
       pokeLog: values.get("pokeLog")?.[0],
       symbols: values.get("symbols")?.[0],
-      gate: parseGate(words),
+      ...parseGates(words),
       onViolation: parseOnViolation(words),
       arena: parseArena(words),
     },
@@ -318,11 +325,34 @@ function parseReturns(words: Words): ReturnChoice | undefined {
     : undefined;
 }
 
-/** Undefined: not said. */
-function parseGate(words: Words): GateChoice | undefined {
-  return words.values.has("gate")
-    ? (parseChoice(words, "gate", ["auto", "none", "stack", "strict"], "auto") as GateChoice)
-    : undefined;
+const gateChoices: readonly GateChoice[] = ["auto", "none", "stack", "strict"];
+
+/** A level for the session, undefined if it is not said, and those for single probes, as PROBE=LEVEL. */
+function parseGates({ values }: Words): {
+  readonly gate: GateChoice | undefined;
+  readonly probeGates: readonly ProbeGate[] | undefined;
+} {
+  let gate: GateChoice | undefined;
+  const probeGates: ProbeGate[] = [];
+  for (const value of values.get("gate") ?? []) {
+    const [, probes, word] = /^(?:(.*)=)?([^=]*)$/s.exec(value)!;
+    const level = gateChoices.find((choice) => choice === word);
+    if (level === undefined || (probes !== undefined && level === "auto"))
+      throw new UsageError(
+        `--gate ${value}: must be one of ${gateChoices.join(", ")}` +
+          (probes === undefined ? "" : "; for single probes none, stack or strict"),
+      );
+    if (probes !== undefined) probeGates.push({ probes, level: level as ProbeGate["level"] });
+    else if (gate !== undefined) throw new UsageError("--gate is given twice");
+    else gate = level;
+  }
+  const lower = probeGates.find(({ level }) => level !== "strict");
+  if (gate === "strict" && lower !== undefined)
+    throw new UsageError(
+      `--gate ${lower.probes}=${lower.level}: with --gate strict all probes are strict`,
+      "its protection key is open in no other gate; ask for strict probe by probe, without a key: --gate PROBE=strict",
+    );
+  return { gate, probeGates: probeGates.length === 0 ? undefined : probeGates };
 }
 
 /** Undefined: not said. */

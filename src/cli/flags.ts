@@ -102,7 +102,7 @@ export const flags: readonly Flag[] = [
   define("dryRun", "--dry-run", undefined, ["trace", "run"], "compile, verify, plan and print; touch nothing"),
   define("mechanism", "--mechanism", "KIND", ["trace", "run", "explain"], "auto (default), jump, punned or int3"),
   define("returns", "--return", "WAY", ["trace", "run", "explain"], "probe returns by auto (default), sites (exits) or stack"),
-  define("gate", "--gate", "LEVEL", ["trace", "run", "explain"], "what programs run behind: auto (default), none, stack (private), strict"),
+  define("gate", "--gate", "[PROBE=]LEVEL", ["trace", "run", "explain"], "what programs run behind: auto (default), none, stack (private), strict", true),
   define("onViolation", "--on-violation", "WHAT", ["trace", "run"], "accesses to our memory: kill (default, a fault), skip or report"),
   define("arena", "--arena", "PAGES", ["trace", "run"], "pages of maps: auto (default), 1g, 2m, thp (transparent) or 4k"),
   define("maxActive", "--maxactive", "N", ["trace", "run"], "calls of one function whose returns are awaited at once"),

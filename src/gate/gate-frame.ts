@@ -41,7 +41,7 @@ import {
 } from "../x86/registers.ts";
 import { DEFER_CLOBBERS } from "./deferred-signals.ts";
 import { type GateKey, KEY_CLOBBERS } from "./gate-key.ts";
-import { PRIVATE_STACK_BYTES, type PrivateStacks, SWITCH_STACK_BYTES } from "./private-stacks.ts";
+import { type GateStacks, PRIVATE_STACK_BYTES, SWITCH_STACK_BYTES } from "./private-stacks.ts";
 
 /** Bytes below rsp that a leaf function may use (psABI, 3.2.2). */
 export const RED_ZONE_BYTES = 128;
@@ -80,7 +80,7 @@ export interface GateSpec {
   readonly otherClobbers: RegSet;
   readonly otherClobbersFlags: boolean;
   /** Undefined: the frame lies on the thread's own stack. */
-  readonly stacks?: PrivateStacks | undefined;
+  readonly stacks?: GateStacks | undefined;
   /** Opened for what runs between the gate's sides on the thread's own stack: a window. */
   readonly key?: GateKey | undefined;
 }
@@ -102,7 +102,7 @@ export interface SavedReg {
  *      rsp + lenBytes     original rsp; below it the red zone, unless the point is a function's entry
  */
 export interface Sill {
-  readonly stacks: PrivateStacks;
+  readonly stacks: GateStacks;
   readonly lenBytes: number;
   readonly regs: readonly {
     readonly reg: Reg;
@@ -211,17 +211,12 @@ export function planFrame(spec: GateSpec): GateFrame {
 }
 
 /** What the way to a private stack and back changes. */
-export function switchClobbers({ defersSignals, key }: PrivateStacks): RegSet {
+export function switchClobbers({ defersSignals, key }: GateStacks): RegSet {
   return regSet(R10, R11) | (defersSignals ? DEFER_CLOBBERS : 0) | (key === undefined ? 0 : KEY_CLOBBERS);
 }
 
 /** The registers of the switch are kept on the sill; so is rax where the flags, or a value for the caller, go through it. */
-function planSill(
-  spec: GateSpec,
-  stacks: PrivateStacks,
-  reads: ReadonlySet<number>,
-  keepsFlags: boolean,
-): Sill {
+function planSill(spec: GateSpec, stacks: GateStacks, reads: ReadonlySet<number>, keepsFlags: boolean): Sill {
   const { liveness } = spec;
   let lenBytes = 0;
   const take = (wanted: boolean): number | undefined => {

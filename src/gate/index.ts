@@ -15,6 +15,7 @@ export {
 export { closedBit, type GateKey, keyBits } from "./gate-key.ts";
 export {
   emitStackRoutines,
+  type GateStacks,
   guardPages,
   HEAD_RECOVER,
   HEAD_SP,
@@ -25,4 +26,4 @@ export {
   type StackRoutines,
   type ThreadSource,
 } from "./private-stacks.ts";
-export { FRAME_SIZE_BEFORE_RECOVERY } from "./stack-switch.ts";
+export { DEFERS_BEFORE_RECOVERY, FRAME_SIZE_BEFORE_RECOVERY } from "./stack-switch.ts";

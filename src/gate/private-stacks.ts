@@ -82,14 +82,18 @@ export type ThreadSource = "fs base" | "fs:0";
 export interface PrivateStacks {
   /** A multiple of the stride. */
   readonly base: bigint;
-  readonly thread: ThreadSource;
   readonly routines: StackRoutines;
-  /** Signals wait while a thread is in the gate. */
+  /** The stacks, and everything that programs use, are under this key. */
+  readonly key: GateKey | undefined;
+}
+
+/** The stacks as one gate goes to them. */
+export interface GateStacks extends PrivateStacks {
+  readonly thread: ThreadSource;
+  /** Signals wait while a thread is in the gate; under a key they do in every gate. */
   readonly defersSignals: boolean;
   /** A thread that comes by may be on an alternate stack that another handler would begin again. */
   readonly findsAlternate: boolean;
-  /** The stacks, and everything that programs use, are under this key. */
-  readonly key: GateKey | undefined;
 }
 
 export interface StackRoutines {
@@ -116,7 +120,7 @@ export interface StackRoutines {
 }
 
 /** r10 = the slot where the thread's hash leads, r11 = its fs base. */
-export function emitHash(writer: CodeWriter, { base, thread }: Pick<PrivateStacks, "base" | "thread">): void {
+export function emitHash(writer: CodeWriter, { base, thread }: Pick<GateStacks, "base" | "thread">): void {
   const { asm } = writer;
   if (thread === "fs:0") asm.mov(R11, { fs: 0 });
   else asm.rdfsbase(R11);

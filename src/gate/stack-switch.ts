@@ -134,7 +134,7 @@ export function emitSwitchIn(writer: CodeWriter, sill: Sill, turnedAway: readonl
       writer.call(stacks.routines.settle);
       asm.jmp(settled);
     }
-    emitRecovery(writer, recover, totalBytes, leave);
+    emitRecovery(writer, recover, { totalBytes, defersSignals: stacks.defersSignals }, leave);
   };
   return { undo, leave, emit };
 }
@@ -154,13 +154,19 @@ function emitRoutine(writer: CodeWriter, { key, routines }: PrivateStacks, name:
 
 /**
  * The way out for a thread that something has gone wrong with in a program: with r10 = its slot it goes on as if the programs
- * had returned, whatever the other registers hold. The word before it says how far below the head the frame lies: right below
- * that is the return address of the program that was running.
+ * had returned, whatever the other registers hold. Before it are two words about the gate: whether signals wait in it, and how far
+ * below the head the frame lies, right below which is the return address of the program that was running.
  */
-function emitRecovery(writer: CodeWriter, recover: Label, totalBytes: number, leave: Label): void {
+function emitRecovery(
+  writer: CodeWriter,
+  recover: Label,
+  { totalBytes, defersSignals }: { readonly totalBytes: number; readonly defersSignals: boolean },
+  leave: Label,
+): void {
   const { asm } = writer;
   asm.align(8, "int3");
-  writer.note("size of the frame", true);
+  writer.note("do signals wait? size of the frame", true);
+  asm.data64(defersSignals ? 1n : 0n);
   asm.data64(BigInt(totalBytes));
   writer.note("leave a program that cannot go on");
   asm.bind(recover);
@@ -168,8 +174,9 @@ function emitRecovery(writer: CodeWriter, recover: Label, totalBytes: number, le
   asm.jmp(leave);
 }
 
-/** Bytes before the recovery where the size of its frame stands. */
+/** Bytes before the recovery where the size of its frame stands, and whether signals wait: 0 or 1. */
 export const FRAME_SIZE_BEFORE_RECOVERY = 8;
+export const DEFERS_BEFORE_RECOVERY = 16;
 
 /** From the bottom of the gate's frame, which must be gone, back to the sill; r11 = the head. */
 export function emitSwitchBack(writer: CodeWriter): void {

@@ -33,7 +33,7 @@ import {
   RED_ZONE_BYTES,
 } from "../gate/gate-frame.ts";
 import type { GateKey } from "../gate/gate-key.ts";
-import type { PrivateStacks } from "../gate/private-stacks.ts";
+import type { GateStacks } from "../gate/private-stacks.ts";
 import { emitOriginalSp, emitTopWord } from "../gate/stack-switch.ts";
 import type { Label } from "../x86/assembler.ts";
 import { everythingLive, type Liveness } from "../x86/liveness.ts";
@@ -86,7 +86,7 @@ export interface DetourSpec {
 
 /** What a detour needs for private stacks. */
 export interface PrivateStackHook {
-  readonly stacks: PrivateStacks;
+  readonly stacks: GateStacks;
   /** Addresses of counters of hits that find their stack in use. */
   readonly turnedAway: readonly bigint[];
 }

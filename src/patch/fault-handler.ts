@@ -10,7 +10,8 @@
  *
  * Where signals are deferred nothing of the application runs on a private stack, so whatever faults there is ours. Where they
  * are not, handlers of the application may run there, below what they have interrupted: so the faulting instruction must be in a
- * program (the table behind the code has all of the session), or the stack too short for a handler to be on it.
+ * program (the table behind the code has all of the session), or the stack too short for a handler to be on it. Gates of both
+ * kinds may be in one session; the gate that the thread is in says which it is.
  *
  * With a protection key the kernel enters the handler with the key closed, maybe on a stack that is under it: the first
  * instructions open it without touching the stack. It is closed before the application's handler is entered. The return from the
@@ -35,7 +36,7 @@ import {
   STACK_HEAD,
   STACK_STRIDE,
 } from "../gate/private-stacks.ts";
-import { FRAME_SIZE_BEFORE_RECOVERY } from "../gate/stack-switch.ts";
+import { DEFERS_BEFORE_RECOVERY, FRAME_SIZE_BEFORE_RECOVERY } from "../gate/stack-switch.ts";
 import type { Label } from "../x86/assembler.ts";
 import { R8, R10, R11, R12, R13, R14, RAX, RBX, RCX, RDI, RDX, RSI, RSP } from "../x86/registers.ts";
 import { emitPost, mailboxHead } from "./mailbox.ts";
@@ -123,7 +124,7 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
   ];
   const [inside, outside, abandon] = [asm.label("inside"), asm.label("outside"), asm.label("abandon")];
 
-  const { key, defersSignals } = stacks;
+  const { key } = stacks;
   const [stray, copy, defer] = [asm.label("stray"), asm.label("copy"), asm.label("defer")];
 
   const entry = asm.here("handler");
@@ -169,30 +170,32 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
   const isProgram = emitIsProgram(writer, tableLabel);
 
   asm.bind(inside);
+  const isSent = asm.label("sent");
   writer.note("sent by somebody?");
+  asm.mov(R11, { base: R10, disp: STACK_HEAD + HEAD_RECOVER });
   asm.cmpImm({ base: RSI, disp: SI_CODE }, 0, 32);
-  asm.jcc("le", defersSignals ? defer : previousAction);
-  asm.mov(R8, { base: R10, disp: STACK_HEAD + HEAD_RECOVER });
-  asm.lea(RAX, { base: R10, disp: STACK_HEAD - 8 });
-  asm.sub(RAX, { base: R8, disp: -FRAME_SIZE_BEFORE_RECOVERY });
-  asm.mov(R8, RAX);
-  if (!defersSignals) {
-    writer.note("in a program? or so near to its call that no handler's frame can lie between?");
-    asm.sub(RAX, { base: RDX, disp: ucReg(RSP) });
-    asm.cmpImm(RAX, LEAST_SIGNAL_FRAME);
-    asm.jcc("l", abandon);
-    asm.mov(RAX, { base: RDX, disp: UC_RIP });
-    asm.call(isProgram);
-    asm.jcc("ne", previousAction);
-  }
+  asm.jcc("le", isSent);
+  asm.lea(R8, { base: R10, disp: STACK_HEAD - 8 });
+  asm.sub(R8, { base: R11, disp: -FRAME_SIZE_BEFORE_RECOVERY });
+  asm.cmpImm({ base: R11, disp: -DEFERS_BEFORE_RECOVERY }, 0);
+  asm.jcc("ne", abandon);
+  writer.note("in a program? or so near to its call that no handler's frame can lie between?");
+  asm.mov(RAX, R8);
+  asm.sub(RAX, { base: RDX, disp: ucReg(RSP) });
+  asm.cmpImm(RAX, LEAST_SIGNAL_FRAME);
+  asm.jcc("l", abandon);
+  asm.mov(RAX, { base: RDX, disp: UC_RIP });
+  asm.call(isProgram);
+  asm.jcc("ne", previousAction);
   asm.bind(abandon);
   emitAbandon(writer, { post, isProgram });
   emitReturn(writer, key);
-  if (defersSignals) {
-    asm.bind(defer);
-    emitDeferSent(writer);
-    emitReturn(writer, key);
-  }
+  asm.bind(isSent);
+  asm.cmpImm({ base: R11, disp: -DEFERS_BEFORE_RECOVERY }, 0);
+  asm.jcc("e", previousAction);
+  asm.bind(defer);
+  emitDeferSent(writer);
+  emitReturn(writer, key);
   if (key !== undefined) {
     const access = {
       ...spec,

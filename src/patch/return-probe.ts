@@ -20,7 +20,7 @@
 import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
 import { emitEnter, emitLeave, emitPrograms, type GatePlace } from "../gate/gate.ts";
 import { type GateFrame, type GateProgram, planFrame } from "../gate/gate-frame.ts";
-import type { PrivateStacks } from "../gate/private-stacks.ts";
+import type { GateStacks } from "../gate/private-stacks.ts";
 import { emitTopWord } from "../gate/stack-switch.ts";
 import { ALL_REGS } from "../x86/liveness.ts";
 import { PT_REGS_IP, R10, R11, type RegSet, RSP } from "../x86/registers.ts";
@@ -50,7 +50,7 @@ export function emitReturnTrampoline(spec: ReturnTrampolineSpec): ReturnTrampoli
   const frameFor = (
     inside: readonly GateProgram[],
     otherClobbers: RegSet,
-    stacks: PrivateStacks | undefined,
+    stacks: GateStacks | undefined,
   ): GateFrame =>
     planFrame({
       programs: inside,

@@ -19,6 +19,7 @@ export type {
   ListOptions,
   MechanismChoice,
   OutputFormat,
+  ProbeGate,
   ReportOptions,
   ReturnChoice,
   RunObjectOptions,

@@ -16,12 +16,15 @@ import {
 import type { OpenedMap } from "../bpf/maps/index.ts";
 import { compileScript, printDiagnostics, type Script } from "../lang/index.ts";
 import type { MapEntry, MapValue, MapView, OutputValue } from "../output/index.ts";
+import { readStatus } from "../target/process/proc-fs.ts";
 import { Tracer } from "../target/process/tracer.ts";
 import { Actions } from "./actions.ts";
 import type { Attachment } from "./attach/attachment.ts";
+import { type GateLevel, gateOfProbe } from "./attach/gate-level.ts";
 import type { AttachedProbe, PlannedPoint } from "./attach/point-builder.ts";
 import { type AttachRequest, CodeCache, findOverriders, resolveProbes } from "./attach/probe-resolution.ts";
-import { findReturnObstacle } from "./attach/return-ways.ts";
+import { findReturnObstacle, isGoProgram } from "./attach/return-ways.ts";
+import { checkGateUnderSeccomp } from "./attach/seccomp.ts";
 import type { SharedMaps } from "./attach/shared-maps.ts";
 import { EventQueue, type SessionEvent } from "./event-queue.ts";
 import { readHeldPlaces } from "./leave/other-sessions.ts";
@@ -41,6 +44,14 @@ export interface AttachOptions {
   readonly gate?: GateChoice;
   /** What becomes of an access of the process to memory under our key; `kill` unless told. */
   readonly onViolation?: ViolationChoice;
+}
+
+export interface ProbeOptions {
+  /**
+   * What its program runs behind, if not what the session has. Private stacks (`stack`, `strict`) are there in a session that
+   * has them itself. `strict` brings no protection key with it, and in a session with `strict` there is nothing else.
+   */
+  readonly gate?: Exclude<GateChoice, "auto">;
 }
 
 /** A program of one's own, as instructions of eBPF; it is verified like every other. */
@@ -104,7 +115,7 @@ export interface Session extends AsyncDisposable {
    * an action of a script (`{ @ = count(); }`), perhaps with a predicate, or raw instructions. Rejects with a SessionError
    * when something is wrong with it; nothing has changed then.
    */
-  probe(attachPoint: string, program: string | RawProgram): Promise<Probe>;
+  probe(attachPoint: string, program: string | RawProgram, options?: ProbeOptions): Promise<Probe>;
   /** What actions print from now on, until the session is closed. */
   events(): AsyncIterableIterator<SessionEvent>;
   /** Takes all probes out and gives all memory back. */
@@ -179,13 +190,18 @@ class LiveSession implements Session {
     for (const timer of this.#timers) timer.unref();
   }
 
-  async probe(attachPoint: string, program: string | RawProgram): Promise<Probe> {
+  async probe(
+    attachPoint: string,
+    program: string | RawProgram,
+    { gate }: ProbeOptions = {},
+  ): Promise<Probe> {
     if (this.#closed !== undefined) throw refusal(attachPoint, "the session is closed");
     const compiled = compile(attachPoint, program);
     const { targets, options } = this.#parts;
     const { accounts, names } = targets;
     const attachment = this.#attachment;
     const { pid } = this;
+    this.#checkGate(attachPoint, gate, compiled.proofs);
     const { number, maps } = await attachment.addBundle(
       compiled.bundle,
       compiled.proofs,
@@ -195,7 +211,7 @@ class LiveSession implements Session {
     const requests: AttachRequest[] = compiled.script.probes[0]!.attachPoints.map((point) => {
       if (point.kind !== "uprobe" && point.kind !== "uretprobe")
         throw refusal(attachPoint, "only uprobe and uretprobe are in a process");
-      return accounts.open({ attachPoint: point, programIndex: 0, bundle: number });
+      return accounts.open({ attachPoint: point, programIndex: 0, bundle: number, gate });
     });
     // No other tracer may plant anything between the plan and the change.
     const points = await attachment.target.locked(async () => {
@@ -230,6 +246,23 @@ class LiveSession implements Session {
     });
     this.probes.push(probe);
     return probe;
+  }
+
+  /** The memory of the gate was made when the process was attached to. */
+  #checkGate(attachPoint: string, asked: GateLevel | undefined, proofs: readonly Proof[]): void {
+    const { gates, hasStacks, target } = this.#attachment;
+    const { level, reason } = gateOfProbe(gates.process, asked, { proofs, index: 0 });
+    if (gates.process.level === "strict" && level !== "strict")
+      throw refusal(attachPoint, 'in a session with gate: "strict" all probes are strict');
+    if (level !== "none" && !hasStacks)
+      throw refusal(
+        attachPoint,
+        `the session was attached without private stacks, and ${reason}`,
+        'attach with { gate: "stack" }; probes that need none may have { gate: "none" }',
+      );
+    const { program } = this.#attachment.images;
+    if (readStatus(target.pid).seccomp !== "none")
+      checkGateUnderSeccomp(target.pid, level, program !== undefined && isGoProgram(program));
   }
 
   events(): AsyncIterableIterator<SessionEvent> {

@@ -15,6 +15,13 @@ export type ReturnChoice = "auto" | "sites" | "stack";
  */
 export type GateChoice = "auto" | "none" | "stack" | "strict";
 
+/** What single probes run behind, whatever the session's are. */
+export interface ProbeGate {
+  /** Attach points as they are written; `*`, `?` and sets stand for what they do in those. */
+  readonly probes: string;
+  readonly level: Exclude<GateChoice, "auto">;
+}
+
 /** `kill`: a fault as if nothing were mapped there. `skip`: the instruction is left out. `report`: it is executed. */
 export type ViolationChoice = "kill" | "skip" | "report";
 
@@ -59,6 +66,8 @@ export interface TraceOptions {
   readonly symbols?: string | undefined;
   /** `auto` unless told. */
   readonly gate?: GateChoice | undefined;
+  /** Of those that a probe matches the last one is taken. */
+  readonly probeGates?: readonly ProbeGate[] | undefined;
   /** What becomes of an access of the application to memory under our key; `kill` unless told. */
   readonly onViolation?: ViolationChoice | undefined;
   /** `auto` unless told. */
@@ -134,6 +143,7 @@ export type RunOptions = Pick<
   | "pokeLog"
   | "symbols"
   | "gate"
+  | "probeGates"
   | "onViolation"
   | "arena"
 >;

@@ -20,7 +20,7 @@ import { findTrapObstacle } from "../target/process/trap-obstacle.ts";
 import { ProbeAccounts, type ProbeCounts } from "./accounts/probe-accounts.ts";
 import { provideHugeMaps } from "./attach/arena-pages.ts";
 import { Attachment } from "./attach/attachment.ts";
-import { type ChosenGate, chooseGate } from "./attach/gate-level.ts";
+import { chooseGate, chooseGates, type Gates, levelsOf } from "./attach/gate-level.ts";
 import { loadGatePoint } from "./attach/load-gate-point.ts";
 import { type Arrival, findUnloadable, sortProblems } from "./attach/pending-images.ts";
 import {
@@ -40,8 +40,8 @@ import {
   type ResolveOptions,
   resolveProbes,
 } from "./attach/probe-resolution.ts";
-import { findReturnObstacle } from "./attach/return-ways.ts";
-import { findSyscallHelper } from "./attach/seccomp.ts";
+import { findReturnObstacle, isGoProgram } from "./attach/return-ways.ts";
+import { checkGateUnderSeccomp, findSyscallHelper } from "./attach/seccomp.ts";
 import { changeSemaphores } from "./attach/semaphores.ts";
 import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./attach/shared-maps.ts";
 import { unwindPoints } from "./attach/unwind-points.ts";
@@ -92,7 +92,7 @@ export interface ArmedTarget {
   readonly threads: number;
   readonly stoppedNs: bigint;
   readonly skipped: readonly ProbeProblem[];
-  readonly gate: ChosenGate;
+  readonly gates: Gates;
 }
 
 /** Calls of one function whose returns may be awaited at the same time, where nobody says how many. */
@@ -305,11 +305,7 @@ export class Targets {
       perfMap: this.#input.perfMap !== false,
       symbols: this.#input.symbols,
       onViolation: this.#input.onViolation,
-      gate: chooseGate(
-        this.#input.gate ?? "auto",
-        images.program === undefined ? [] : [images.program],
-        this.#input.proofs,
-      ),
+      gates: this.#chooseGates(images),
     });
     if (attachment.keyRefusal !== undefined) this.#sayWithoutKey(pid, attachment.keyRefusal);
     if (attachment.ownMaps !== undefined) this.#openMaps(attachment.ownMaps);
@@ -331,6 +327,14 @@ export class Targets {
       isLocked: true,
       witness,
     });
+  }
+
+  #chooseGates({ pid, program }: ProcessImages): Gates {
+    const isUnderSeccomp = readStatus(pid).seccomp !== "none";
+    const gates = chooseGates(chooseGate(this.#input.gate ?? "auto", program, isUnderSeccomp), this.#input);
+    const isGo = program !== undefined && isGoProgram(program);
+    if (isUnderSeccomp) for (const level of levelsOf(gates)) checkGateUnderSeccomp(pid, level, isGo);
+    return gates;
   }
 
   /** Makes the memory of the maps, once, if it is to be of huge pages; else the first target makes it. */
@@ -448,7 +452,7 @@ export class Targets {
       threads: report.threads,
       stoppedNs: report.stoppedNs,
       skipped: [...resolved.skipped, ...refused.map((each) => skippedPoint(attachment, each))],
-      gate: attachment.gate,
+      gates: attachment.gates,
     };
   }
 
@@ -681,17 +685,6 @@ export class Targets {
   #checkSeccomp(pid: number): void {
     if (readStatus(pid).seccomp === "none") return;
     const helper = findSyscallHelper(this.#input.proofs);
-    if (this.#input.gate === "strict")
-      throw new SessionError(
-        "seccomp",
-        {
-          operation: "attach",
-          object: `process ${pid}`,
-          reason:
-            "it runs under seccomp, and --gate strict makes two system calls a hit that its filter may forbid",
-        },
-        "use --gate stack",
-      );
     if (helper === undefined && this.#input.mechanism !== "int3") return;
     throw new SessionError(
       "seccomp",

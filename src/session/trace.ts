@@ -10,6 +10,7 @@ import type { AttachRequest } from "./attach/probe-resolution.ts";
 import { compileProgram } from "./compile.ts";
 import { LocalPrograms } from "./local-programs.ts";
 import type { SessionIo, TraceOptions } from "./options.ts";
+import { withGates } from "./probe-gates.ts";
 import { printPlan } from "./reports/dry-run.ts";
 import { type RunFront, runPrograms } from "./run.ts";
 import { SessionError } from "./session-error.ts";
@@ -33,7 +34,7 @@ async function traceWith(tracer: Tracer, options: TraceOptions, io: SessionIo): 
   const programs = {
     bundle: script.bundle,
     proofs,
-    requests: userRequests(script),
+    requests: withGates(userRequests(script), options.probeGates),
     accountMap: script.accountMap,
   };
   checkTargets(options, programs.requests);

@@ -385,6 +385,18 @@ describe("seccomp", () => {
       program: "uprobe:filtered:probed { @[comm] = count(); }",
       err: /makes system calls that its filter may forbid/,
     },
+    {
+      name: "a private stack",
+      args: ["--gate", "stack"],
+      program: "uprobe:filtered:probed { @ = count(); }",
+      err: /--gate stack asks the kernel where alternate stacks are.*\nhint: use --gate none\n/,
+    },
+    {
+      name: "one probe that is strict",
+      args: ["--gate", "uprobe:filtered:probed=strict"],
+      program: "uprobe:filtered:probed { @ = count(); }",
+      err: /--gate strict makes two system calls a hit/,
+    },
   ];
   it.each(refused)("$name is refused", async ({ args, program, err }) => {
     using child = await UnmanagedChild.start([buildFixture("filtered")]);

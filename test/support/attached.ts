@@ -76,7 +76,7 @@ export class Attached {
       capacity: 256,
       maxActive: 64,
       perfMap: false,
-      gate: { level: gate, reason: "the test says so" },
+      gates: { process: { level: gate, reason: "the test says so", isAuto: false }, others: [] },
     });
     const { mapping, fd } = attachment.ownMaps!;
     closeSync(fd);

@@ -48,7 +48,14 @@ import { PerfMap, type PerfMapResult } from "../names/perf-map.ts";
 import type { ViolationChoice } from "../options.ts";
 import { CodeSpaces } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
-import { type ChosenGate, mayFindAlternate, threadSourceIn } from "./gate-level.ts";
+import {
+  type GateLevel,
+  type Gates,
+  gateOfProbe,
+  levelsOf,
+  mayFindAlternate,
+  threadSourceIn,
+} from "./gate-level.ts";
 import { LivePoints } from "./live-points.ts";
 import {
   type BuiltPoint,
@@ -87,7 +94,7 @@ export interface AttachmentInput {
   /** Most probe points that will be armed. */
   readonly capacity: number;
   readonly maxActive: number;
-  readonly gate: ChosenGate;
+  readonly gates: Gates;
   readonly onViolation?: ViolationChoice | undefined;
   readonly images: ProcessImages;
   /** Whether perf is to know the names of our code. */
@@ -100,7 +107,7 @@ export class Attachment {
   readonly target: ProcessTarget;
   readonly images: ProcessImages;
   /** What programs run behind here. */
-  readonly gate: ChosenGate;
+  readonly gates: Gates;
   readonly memory: SessionMemory;
   /** Why it has none, where it was to have one. */
   readonly keyRefusal: KeyRefusal | undefined;
@@ -156,7 +163,7 @@ export class Attachment {
     this.images = input.images;
     this.#symbols = input.symbols;
     this.#perfMap = input.perfMap ? PerfMap.find(input.target.pid) : undefined;
-    this.gate = input.gate;
+    this.gates = input.gates;
     this.memory = memory;
     this.keyRefusal = memory.grant?.kind === "refused" ? memory.grant.refusal : undefined;
     const { journal, journalMemory, journalMapping, gateOffset } = memory;
@@ -196,10 +203,6 @@ export class Attachment {
       choice: input.onViolation ?? "kill",
       stacks: stacks && {
         base: stacks.at,
-        // The handler asks for it wherever it is.
-        thread: "fs base",
-        defersSignals: input.gate.level === "strict",
-        findsAlternate: mayFindAlternate(input.gate.level, input.images.program),
         key: this.key === undefined ? undefined : { number: this.key },
       },
       memoryAt: (address) => memory.nameAt(address),
@@ -215,8 +218,8 @@ export class Attachment {
       placed: (near, routines) => this.#handling.placed(near, routines),
       stacks: stacks && {
         base: stacks.at,
-        defersSignals: input.gate.level === "strict",
-        findsAlternate: mayFindAlternate(input.gate.level, input.images.program),
+        levelOf: ({ run, gate }) => this.#levelOf(run, gate),
+        findsAlternate: (level) => mayFindAlternate(level, input.images.program),
         threadIn: ({ range }) => {
           const { list } = input.images;
           const image = list.find(({ start }) => start === range.start);
@@ -262,15 +265,15 @@ export class Attachment {
 
   /** Puts the session's memory into a target. Nothing of its code is changed. */
   static async create(input: AttachmentInput): Promise<Attachment> {
-    const { target, gate, mapsLayout } = input;
+    const { target, gates, mapsLayout } = input;
     const returnEntries = returnTableEntries(input.maxActive);
     const memory = await SessionMemory.create({
       target,
       capacity: input.capacity + SPARE_RECORDS,
       tableBytes: returnTableBytes(returnEntries),
       maps: { fd: input.sharedMapsFd, pageBytes: input.mapsPageBytes, lenBytes: mapsLayout.totalBytes },
-      hasStacks: gate.level !== "none",
-      wantsKey: gate.level === "strict",
+      hasStacks: levelsOf(gates).some((level) => level !== "none"),
+      wantsKey: gates.process.level === "strict",
     });
     try {
       const env: LinkEnv = {
@@ -607,6 +610,17 @@ export class Attachment {
   /** Whether the session's memory is in the target. */
   get isPresent(): boolean {
     return findJournalMappings(this.target.pid).some(({ start }) => start === this.journalMemory.start);
+  }
+
+  /** Whether there are private stacks for probes to run on. */
+  get hasStacks(): boolean {
+    return this.memory.stacksAt !== undefined;
+  }
+
+  #levelOf(run: Runnable, asked: GateLevel | undefined): GateLevel {
+    if (run.kind !== "program") return "none";
+    const proofs = this.#compiler.proofsOf(run);
+    return gateOfProbe(this.gates.process, asked, { proofs, index: run.index }).level;
   }
 
   /** Processes that the target has forked and that carry copies of the probes. */

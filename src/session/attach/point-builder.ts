@@ -47,6 +47,7 @@ import { encodeJump } from "../../x86/punning.ts";
 import type { ImageCode } from "../../x86/regions.ts";
 import { type Relocated, relocate } from "../../x86/relocate.ts";
 import type { CodeSpace, CodeSpaces, SpaceRequest } from "./code-space.ts";
+import { type GateLevel, highest } from "./gate-level.ts";
 import type { PlacedProgram, ProgramCompiler, Runnable } from "./program-compiler.ts";
 import type { ReturnRole } from "./return-ways.ts";
 import { type PlacedTrampoline, TrampolineStore, type WriteBytes } from "./trampoline-store.ts";
@@ -60,6 +61,8 @@ export interface AttachedProbe {
    */
   readonly when: "entry" | "return" | "leaving";
   readonly cookie: bigint;
+  /** What was asked for; undefined: what the process has. */
+  readonly gate?: GateLevel | undefined;
 }
 
 /** A planned site with what is to run there. */
@@ -119,8 +122,10 @@ export interface PointMemory {
   readonly stacks:
     | {
         readonly base: bigint;
-        readonly defersSignals: boolean;
-        readonly findsAlternate: boolean;
+        /** What a probe runs behind. */
+        levelOf(probe: AttachedProbe): GateLevel;
+        /** Whether threads on an alternate stack are to be found at a point of this level. */
+        findsAlternate(level: GateLevel): boolean;
         /** How threads are told apart in the code of an image. */
         threadIn(image: PlannedPoint["image"]): ThreadSource;
         recursedAt(account: number): bigint;
@@ -500,12 +505,13 @@ export class PointBuilder {
     const accounts = runsThen.flatMap(({ run }) =>
       run.kind === "program" && run.account !== undefined ? [run.account] : [],
     );
-    const { base, defersSignals, findsAlternate } = stacks;
+    const level = highest(runsThen.map((probe) => stacks.levelOf(probe)));
+    if (level === "none") return undefined;
     return {
       stacks: {
-        base,
-        defersSignals,
-        findsAlternate,
+        base: stacks.base,
+        defersSignals: level === "strict",
+        findsAlternate: stacks.findsAlternate(level),
         key,
         thread: stacks.threadIn(image),
         routines: this.#stackRoutines!,

@@ -23,6 +23,7 @@ import { describeLocationRefusal } from "../../target/process/location-refusal.t
 import type { MappedImage } from "../../target/process/mapped-image.ts";
 import { ImageCode } from "../../x86/regions.ts";
 import type { ReturnChoice } from "../options.ts";
+import type { GateLevel } from "./gate-level.ts";
 import { blacklistOf } from "./image-blacklist.ts";
 import { landingPlacesOf } from "./landing-memory.ts";
 import type { AttachedProbe, PlannedPoint } from "./point-builder.ts";
@@ -36,6 +37,8 @@ export interface AttachRequest {
   readonly bundle?: number | undefined;
   /** Number of the probe's account in the session; undefined: its hits are not accounted for. */
   readonly account?: number | undefined;
+  /** What its program is to run behind; undefined: nobody has said. */
+  readonly gate?: GateLevel | undefined;
   /** Undefined: a number for the probe's name. */
   readonly cookie?: bigint;
   /** A static probe of the image, whose places and cookies this finds; the attach point's own place is not looked at. */
@@ -197,6 +200,7 @@ export function resolveProbes(
         },
         when: attachPoint.kind === "uretprobe" ? "return" : "entry",
         cookie,
+        gate: request.gate,
       });
     }
   }

@@ -85,6 +85,11 @@ export class ProgramCompiler {
     return this.#inputs.push({ ...input, mayAbandon: this.#mayAbandon }) - 1;
   }
 
+  /** The proofs of the bundle that a program is in. */
+  proofsOf({ bundle }: Extract<Runnable, { kind: "program" }>): readonly Proof[] {
+    return this.#inputs[bundle ?? 0]!.proofs;
+  }
+
   /** Most bytes that these programs together take in one space. */
   spaceBytes(runs: Iterable<Runnable>): number {
     const sizes = new Map<string, number>();

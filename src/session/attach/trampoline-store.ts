@@ -70,6 +70,12 @@ const SLACK_BYTES = 16;
 /** Retired code below this is not worth looking at all stacks for. */
 const WORTH_BYTES = 8 << 10;
 
+/** Gates with the same key go the same way to their private stack. */
+const keyOfGate = (privateStack: PrivateStackHook | undefined): string =>
+  privateStack === undefined
+    ? "own stack"
+    : `${privateStack.stacks.thread} ${privateStack.stacks.defersSignals}`;
+
 export class TrampolineStore {
   readonly #spaces: CodeSpaces;
   readonly #chunks: Chunk[] = [];
@@ -97,7 +103,7 @@ export class TrampolineStore {
   async provide(needs: readonly TrampolineNeed[], write: WriteBytes): Promise<PlacedTrampoline[]> {
     const keys = needs.map(
       ({ plan, programs, privateStack }) =>
-        `${trampolineKey(programs, entryDistanceOf(plan))}, ${privateStack?.stacks.thread}`,
+        `${trampolineKey(programs, entryDistanceOf(plan))}, ${keyOfGate(privateStack)}`,
     );
     const chosen: PlacedTrampoline[] = [];
     for (const [index, need] of needs.entries()) {

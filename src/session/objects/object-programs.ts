@@ -17,6 +17,7 @@ import type { AttachRequest } from "../attach/probe-resolution.ts";
 import { UsdtSpecs, usdtFinder } from "../attach/usdt.ts";
 import { USDT_SPEC_BYTES, USDT_SPECS_MAP } from "../attach/usdt-spec.ts";
 import type { RunObjectOptions, SessionIo } from "../options.ts";
+import { withGates } from "../probe-gates.ts";
 import type { RunPrograms } from "../run.ts";
 import { SessionError } from "../session-error.ts";
 import { bundleMaps, checkMapSizes, fitRings } from "./object-bundle.ts";
@@ -40,12 +41,12 @@ export interface ObjectRunPrograms extends RunPrograms {
 /** Undefined: a program is rejected, which has been explained. Throws SessionError for what cannot be run at all. */
 export function prepareObject(
   object: BpfObject,
-  options: Pick<RunObjectOptions, "path" | "attach">,
+  options: Pick<RunObjectOptions, "path" | "attach" | "probeGates">,
   io: SessionIo,
 ): ObjectRunPrograms | undefined {
   const wanted = wantedPrograms(object, options);
   const usdt = usdtSpecs(object);
-  const requests = attachRequests(object, wanted, options, usdt?.specs);
+  const requests = withGates(attachRequests(object, wanted, options, usdt?.specs), options.probeGates);
   const maps = bundleMaps(
     object,
     wanted.map(({ code }) => code),

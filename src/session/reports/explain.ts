@@ -21,11 +21,17 @@ import { Journal, journalBytes } from "../../probe/journal.ts";
 import type { PointHook } from "../../probe/probe-set.ts";
 import { checkAttachable } from "../../target/process/attach-check.ts";
 import { ProcessImages } from "../../target/process/images.ts";
-import { readMaps } from "../../target/process/proc-fs.ts";
+import { readMaps, readStatus } from "../../target/process/proc-fs.ts";
 import { findKeyObstacle } from "../../target/process/protection-keys.ts";
 import { decodeBlock, textOf } from "../../x86/decode.ts";
 import { CodeSpaces } from "../attach/code-space.ts";
-import { chooseGate, type GateImage, type GateLevel, mayFindAlternate } from "../attach/gate-level.ts";
+import {
+  chooseGate,
+  chooseGates,
+  type GateImage,
+  type GateLevel,
+  mayFindAlternate,
+} from "../attach/gate-level.ts";
 import { type BuiltPoint, PointBuilder, type PointMemory } from "../attach/point-builder.ts";
 import { CodeCache, ProbeNames, resolveProbes } from "../attach/probe-resolution.ts";
 import { ProgramCompiler } from "../attach/program-compiler.ts";
@@ -56,7 +62,8 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
     return verdict.proof;
   });
   using images = ProcessImages.open(options.pid);
-  const { points, problems, skipped } = resolveProbes(images, userRequests(script), {
+  const requests = userRequests(script);
+  const { points, problems, skipped } = resolveProbes(images, requests, {
     mechanism: options.mechanism,
     names: new ProbeNames(),
     codes: new CodeCache(),
@@ -75,11 +82,11 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
 
   if (points.length === 0 && skipped.length === 0)
     io.err.write(`${options.probe}: it never returns, so there is nothing to change\n`);
-  const { level } = chooseGate(
-    options.gate ?? "auto",
-    images.program === undefined ? [] : [images.program],
-    proofs,
+  const gates = chooseGates(
+    chooseGate(options.gate ?? "auto", images.program, readStatus(options.pid).seccomp !== "none"),
+    { requests, proofs },
   );
+  const { level } = gates.others[0]?.gate ?? gates.process;
   const journal = new Journal(new Uint8Array(journalBytes(MOST_POINTS)), MOST_POINTS, {
     tracerPid: 0,
     tracerStart: 0n,
@@ -123,8 +130,8 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
 /** Private stacks as they would be in a process that runs. */
 const exampleStacks = (level: GateLevel, program: GateImage | undefined): PointMemory["stacks"] => ({
   base: EXAMPLE_STACKS_AT,
-  defersSignals: level === "strict",
-  findsAlternate: mayFindAlternate(level, program),
+  levelOf: () => level,
+  findsAlternate: (of) => mayFindAlternate(of, program),
   threadIn: () => "fs:0",
   recursedAt: () => EXAMPLE_MAPS_AT,
 });

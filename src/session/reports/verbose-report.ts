@@ -1,5 +1,6 @@
 /** What `-v` says about the session itself, on standard error. */
 import { hexBytes, type Refusal, refusalText } from "../../patch/index.ts";
+import type { ChosenGate } from "../attach/gate-level.ts";
 import { describeReturn } from "../attach/return-ways.ts";
 import type { PerfMapResult } from "../names/perf-map.ts";
 import type { SessionIo, TraceOptions } from "../options.ts";
@@ -9,7 +10,12 @@ import { arenaJson, describeArena } from "./arena-report.ts";
 /** More sites than this are counted, not listed. */
 const MOST_SITES = 50;
 
-const gateText = { stack: "private stacks", strict: "private stacks, signals wait" } as const;
+const levelWords = {
+  none: "threads' own stacks",
+  stack: "private stacks",
+  strict: "private stacks, signals wait",
+} as const;
+const gateWords = ({ level, reason }: ChosenGate): string => `${levelWords[level]}: ${reason}`;
 
 export class VerboseReport {
   readonly #isOn: boolean;
@@ -24,11 +30,12 @@ export class VerboseReport {
 
   armed(armed: readonly ArmedTarget[], targets: Targets): void {
     if (!this.#isOn) return;
-    for (const { pid, points, threads, stoppedNs, skipped, gate } of armed) {
+    for (const { pid, points, threads, stoppedNs, skipped, gates } of armed) {
       this.#say(
         `process ${pid}: ${points} sites armed, stopped ${threads} threads for ${milliseconds(stoppedNs)} ms`,
       );
-      if (gate.level !== "none") this.#say(`  gate: ${gateText[gate.level]}: ${gate.reason}`);
+      if (gates.process.level !== "none") this.#say(`  gate: ${gateWords(gates.process)}`);
+      for (const { probe, gate } of gates.others) this.#say(`  gate of ${probe}: ${gateWords(gate)}`);
       for (const { probe, reason } of skipped.slice(0, MOST_SITES))
         this.#say(`  left out, by ${probe}: ${reason}`);
     }
