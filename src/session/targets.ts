@@ -2,26 +2,22 @@
  * All targets of one session: attaching to them, arming in them what the script asks for, following what they load, and
  * leaving them.
  */
-import { closeSync } from "node:fs";
 import type { Bundle, Proof } from "../bpf/index.ts";
 import { isGlob } from "../elf/index.ts";
 import type { UserAttachPoint } from "../lang/index.ts";
 import { type OtherTracers, refusalText } from "../patch/index.ts";
-import { ArmError, describeCommitRefusal } from "../probe/probe-set.ts";
+import { ArmError } from "../probe/probe-set.ts";
 import { isEnding } from "../target/process/address-space.ts";
 import { ElfCache } from "../target/process/elf-cache.ts";
-import { type HugePages, hugePageBytes } from "../target/process/huge-memory.ts";
+import type { HugePages } from "../target/process/huge-memory.ts";
 import { ProcessImages } from "../target/process/images.ts";
-import type { Mapping } from "../target/process/libc.ts";
-import { readProcLink, readStatus } from "../target/process/proc-fs.ts";
 import { describeKeyRefusal, type KeyRefusal } from "../target/process/protection-keys.ts";
 import type { ProcessTarget, Tracer } from "../target/process/tracer.ts";
-import { findTrapObstacle } from "../target/process/trap-obstacle.ts";
 import { ProbeAccounts, type ProbeCounts } from "./accounts/probe-accounts.ts";
-import { provideHugeMaps } from "./attach/arena-pages.ts";
 import { Attachment } from "./attach/attachment.ts";
-import { chooseGate, chooseGates, type Gates, levelsOf } from "./attach/gate-level.ts";
+import type { Gates } from "./attach/gate-level.ts";
 import { loadGatePoint } from "./attach/load-gate-point.ts";
+import { checkTraps, gatesIn, problemError } from "./attach/obstacles.ts";
 import { type Arrival, findUnloadable, sortProblems } from "./attach/pending-images.ts";
 import {
   type AttachedProbe,
@@ -40,16 +36,27 @@ import {
   type ResolveOptions,
   resolveProbes,
 } from "./attach/probe-resolution.ts";
-import { findReturnObstacle, isGoProgram } from "./attach/return-ways.ts";
-import { checkGateUnderSeccomp, findSyscallHelper } from "./attach/seccomp.ts";
+import { findReturnObstacle } from "./attach/return-ways.ts";
+import { checkSeccomp } from "./attach/seccomp.ts";
 import { changeSemaphores } from "./attach/semaphores.ts";
-import { layoutSharedMaps, SharedMaps, type SharedMapsLayout } from "./attach/shared-maps.ts";
+import type { SharedMaps } from "./attach/shared-maps.ts";
 import { unwindPoints } from "./attach/unwind-points.ts";
 import type { Violation } from "./attach/violations.ts";
 import { type LeftTarget, leaveHeirs } from "./leave/heirs.ts";
 import { describeTakenOut, readHeldPlaces, takeOutDead } from "./leave/other-sessions.ts";
 import { type ProveTarget, Witness } from "./leave/proof.ts";
 import { findJournalMappings, type RestoreReport } from "./leave/restore-process.ts";
+import { MapsMemory } from "./maps-memory.ts";
+import {
+  countMechanisms,
+  endedMeanwhile,
+  type Member,
+  orEnded,
+  programOf,
+  raise,
+  unlessGone,
+  unlock,
+} from "./member.ts";
 import type { ArenaChoice, GateChoice, MechanismChoice, ReturnChoice, ViolationChoice } from "./options.ts";
 import type { PokeLog } from "./reports/poke-log.ts";
 import { SessionError } from "./session-error.ts";
@@ -117,26 +124,6 @@ export interface CountedSite {
   readonly account: number;
 }
 
-interface Member {
-  readonly target: ProcessTarget;
-  readonly resolved: ResolvedProbes;
-  readonly attachment: Attachment;
-  /** Attach points whose images were not mapped when the process was attached to. */
-  readonly pending: readonly AttachRequest[];
-  /** Of those, the ones whose images have come since. */
-  readonly met: Set<AttachRequest>;
-  /** Whether what it loads and unloads matters. */
-  readonly followsLoads: boolean;
-  /** When to look at what it has loaded, if it cannot say. */
-  nextLookMs: number | undefined;
-  /** Counters of static probes that have been raised. */
-  readonly raised: Set<bigint>;
-  /** Whether other tracers are kept away since it was attached to. */
-  isLocked: boolean;
-  /** What there was before the first change, where that is to be proved in the end. */
-  readonly witness: Witness | undefined;
-}
-
 export class Targets {
   readonly names = new ProbeNames();
   readonly accounts: ProbeAccounts;
@@ -152,16 +139,18 @@ export class Targets {
   readonly #strangers: ProcessTarget[] = [];
   readonly #sites: CountedSite[] = [];
   #hasSaidNoKeys = false;
-  /** The kind of huge pages that the maps lie in; undefined: none. */
-  #hugeMaps: HugePages | undefined;
-  #maps:
-    | { readonly maps: SharedMaps; readonly unmap: () => void; readonly fd: number | undefined }
-    | undefined;
+  readonly #maps: MapsMemory;
 
   constructor(input: TargetsInput, tracer: Tracer) {
     const accounts = new ProbeAccounts(input.accountMap);
     this.accounts = accounts;
     this.#input = { ...input, requests: input.requests.map((request) => accounts.open(request)) };
+    this.#maps = new MapsMemory({
+      specs: input.bundle.maps,
+      accounts: input.requests.length,
+      laterAccounts: input.countsSites === true ? MOST_COUNTED_SITES : undefined,
+      arena: input.arena ?? "auto",
+    });
     this.#tracer = tracer;
     this.#overriders = findOverriders(input.proofs);
     const { pokeLog } = input;
@@ -172,22 +161,7 @@ export class Targets {
 
   /** The maps of the session: in memory that all targets share; without a target, the tracer's own. */
   get maps(): SharedMaps {
-    const { bundle } = this.#input;
-    this.#maps ??= (() => {
-      const layout = this.#mapsLayout;
-      const maps = new SharedMaps(bundle.maps, layout, new ArrayBuffer(layout.totalBytes));
-      return { maps, unmap: () => {}, fd: undefined };
-    })();
     return this.#maps.maps;
-  }
-
-  get #mapsLayout(): SharedMapsLayout {
-    const { bundle, requests } = this.#input;
-    return layoutSharedMaps(
-      bundle.maps,
-      requests.length,
-      this.#input.countsSites === true ? MOST_COUNTED_SITES : undefined,
-    );
   }
 
   /** What became of the hits of each probe. Mechanisms are known once the targets are left. */
@@ -197,7 +171,7 @@ export class Targets {
 
   /** The kind of huge pages that the maps lie in; undefined: none. */
   get hugeMaps(): HugePages | undefined {
-    return this.#hugeMaps;
+    return this.#maps.hugePages;
   }
 
   get attachments(): readonly Attachment[] {
@@ -216,8 +190,8 @@ export class Targets {
 
   /** The function at an address, in the first target that knows one. */
   findSymbol(at: bigint): string | undefined {
-    for (const { images, names } of this.attachments) {
-      const symbol = images.symbolize(at).symbol ?? names.find(at);
+    for (const { images, naming } of this.attachments) {
+      const symbol = images.symbolize(at).symbol ?? naming.names.find(at);
       if (symbol !== undefined) return symbol;
     }
     return undefined;
@@ -225,10 +199,10 @@ export class Targets {
 
   /** `symbol+0x10 (libc.so.6)` in the first target that knows the address; what no target knows is the bare address. */
   describe(at: bigint): string {
-    for (const { images, names } of this.attachments) {
+    for (const { images, naming } of this.attachments) {
       const { image, symbol, text } = images.symbolize(at);
       if (image !== undefined || symbol !== undefined) return text;
-      const ours = names.find(at);
+      const ours = naming.names.find(at);
       if (ours !== undefined) return ours;
     }
     return `0x${at.toString(16)}`;
@@ -246,7 +220,7 @@ export class Targets {
 
   /** Attaches to a running process. Nothing of its code is changed yet. */
   async attach(pid: number): Promise<void> {
-    this.#provideHugeMaps();
+    this.#maps.provideHuge();
     const target = await this.#tracer.open(pid);
     try {
       // Until its probes are armed, so that nobody else plants any meanwhile.
@@ -271,7 +245,7 @@ export class Targets {
 
   /** Starts a command; it stands before its first instruction until `release`. */
   async start(argv: readonly string[]): Promise<ProcessTarget> {
-    this.#provideHugeMaps();
+    this.#maps.provideHuge();
     const target = await this.#tracer.start(argv);
     try {
       await target.lock();
@@ -287,7 +261,7 @@ export class Targets {
 
   async #join(target: ProcessTarget, arrival: Arrival): Promise<void> {
     const { pid } = target;
-    this.#checkSeccomp(pid);
+    checkSeccomp(pid, this.#input);
     const witness = this.#input.verify === true ? await Witness.of(target) : undefined;
     const images = ProcessImages.open(pid, { cache: this.#elfCache });
     const resolved = this.#resolve(images, arrival, await readHeldPlaces(target));
@@ -296,19 +270,19 @@ export class Targets {
       images,
       bundle: this.#input.bundle,
       proofs: this.#input.proofs,
-      mapsLayout: this.#mapsLayout,
+      mapsLayout: this.#maps.layout,
       accounts: this.accounts,
-      sharedMapsFd: this.#maps?.fd,
-      mapsPageBytes: this.#hugeMaps && hugePageBytes[this.#hugeMaps],
+      sharedMapsFd: this.#maps.fd,
+      mapsPageBytes: this.#maps.pageBytes,
       capacity: journalRecords(resolved.resolved.points) + LATER_POINTS,
       maxActive: this.#input.maxActive,
       perfMap: this.#input.perfMap !== false,
       symbols: this.#input.symbols,
       onViolation: this.#input.onViolation,
-      gates: this.#chooseGates(images),
+      gates: gatesIn(images, this.#input),
     });
     if (attachment.keyRefusal !== undefined) this.#sayWithoutKey(pid, attachment.keyRefusal);
-    if (attachment.ownMaps !== undefined) this.#openMaps(attachment.ownMaps);
+    if (attachment.ownMaps !== undefined) this.#maps.take(attachment.ownMaps);
     const { requests, followsLoads: followsAll } = this.#input;
     const unloadable = findUnloadable(images);
     const followsLoads =
@@ -327,28 +301,6 @@ export class Targets {
       isLocked: true,
       witness,
     });
-  }
-
-  #chooseGates({ pid, program }: ProcessImages): Gates {
-    const isUnderSeccomp = readStatus(pid).seccomp !== "none";
-    const gates = chooseGates(chooseGate(this.#input.gate ?? "auto", program, isUnderSeccomp), this.#input);
-    const isGo = program !== undefined && isGoProgram(program);
-    if (isUnderSeccomp) for (const level of levelsOf(gates)) checkGateUnderSeccomp(pid, level, isGo);
-    return gates;
-  }
-
-  /** Makes the memory of the maps, once, if it is to be of huge pages; else the first target makes it. */
-  #provideHugeMaps(): void {
-    if (this.#maps !== undefined) return;
-    const huge = provideHugeMaps(this.#input.arena ?? "auto", this.#mapsLayout.totalBytes);
-    if (huge === undefined) return;
-    this.#hugeMaps = huge.pages;
-    this.#openMaps(huge);
-  }
-
-  #openMaps({ mapping, fd }: { readonly mapping: Mapping; readonly fd: number }): void {
-    const maps = new SharedMaps(this.#input.bundle.maps, this.#mapsLayout, mapping.buffer);
-    this.#maps = { maps, unmap: () => mapping.unmap(), fd };
   }
 
   /** What the machine lacks is said once, what a process lacks for each. */
@@ -380,7 +332,7 @@ export class Targets {
     );
     if (fatal.length > 0) throw problemError(fatal);
     for (const notice of notices) this.#input.notify?.(`process ${pid}: ${notice}`);
-    this.#checkTraps(pid, resolved.points);
+    checkTraps(pid, resolved.points);
     return { resolved, pending };
   }
 
@@ -674,98 +626,9 @@ export class Targets {
     }
     for (const { attachment } of this.#replaced) attachment.abandon();
     for (const target of this.#strangers) await target.close();
-    if (this.#maps !== undefined) {
-      this.#maps.unmap();
-      if (this.#maps.fd !== undefined) closeSync(this.#maps.fd);
-    }
+    this.#maps[Symbol.dispose]();
     this.#elfCache[Symbol.dispose]();
   }
-
-  /** Programs that make system calls inside the target could get it killed by its own filter. */
-  #checkSeccomp(pid: number): void {
-    if (readStatus(pid).seccomp === "none") return;
-    const helper = findSyscallHelper(this.#input.proofs);
-    if (helper === undefined && this.#input.mechanism !== "int3") return;
-    throw new SessionError(
-      "seccomp",
-      {
-        operation: "attach",
-        object: `process ${pid}`,
-        reason:
-          helper === undefined
-            ? "it runs under seccomp, and the trap handler of int3 makes a system call that its filter may forbid"
-            : `it runs under seccomp, and ${helper} makes system calls that its filter may forbid`,
-      },
-      "use probes that take a jump and programs that do not read user memory, strings, stacks or comm, and print nothing",
-    );
-  }
-
-  #checkTraps(pid: number, points: readonly PlannedPoint[]): void {
-    const trapped = points.find((point) => point.plan.mechanism === "int3");
-    if (trapped === undefined) return;
-    const obstacle = findTrapObstacle(pid);
-    if (obstacle === undefined) return;
-    const jump = trapped.plan.refused.find((rung) => rung.mechanism === "jump");
-    throw new SessionError(
-      obstacle.kind,
-      {
-        operation: "probe",
-        object: `0x${trapped.plan.at.toString(16)} in ${trapped.image.name}`,
-        reason: describeCommitRefusal(obstacle),
-      },
-      jump === undefined ? undefined : `a jump is refused there: ${refusalText(jump.refusal)}`,
-    );
-  }
-}
-
-function programOf(pid: number): string {
-  try {
-    return readProcLink(pid, "exe");
-  } catch {
-    return "another program";
-  }
-}
-
-/** Lets other tracers at the process again. */
-async function unlock(member: Member): Promise<void> {
-  if (!member.isLocked) return;
-  member.isLocked = false;
-  await member.target.unlock();
-}
-
-async function raise({ target, raised }: Member, semaphores: readonly bigint[]): Promise<void> {
-  const fresh = semaphores.filter((at) => !raised.has(at));
-  await changeSemaphores(target, fresh, 1);
-  for (const at of fresh) raised.add(at);
-}
-
-/** What fails because the process ends fails with a message that says so. */
-async function orEnded<Result>(operation: string, pid: number, act: () => Promise<Result>): Promise<Result> {
-  try {
-    return await act();
-  } catch (error) {
-    throw isEnding(pid) ? endedMeanwhile(operation, pid) : error;
-  }
-}
-
-/** What fails because the process ends, or has become another program, needs not be done. */
-async function unlessGone(
-  { target, attachment }: Pick<Member, "target" | "attachment">,
-  act: () => Promise<void>,
-): Promise<void> {
-  try {
-    await act();
-  } catch (error) {
-    if (!attachment.isReplaced() && !isEnding(target.pid)) throw error;
-  }
-}
-
-function endedMeanwhile(operation: string, pid: number): SessionError {
-  return new SessionError("target-gone", {
-    operation,
-    object: `process ${pid}`,
-    reason: "it has ended meanwhile",
-  });
 }
 
 function skippedPoint({ images }: Attachment, { planned, refusal }: RefusedPoint): ProbeProblem {
@@ -776,22 +639,4 @@ function skippedPoint({ images }: Attachment, { planned, refusal }: RefusedPoint
     hint: undefined,
     isMissingImage: false,
   };
-}
-
-function countMechanisms(attachment: Attachment): Map<string, number> {
-  const counts = new Map<string, number>();
-  for (const { mechanism, isIdle } of attachment.probes.points)
-    if (!isIdle) counts.set(mechanism, (counts.get(mechanism) ?? 0) + 1);
-  return counts;
-}
-
-function problemError(problems: readonly ProbeProblem[]): SessionError {
-  const [first, ...rest] = problems;
-  const more =
-    rest.length === 0 ? "" : ` (and ${rest.length} more: ${rest.map((problem) => problem.probe).join(", ")})`;
-  return new SessionError(
-    "cannot-probe",
-    { operation: "probe", object: first!.probe, reason: first!.reason + more },
-    first!.hint,
-  );
 }

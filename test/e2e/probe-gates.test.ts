@@ -89,9 +89,8 @@ it("-v says which probe has which gate", async () => {
 it("a gate for a probe that nobody has written is refused", async () => {
   using child = await UnmanagedChild.start([buildFixture("compute"), "6"]);
   const program = "uprobe:compute:step { @ = count(); }";
-  const { code, err } = await runTracing([
-    ...["--gate", "uprobe:compute:stop=strict", "-p", `${child.pid}`, "-e", program],
-  ]);
+  const args = ["--gate", "uprobe:compute:stop=strict", "-p", `${child.pid}`];
+  const { code, err } = await runTracing([...args, "-e", program]);
   expect({ code, err }).toEqual({
     code: 1,
     err:

@@ -4,7 +4,6 @@
  *     data          journal, maps and the like: session-memory.ts
  *     code memory   near each image
  */
-import { writeFileSync } from "node:fs";
 import {
   ACCOUNT_BYTES,
   ACCOUNT_MISSED,
@@ -41,10 +40,7 @@ import {
   type RestoreReport,
   restoreProcess,
 } from "../leave/restore-process.ts";
-import { CODE_NAME_PREFIX, CodeNames, type NamedCode } from "../names/code-names.ts";
-import { findDebugDescriptors, linkDebugEntry } from "../names/gdb-jit.ts";
-import { symbolFileOf } from "../names/gdb-symbols.ts";
-import { PerfMap, type PerfMapResult } from "../names/perf-map.ts";
+import { CodeNaming } from "../names/code-naming.ts";
 import type { ViolationChoice } from "../options.ts";
 import { CodeSpaces } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
@@ -77,9 +73,6 @@ import type { Violations } from "./violations.ts";
 /** Records of the journal for memory. */
 const SPARE_RECORDS = 64;
 const TID_OFFSETS = [0x2d0, 0x30]; // glibc's and musl's struct pthread on x86-64
-
-/** Each is private memory of its own. */
-const MOST_DEBUG_ENTRIES = 16;
 
 export interface AttachmentInput {
   readonly target: ProcessTarget;
@@ -117,20 +110,10 @@ export class Attachment {
   readonly functionOps: FunctionOps;
   /** Probes that come and go anywhere. */
   readonly livePoints: LivePoints;
-  readonly #names = new CodeNames();
-  /** Points whose code has no names yet. */
-  readonly #unnamed: BuiltPoint[] = [];
-  #perfMapResult: PerfMapResult | undefined;
-  #isRestored = false;
+  /** What our code is called, and who knows it. */
+  readonly naming: CodeNaming;
   /** Some code could not be freed: it keeps its names. */
   #keepsNames = false;
-  readonly #perfMap: PerfMap | undefined;
-  readonly #symbols: string | undefined;
-  /** Why gdb does not know the names, though the process has a list of such code. */
-  gdbRefusal: string | undefined;
-  /** Names that gdb does not know yet. */
-  readonly #unlinked: NamedCode[] = [];
-  #debugEntries = 0;
   readonly #journal: Journal;
   readonly #gateWords: Uint32Array;
   readonly #builder: PointBuilder;
@@ -161,13 +144,18 @@ export class Attachment {
   ) {
     this.target = input.target;
     this.images = input.images;
-    this.#symbols = input.symbols;
-    this.#perfMap = input.perfMap ? PerfMap.find(input.target.pid) : undefined;
     this.gates = input.gates;
     this.memory = memory;
     this.keyRefusal = memory.grant?.kind === "refused" ? memory.grant.refusal : undefined;
     const { journal, journalMemory, journalMapping, gateOffset } = memory;
     this.#journal = journal;
+    this.naming = new CodeNaming({
+      ...input,
+      symbols: input.symbols,
+      journal,
+      journalMemory,
+      builder: () => this.#builder,
+    });
     this.#lacksTid = usesTid(input.proofs) && env.tidOffset === undefined && allowsRdfsbase(input.target.pid);
     this.gateWordsAt = journalMemory.start + BigInt(gateOffset);
     this.#gateWords = new Uint32Array(journalMapping.buffer, gateOffset, LOAD_GATE_BYTES / 4);
@@ -199,7 +187,7 @@ export class Attachment {
       mailbox: stacks && { at: stacks.mailbox.at, memory: new Uint8Array(stacks.mailbox.mapping.buffer) },
       scratch: memory.scratchAt,
       spaces: this.#spaces,
-      names: this.#names,
+      names: this.naming.given,
       choice: input.onViolation ?? "kill",
       stacks: stacks && {
         base: stacks.at,
@@ -237,14 +225,14 @@ export class Attachment {
       builder: this.#builder,
       probes: this.probes,
       builtPoints: this.builtPoints,
-      names: this.#names,
+      names: this.naming.given,
     });
     this.livePoints = new LivePoints({
       probes: this.probes,
       builder: this.#builder,
       functionOps: () => this.functionOps,
       arm: (points) => this.arm(points),
-      link: () => this.#linkSymbols(),
+      link: () => this.naming.link(),
       builtPoints: () => this.builtPoints,
       setBuilt: (built) => this.#setBuilt(built),
       addTraps: (built) => this.#traps.add(built),
@@ -323,8 +311,8 @@ export class Attachment {
     this.builtPoints.push(...built);
     this.functionOps.adopt(built);
     await this.#trapHemmedPoints();
-    this.#nameCode(built);
-    await this.#linkSymbols();
+    this.naming.add(built);
+    await this.naming.link();
     return { refused, report };
   }
 
@@ -379,7 +367,7 @@ export class Attachment {
       if (index === undefined) this.builtPoints.push(point);
       else this.builtPoints[index] = point;
     }
-    this.#nameCode(built);
+    this.naming.add(built);
   }
 
   /** What could not be written gets an `int3`; the trap handler learns where those lead that have one. */
@@ -406,39 +394,6 @@ export class Attachment {
         return hook;
       },
     };
-  }
-
-  /** Gives names to what was built, soon: it takes longer than the rest of what is done before a target runs on. */
-  #nameCode(built: readonly BuiltPoint[]): void {
-    if (this.#unnamed.length === 0) setImmediate(() => this.#nameNow());
-    this.#unnamed.push(...built);
-  }
-
-  #nameNow(): void {
-    const unnamed = this.#unnamed.splice(0);
-    if (unnamed.length === 0) return;
-    for (const point of unnamed) this.#names.addPoint(point);
-    const { programs, returnRuntime } = this.#builder;
-    this.#names.addPrograms(programs);
-    if (returnRuntime !== undefined)
-      this.#names.add({ ...returnRuntime, name: `${CODE_NAME_PREFIX}return-table` });
-    const fresh = this.#names.takeFresh();
-    this.#unlinked.push(...fresh);
-    if (this.#symbols !== undefined) writeFileSync(this.#symbols, symbolFileOf(this.#names.list));
-    // What is taken out already is not announced any more.
-    if (this.#perfMap !== undefined && !this.#isRestored) this.#perfMapResult = this.#perfMap.append(fresh);
-  }
-
-  /** What our code is called. */
-  get names(): CodeNames {
-    this.#nameNow();
-    return this.#names;
-  }
-
-  /** How far perf knows the names; undefined: it does not, or there are none yet. */
-  get perfMapResult(): PerfMapResult | undefined {
-    this.#nameNow();
-    return this.#perfMapResult;
   }
 
   /**
@@ -493,26 +448,6 @@ export class Attachment {
   hasRoomFor(points: readonly PlannedPoint[]): boolean {
     const images = new Set(points.map(({ image }) => image.range.start)).size;
     return journalRecords(points) + images + SPARE_RECORDS <= this.#journal.remaining;
-  }
-
-  /** Makes names that are new known to gdb, where the process has a list of code made at run time. */
-  async #linkSymbols(): Promise<void> {
-    if (this.#perfMap === undefined || this.#debugEntries >= MOST_DEBUG_ENTRIES) return;
-    const descriptors = findDebugDescriptors(this.images);
-    if (descriptors.length === 0) return;
-    this.#nameNow();
-    const codes = this.#unlinked.splice(0);
-    if (codes.length === 0) return;
-    for (const descriptor of descriptors) {
-      this.#debugEntries++;
-      try {
-        const why = await linkDebugEntry(this.target, this.#journal, this.journalMemory, descriptor, codes);
-        if (why !== undefined) this.gdbRefusal = why;
-      } catch (error) {
-        // Names are no reason to fail; a process that has ended is noticed elsewhere.
-        this.gdbRefusal = error instanceof Error ? error.message : String(error);
-      }
-    }
   }
 
   /** One batch of the optimizer; false when nothing is left to be done. */
@@ -573,7 +508,7 @@ export class Attachment {
 
   /** Puts the text back and frees everything. */
   async restore(wantsEvidence = false): Promise<RestoreReport> {
-    this.#isRestored = true;
+    this.naming.end();
     // Nobody may wait at the loader for a tracer that is leaving.
     Atomics.store(this.#gateWords, loadGateWords.abandoned / 4, 1);
     this.acknowledgeLoads(this.#announced);
@@ -653,14 +588,14 @@ export class Attachment {
 
   /** Of a process that has ended, or runs another program now, nobody else takes the names of our code out. */
   withdrawNames(): void {
-    this.#isRestored = true;
-    if (!this.#keepsNames) this.#perfMap?.remove();
+    if (this.#keepsNames) this.naming.end();
+    else this.naming.withdraw();
   }
 
   /** Lets go of what the tracer holds of a program that has been replaced by another. Its children can still be put back. */
   abandon(): void {
     this.withdrawNames();
-    this.#perfMap?.[Symbol.dispose]();
+    this.naming[Symbol.dispose]();
     this.images[Symbol.dispose]();
     this.memory.close();
   }

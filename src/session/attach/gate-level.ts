@@ -106,7 +106,7 @@ export interface Gates {
 }
 
 /** The part of an attach request that is looked at. */
-interface GateRequest {
+export interface GateRequest {
   readonly attachPoint: { readonly name: string };
   readonly programIndex: number;
   readonly gate?: GateLevel | undefined;

@@ -15,6 +15,8 @@ import {
   HELPER_TRACE_VPRINTK,
 } from "../../bpf/helpers.ts";
 import { findHelperName, type Proof } from "../../bpf/index.ts";
+import { readStatus } from "../../target/process/proc-fs.ts";
+import type { MechanismChoice } from "../options.ts";
 import { SessionError } from "../session-error.ts";
 import type { GateLevel } from "./gate-level.ts";
 
@@ -39,6 +41,28 @@ const callers = [
 export function findSyscallHelper(proofs: readonly Proof[]): string | undefined {
   const used = callers.find((helper) => proofs.some((proof) => proof.helpers.has(helper)));
   return used === undefined ? undefined : findHelperName(used);
+}
+
+/** Programs that make system calls inside the target could get it killed by its own filter. Throws SessionError. */
+export function checkSeccomp(
+  pid: number,
+  { proofs, mechanism }: { readonly proofs: readonly Proof[]; readonly mechanism: MechanismChoice },
+): void {
+  if (readStatus(pid).seccomp === "none") return;
+  const helper = findSyscallHelper(proofs);
+  if (helper === undefined && mechanism !== "int3") return;
+  throw new SessionError(
+    "seccomp",
+    {
+      operation: "attach",
+      object: `process ${pid}`,
+      reason:
+        helper === undefined
+          ? "it runs under seccomp, and the trap handler of int3 makes a system call that its filter may forbid"
+          : `it runs under seccomp, and ${helper} makes system calls that its filter may forbid`,
+    },
+    "use probes that take a jump and programs that do not read user memory, strings, stacks or comm, and print nothing",
+  );
 }
 
 /**

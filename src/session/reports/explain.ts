@@ -21,17 +21,12 @@ import { Journal, journalBytes } from "../../probe/journal.ts";
 import type { PointHook } from "../../probe/probe-set.ts";
 import { checkAttachable } from "../../target/process/attach-check.ts";
 import { ProcessImages } from "../../target/process/images.ts";
-import { readMaps, readStatus } from "../../target/process/proc-fs.ts";
+import { readMaps } from "../../target/process/proc-fs.ts";
 import { findKeyObstacle } from "../../target/process/protection-keys.ts";
 import { decodeBlock, textOf } from "../../x86/decode.ts";
 import { CodeSpaces } from "../attach/code-space.ts";
-import {
-  chooseGate,
-  chooseGates,
-  type GateImage,
-  type GateLevel,
-  mayFindAlternate,
-} from "../attach/gate-level.ts";
+import { type GateImage, type GateLevel, mayFindAlternate } from "../attach/gate-level.ts";
+import { gatesIn } from "../attach/obstacles.ts";
 import { type BuiltPoint, PointBuilder, type PointMemory } from "../attach/point-builder.ts";
 import { CodeCache, ProbeNames, resolveProbes } from "../attach/probe-resolution.ts";
 import { ProgramCompiler } from "../attach/program-compiler.ts";
@@ -82,10 +77,7 @@ export async function explain(options: ExplainOptions, io: SessionIo): Promise<n
 
   if (points.length === 0 && skipped.length === 0)
     io.err.write(`${options.probe}: it never returns, so there is nothing to change\n`);
-  const gates = chooseGates(
-    chooseGate(options.gate ?? "auto", images.program, readStatus(options.pid).seccomp !== "none"),
-    { requests, proofs },
-  );
+  const gates = gatesIn(images, { gate: options.gate, requests, proofs });
   const { level } = gates.others[0]?.gate ?? gates.process;
   const journal = new Journal(new Uint8Array(journalBytes(MOST_POINTS)), MOST_POINTS, {
     tracerPid: 0,

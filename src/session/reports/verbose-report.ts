@@ -44,8 +44,9 @@ export class VerboseReport {
       const arena = { pid: target.pid, accounts: memory.accounts, key, hugeMaps: targets.hugeMaps };
       this.#say(`  ${describeArena(arena)}`);
       if (this.#isJson) this.#io.out.write(arenaJson(arena));
-      this.#perfMap(attachment.perfMapResult);
-      if (attachment.gdbRefusal !== undefined) this.#say(`no names for gdb: ${attachment.gdbRefusal}`);
+      this.#perfMap(attachment.naming.perfMapResult);
+      if (attachment.naming.gdbRefusal !== undefined)
+        this.#say(`no names for gdb: ${attachment.naming.gdbRefusal}`);
       for (const { plan, code, detour, planned } of attachment.builtPoints.slice(0, MOST_SITES)) {
         const mechanism = attachment.mechanismAt(code.at);
         const now =
