@@ -2,8 +2,9 @@
  * The protection key that the engine's data is under, and how a thread lets itself in and out.
  *
  * A page has a key of 0 to 15; each thread's register PKRU has two bits for each key, "no access" and "no write". Outside the gate
- * the first of ours is set, as the kernel sets it for a new key, inside neither. Other keys are the application's: their bits are
- * never changed.
+ * the first of ours is set, as the kernel sets it for a new key, inside neither. Other keys are the application's, or other
+ * sessions': the gate never changes their bits. A handler of ours does, for itself alone: the frame that it reads may lie on a
+ * stack under any key.
  *
  * WRPKRU is an ordinary instruction, and whoever jumps to ours has chosen what it writes. So what was written is looked at behind
  * it, and stops the process if it is not what this place is for: behind the way in the path leads through the gate and out of
@@ -12,7 +13,7 @@
  * Facts: Intel SDM 3A 4.6.2 (bit 2i: access disable, 2i + 1: write disable), 2B (RDPKRU: ecx must be 0, edx becomes 0; WRPKRU: ecx
  * and edx must be 0); pkeys(7): a new thread inherits PKRU, and a signal handler begins with all keys but 0 closed.
  */
-import { RAX, RCX, RDX, type RegSet, regSet } from "../x86/registers.ts";
+import { R9, RAX, RCX, RDX, type RegSet, regSet } from "../x86/registers.ts";
 import type { CodeWriter } from "./code-writer.ts";
 
 export interface GateKey {
@@ -41,6 +42,38 @@ export function emitKeyOpen(writer: CodeWriter, key: GateKey): void {
   asm.jcc("e", open);
   asm.ud2();
   asm.bind(open);
+}
+
+/** At the beginning of a signal handler: opens all keys, and keeps what PKRU was in r9. Uses no stack. */
+export function emitAllKeysOpen(writer: CodeWriter): void {
+  const { asm } = writer;
+  writer.note("open all protection keys");
+  asm.zero(RCX);
+  asm.rdpkru();
+  asm.mov(R9, RAX, 32);
+  asm.zero(RAX);
+  asm.wrpkru();
+  const open = asm.label("open");
+  asm.test(RAX, RAX, 32);
+  asm.jcc("e", open);
+  asm.ud2();
+  asm.bind(open);
+}
+
+/** At its end: PKRU is what it was, as r9 says, with our key closed in any case. Uses no stack. */
+export function emitKeysBack(writer: CodeWriter, key: GateKey): void {
+  const { asm } = writer;
+  writer.note("protection keys as they were, and look that ours is closed");
+  asm.zero(RCX);
+  asm.zero(RDX);
+  asm.mov(RAX, R9, 32);
+  asm.orImm(RAX, closedBit(key), 32);
+  asm.wrpkru();
+  const closed = asm.label("closed");
+  asm.testImm(RAX, closedBit(key), 32);
+  asm.jcc("ne", closed);
+  asm.ud2();
+  asm.bind(closed);
 }
 
 export function emitKeyClose(writer: CodeWriter, key: GateKey): void {

@@ -13,18 +13,18 @@
  * program (the table behind the code has all of the session), or the stack too short for a handler to be on it. Gates of both
  * kinds may be in one session; the gate that the thread is in says which it is.
  *
- * With a protection key the kernel enters the handler with the key closed, maybe on a stack that is under it: the first
- * instructions open it without touching the stack. It is closed before the application's handler is entered. The return from the
- * signal is made with the key open, since the frame may be on a keyed stack; it restores the PKRU of the interrupted
- * code. Who has called the handler like a function (an application's handler that was installed later and passes on what
- * is not its own) gets the key closed.
+ * With a protection key the kernel enters the handler with all keys closed, maybe on a stack that is under ours, or under that of
+ * another session whose program has faulted: the first instructions open all without touching the stack. They are as they were
+ * when the application's handler, or the other session's, is entered. The return from the signal is made with all open, since it
+ * reads the frame; it restores the PKRU of the interrupted code. Who has called the handler like a function (an application's
+ * handler that was installed later and passes on what is not its own) gets its own PKRU back.
  *
  * Facts: as signal-action.ts. siginfo: rt_tgsigqueueinfo 297. The kernel sets PKRU to its initial value for handlers, and saves
  * the thread's in the frame (arch/x86/kernel/fpu/signal.c).
  */
 import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
 import { emitSetMask, SIG_BLOCK } from "../gate/deferred-signals.ts";
-import { emitKeyClose, emitKeyOpen, type GateKey } from "../gate/gate-key.ts";
+import { emitAllKeysOpen, emitKeysBack, type GateKey } from "../gate/gate-key.ts";
 import {
   emitHash,
   HEAD_OWNER,
@@ -130,7 +130,7 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
   const entry = asm.here("handler");
   if (key !== undefined) {
     asm.mov(R8, RDX);
-    emitKeyOpen(writer, key);
+    emitAllKeysOpen(writer);
     asm.mov(RDX, R8);
   }
   writer.note("is the thread's private stack in use, and the interrupted code on it?");
@@ -141,7 +141,6 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
   asm.sub(RAX, R10);
   asm.cmpImm(RAX, STACK_STRIDE);
   asm.jcc("b", inside);
-  // From here to the application's handler no stack is used: it may be under another session's key.
   asm.bind(outside);
   const findPrevious = () => {
     asm.lea(RAX, { base: RDI, disp: -FIRST_SIGNAL });
@@ -161,7 +160,7 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
       asm.movabs(R11, mailbox + BigInt(mailboxHead.resets - 4 * FIRST_SIGNAL));
       asm.lea(R11, { base: R11, index: RDI, scale: 4 });
     },
-    ...(key === undefined ? {} : { handOver: () => emitKeyClose(writer, key) }),
+    ...(key === undefined ? {} : { handOver: () => emitKeysBack(writer, key) }),
     leave: () => emitReturn(writer, key),
     repeats: true,
   });
@@ -241,8 +240,8 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
 }
 
 /**
- * Return from the signal. With the key open only where a frame of the kernel's is: to `mov rax, 15; syscall`, whoever has set it.
- * Who has called the handler as a function gets the key closed.
+ * Return from the signal. With the keys open only where a frame of the kernel's is: to `mov rax, 15; syscall`, whoever has set it.
+ * Who has called the handler as a function gets PKRU as it was.
  */
 function emitReturn(writer: CodeWriter, key: GateKey | undefined): void {
   const { asm } = writer;
@@ -259,7 +258,7 @@ function emitReturn(writer: CodeWriter, key: GateKey | undefined): void {
   asm.jcc("ne", called);
   asm.ret();
   asm.bind(called);
-  emitKeyClose(writer, key);
+  emitKeysBack(writer, key);
   asm.ret();
 }
 
