@@ -15,7 +15,9 @@
  *
  * With a protection key the kernel enters the handler with all keys closed, maybe on a stack that is under ours, or under that of
  * another session whose program has faulted: the first instructions open all without touching the stack. They are as they were
- * when the application's handler, or the other session's, is entered. The return from the signal is made with all open, since it
+ * when the application's handler, or the other session's, is entered. Until Linux 6.12 the kernel writes a frame with the keys
+ * that the thread has open: a second signal at the handler's beginning could not be delivered on a stack under a key, so all four
+ * are blocked till then. The return from the signal is made with all open, since it
  * reads the frame; it restores the PKRU of the interrupted code. Who has called the handler like a function (an application's
  * handler that was installed later and passes on what is not its own) gets its own PKRU back.
  *
@@ -41,6 +43,8 @@ import type { Label } from "../x86/assembler.ts";
 import { R8, R10, R11, R12, R13, R14, RAX, RBX, RCX, RDI, RDX, RSI, RSP } from "../x86/registers.ts";
 import { emitPost, mailboxHead } from "./mailbox.ts";
 import {
+  ACTION_FLAGS,
+  ACTION_MASK,
   chainedAction,
   emitPreviousAction,
   encodeSignalAction,
@@ -94,6 +98,7 @@ export interface FaultHandler extends WrittenCode {
 const SYS_GETPID = 39;
 const SYS_GETTID = 186;
 const SYS_RT_TGSIGQUEUEINFO = 297;
+const FAULT_MASK = FAULT_SIGNALS.reduce((mask, signal) => mask | (1n << BigInt(signal - 1)), 0n);
 /** The first eight bytes of a restorer. */
 const RESTORER_WORD = new DataView(RESTORER_BYTES.buffer).getBigUint64(0, true);
 /** Least that the kernel puts between interrupted code and a handler: red zone, floating point state, ucontext, siginfo. */
@@ -142,12 +147,6 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
   asm.cmpImm(RAX, STACK_STRIDE);
   asm.jcc("b", inside);
   asm.bind(outside);
-  const findPrevious = () => {
-    asm.lea(RAX, { base: RDI, disp: -FIRST_SIGNAL });
-    asm.lea(R10, { ripTo: previousLabel });
-    asm.shl(RAX, Math.log2(SIGNAL_ACTION_BYTES));
-    asm.add(R10, RAX);
-  };
   if (key !== undefined) {
     emitIsCopy(writer, spec, copy);
     emitIsOpen(writer, { key }, defer);
@@ -156,11 +155,14 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
   const previousAction = asm.here("previous");
   emitPreviousAction(writer, {
     find: () => {
-      findPrevious();
+      asm.lea(RAX, { base: RDI, disp: -FIRST_SIGNAL });
+      asm.lea(R10, { ripTo: previousLabel });
+      asm.shl(RAX, Math.log2(SIGNAL_ACTION_BYTES));
+      asm.add(R10, RAX);
       asm.movabs(R11, mailbox + BigInt(mailboxHead.resets - 4 * FIRST_SIGNAL));
       asm.lea(R11, { base: R11, index: RDI, scale: 4 });
     },
-    ...(key === undefined ? {} : { handOver: () => emitKeysBack(writer, key) }),
+    ...(key === undefined ? {} : { handOver: () => emitHandOver(writer, key) }),
     leave: () => emitReturn(writer, key),
     repeats: true,
   });
@@ -199,7 +201,6 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
     const access = {
       ...spec,
       key,
-      findPrevious,
       post,
       previous: previousAction,
       leave: () => emitReturn(writer, key),
@@ -232,11 +233,42 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
   return {
     ...written,
     actions: new Map(
-      FAULT_SIGNALS.map((signal) => [signal, chainedAction(ours, previous.get(signal) ?? noAction, kept)]),
+      FAULT_SIGNALS.map((signal) => [
+        signal,
+        chainedAction(ours, previous.get(signal) ?? noAction, kept, key === undefined ? 0n : FAULT_MASK),
+      ]),
     ),
     previousOffset: (signal) => asm.offsetOf(previousLabel) + (signal - FIRST_SIGNAL) * SIGNAL_ACTION_BYTES,
     tableOffset: asm.offsetOf(tableLabel),
   };
+}
+
+/**
+ * To the application's handler, or another session's, from where all keys are open and the four signals blocked: with the mask that
+ * its own action asks for.
+ */
+function emitHandOver(writer: CodeWriter, key: GateKey): void {
+  const { asm } = writer;
+  const set = asm.label("set");
+  writer.note("the mask that its action asks for");
+  asm.mov(R8, { base: RDX, disp: UC_SIGMASK });
+  asm.or(R8, { base: R10, disp: ACTION_MASK });
+  asm.testImm({ base: R10, disp: ACTION_FLAGS }, Number(SA_NODEFER), 32);
+  asm.jcc("ne", set);
+  asm.lea(RCX, { base: RDI, disp: -1 });
+  asm.movImm(RAX, 1, 32);
+  asm.shiftCl("shl", RAX);
+  asm.or(R8, RAX);
+  asm.bind(set);
+  const kept = [R11, RDI, RSI, RDX, R8];
+  for (const reg of kept) asm.push(reg);
+  asm.mov(RSI, RSP);
+  asm.zero(RDX);
+  emitSetMask(asm);
+  for (const reg of kept.toReversed()) asm.pop(reg);
+  asm.mov(R10, RDX);
+  emitKeysBack(writer, key);
+  asm.mov(RDX, R10);
 }
 
 /**

@@ -32,7 +32,7 @@ export interface SignalAction {
 }
 
 export const SIGNAL_ACTION_BYTES = 32;
-const ACTION_FLAGS = 8;
+export const ACTION_FLAGS = 8;
 export const ACTION_MASK = 24;
 
 /** Offset of si_code in a siginfo. */
@@ -52,16 +52,20 @@ export function decodeSignalAction(bytes: Uint8Array): SignalAction {
 /** Whether the signal goes to code: not to the default action, and not nowhere. */
 export const isHandler = ({ handler }: SignalAction): boolean => handler > 1n;
 
-/** The action for a handler of ours that may leave the signal to `previous`: of its flags it has those of `kept`. */
+/**
+ * The action for a handler of ours that may leave the signal to `previous`: of its flags it has those of `kept`, and it blocks
+ * `blocked` besides.
+ */
 export function chainedAction(
   ours: { readonly handler: bigint; readonly restorer: bigint },
   previous: SignalAction,
   kept: bigint,
+  blocked = 0n,
 ): SignalAction {
   return {
     ...ours,
     flags: SA_SIGINFO | SA_RESTORER | (previous.flags & kept),
-    mask: isHandler(previous) ? previous.mask : 0n,
+    mask: (isHandler(previous) ? previous.mask : 0n) | blocked,
   };
 }
 
@@ -74,7 +78,10 @@ export interface PreviousActionSpec {
    * handler has had its one call into r11; 0: nobody keeps account of that. May change rax and rcx.
    */
   readonly find: () => void;
-  /** Emits what comes before the application's handler is entered; may change rax, rcx, rdx, r8, r9. */
+  /**
+   * Emits what comes before the application's handler is entered. r10 = the previous action, r11 = the handler. Changes rax, rcx, r8,
+   * r9 and r10.
+   */
   readonly handOver?: () => void;
   /** Emits the return from the signal. */
   readonly leave: () => void;
@@ -103,11 +110,7 @@ export function emitPreviousAction(writer: CodeWriter, spec: PreviousActionSpec)
   asm.jcc("ne", isDefault);
   asm.bind(enter);
   asm.mov(R11, RAX);
-  if (spec.handOver !== undefined) {
-    asm.mov(R10, RDX);
-    spec.handOver();
-    asm.mov(RDX, R10);
-  }
+  spec.handOver?.();
   asm.zero(RAX);
   asm.jmpTo(R11);
   asm.bind(isIgnored);

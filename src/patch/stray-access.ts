@@ -31,7 +31,7 @@ import { emitHash, HEAD_SP, type PrivateStacks, STACK_HEAD } from "../gate/priva
 import type { Label } from "../x86/assembler.ts";
 import { R8, R10, R11, R12, R13, R14, RAX, RBX, RCX, RDI, RDX, RSI, RSP } from "../x86/registers.ts";
 import { answers, ENTRY_BYTES, MAILBOX_ENTRIES, mailboxEntry, mailboxHead } from "./mailbox.ts";
-import { ACTION_MASK, SI_CODE, UC_FPSTATE, UC_RIP, UC_SIGMASK } from "./signal-action.ts";
+import { SI_CODE, UC_FPSTATE, UC_RIP, UC_SIGMASK } from "./signal-action.ts";
 
 const SEGV_MAPERR = 1;
 const SEGV_PKUERR = 4;
@@ -52,8 +52,6 @@ export interface StrayAccessSpec {
   readonly stacks: PrivateStacks;
   readonly key: GateKey;
   readonly mailbox: bigint;
-  /** Emits code that leaves the address of the signal's previous action in r10; may change rax. */
-  readonly findPrevious: () => void;
   /** `emitPost`. */
   readonly post: Label;
   /** Where the application's signal is left to it. */
@@ -145,23 +143,6 @@ export function emitBackFromCopy(writer: CodeWriter, spec: StrayAccessSpec): voi
   writer.call(spec.stacks.routines.find);
   asm.mov(RCX, { base: R10, disp: STACK_HEAD + KEPT_MASK });
   asm.mov({ base: RDX, disp: UC_SIGMASK }, RCX);
-  writer.note("and the mask for the application's handler: with its action's");
-  spec.findPrevious();
-  asm.or(RCX, { base: R10, disp: ACTION_MASK });
-  asm.mov(R8, RCX);
-  asm.lea(RCX, { base: RDI, disp: -1 });
-  asm.movImm(RAX, 1, 32);
-  asm.shiftCl("shl", RAX);
-  asm.or(R8, RAX);
-  asm.push(RDI);
-  asm.push(RSI);
-  asm.push(RDX);
-  asm.push(R8);
-  setMask(writer, SIG_SETMASK, () => asm.mov(RSI, RSP), undefined);
-  asm.pop(RCX);
-  asm.pop(RDX);
-  asm.pop(RSI);
-  asm.pop(RDI);
   asm.jmp(spec.previous);
 }
 

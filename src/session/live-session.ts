@@ -29,7 +29,7 @@ import type { SharedMaps } from "./attach/shared-maps.ts";
 import { EventQueue, type SessionEvent } from "./event-queue.ts";
 import { readHeldPlaces } from "./leave/other-sessions.ts";
 import type { GateChoice, MechanismChoice, ReturnChoice, ViolationChoice } from "./options.ts";
-import { violationText } from "./reports/violation-report.ts";
+import { totalsTexts, violationText } from "./reports/violation-report.ts";
 import { SessionError } from "./session-error.ts";
 import { DEFAULT_MAX_ACTIVE, Targets } from "./targets.ts";
 
@@ -312,6 +312,8 @@ class LiveSession implements Session {
         failure = left.find((each) => each.failure !== undefined)?.failure;
       });
       for (const probe of this.probes) probe.finish();
+      for (const text of totalsTexts(targets.violationTotals, targets))
+        for (const queue of this.#queues) queue.push({ kind: "violation", probe: "", text });
     } finally {
       for (const queue of this.#queues) queue.end();
       this.#codes.release();

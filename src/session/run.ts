@@ -24,7 +24,7 @@ import { pause } from "./pause.ts";
 import { Progress } from "./progress.ts";
 import { PokeLog } from "./reports/poke-log.ts";
 import { VerboseReport } from "./reports/verbose-report.ts";
-import { reportViolation } from "./reports/violation-report.ts";
+import { reportTotals, reportViolation } from "./reports/violation-report.ts";
 import { DEFAULT_MAX_ACTIVE, type LeftTarget, Targets } from "./targets.ts";
 
 /** How often records are read while there are any, and how seldom when there are none. */
@@ -149,6 +149,7 @@ class Run {
       left = await targets.leave();
     }
     this.#reportViolations();
+    reportTotals(targets.violationTotals, targets, options, io);
     this.#report.left(left);
     for (const { name, image } of targets.unresolved)
       io.err.write(`note: ${name}: no image ${image} was loaded\n`);

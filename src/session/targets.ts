@@ -41,7 +41,7 @@ import { checkSeccomp } from "./attach/seccomp.ts";
 import { changeSemaphores } from "./attach/semaphores.ts";
 import type { SharedMaps } from "./attach/shared-maps.ts";
 import { unwindPoints } from "./attach/unwind-points.ts";
-import type { Violation } from "./attach/violations.ts";
+import type { Violation, ViolationTotals } from "./attach/violations.ts";
 import { type LeftTarget, leaveHeirs } from "./leave/heirs.ts";
 import { describeTakenOut, readHeldPlaces, takeOutDead } from "./leave/other-sessions.ts";
 import { type ProveTarget, Witness } from "./leave/proof.ts";
@@ -537,6 +537,13 @@ export class Targets {
     return [...this.#members, ...this.#replaced].flatMap(({ attachment }) => [
       ...attachment.violations.takeFresh(),
     ]);
+  }
+
+  /** What there was in all, in each process where there was anything. */
+  get violationTotals(): readonly ViolationTotals[] {
+    return [...this.#members, ...this.#replaced]
+      .map(({ attachment }) => attachment.violations.totals)
+      .filter(({ accesses, unknown }) => accesses.length > 0 || unknown > 0);
   }
 
   #countLost(): void {

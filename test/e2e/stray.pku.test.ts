@@ -13,6 +13,13 @@ const fixture = buildFixture("stray");
 const SITE = "uprobe:stray:probed";
 const MAPERR = 1;
 
+/** What there was in all. */
+interface Totals {
+  readonly pid: number;
+  readonly accesses: readonly { readonly at: string; readonly count: number }[];
+  readonly untold: number;
+}
+
 interface Stray {
   readonly choice?: "kill" | "skip" | "report";
   readonly args?: readonly string[];
@@ -48,7 +55,8 @@ async function start({ choice, args = ["handler"] }: Stray) {
     expect(result.code).toBe(0);
     expect(result.map("@")).toBe(2000);
     expect(await ask("pass")).toBe("passed 1000");
-    return violationsOf(result);
+    const totals = result.lines.filter(({ type }) => type === "violations").map(({ data }) => data as Totals);
+    return { violations: violationsOf(result), totals, err: result.err };
   };
   return {
     child,
@@ -84,7 +92,7 @@ describeWithKeys("an access to memory under our key", () => {
     expect(await ask(`threads read ${hex(maps)}`)).toBe(
       `8 threads: fault ${MAPERR} at it, in the handler 7, behind it 0`,
     );
-    const violations = await target.end();
+    const { violations } = await target.end();
     expect(violations).toHaveLength(kinds.length);
     expect(violations[0]).toMatchObject({
       kind: "access",
@@ -114,9 +122,14 @@ describeWithKeys("an access to memory under our key", () => {
         expect(await ask(`${kind} ${hex(at)}`)).toMatch(/^went on with /);
       expect(await ask(`threads write ${hex(at)}`)).toMatch(/^8 threads: went on with /);
     }
-    const violations = await target.end();
+    const { violations, totals, err } = await target.end();
     expect(violations.every(({ outcome }) => outcome === "skip")).toBe(true);
     expect(violations).toHaveLength(6);
+    // One line each; in all once at each place, and by eight threads once more.
+    expect(totals).toMatchObject([{ pid: target.child.pid, untold: 0 }]);
+    const counts = totals[0]!.accesses.map(({ count }) => count).sort((a, b) => a - b);
+    expect(counts).toEqual([4, 4, 4, 4, 4, 4 + 4 * 8]);
+    expect(err.match(/violation: process \d+: 4 accesses in all at /g)).toHaveLength(5);
   });
 
   it("takes place with `report`, and the key is closed again", async () => {
@@ -136,7 +149,7 @@ describeWithKeys("an access to memory under our key", () => {
     expect(await ask(`push ${hex(journal)}`)).toBe(`fault ${MAPERR} at it, in the handler 7, behind it 0`);
     const stacks = places.get("trapline-stacks")!;
     expect(await ask(`lock ${hex(stacks)}`)).toBe("went on with 0");
-    const violations = await target.end();
+    const { violations } = await target.end();
     expect(violations.filter(({ outcome }) => outcome === "report")).toHaveLength(4);
     expect(violations.filter(({ outcome, why }) => outcome === "kill" && why !== undefined)).toHaveLength(1);
   });

@@ -55,6 +55,14 @@ export interface StrayAccess {
 
 export type Violation = ProgramFault | StrayAccess;
 
+/** How often it has come to each access, and what there was no room to tell. */
+export interface ViolationTotals {
+  readonly pid: number;
+  readonly accesses: readonly { readonly ip: bigint; readonly count: number }[];
+  /** Faults and accesses of which nothing else is known. */
+  readonly unknown: number;
+}
+
 /** An abandoned hit of a probe. */
 export interface LostHits {
   readonly account: number;
@@ -131,9 +139,13 @@ export class Violations {
     return this.#fresh.splice(0);
   }
 
-  /** Events for which the mailbox had no room; nothing else is known of them. */
-  get unknown(): number {
-    return this.#port.mailbox.lost;
+  /** All there was. As numbers they are the process's word. */
+  get totals(): ViolationTotals {
+    const { mailbox, pid } = this.#port;
+    const counts = new Map<bigint, number>();
+    for (const { rip, call, count } of mailbox.read())
+      if (call === 0n) counts.set(rip, (counts.get(rip) ?? 0) + count);
+    return { pid, accesses: [...counts].map(([ip, count]) => ({ ip, count })), unknown: mailbox.lost };
   }
 
   /** Deals with what is new. `disarms`: the probes are still there. */

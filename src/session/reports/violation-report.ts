@@ -2,7 +2,7 @@
  * Says what has gone wrong in a target: on standard error, and with `-f json` as a line of JSON as well. A fault of a program is
  * `{"type": "violation", "data": {"kind": "fault", ...}}`, an access of the application to our memory has the kind "access".
  */
-import type { ProgramFault, StrayAccess, Violation } from "../attach/violations.ts";
+import type { ProgramFault, StrayAccess, Violation, ViolationTotals } from "../attach/violations.ts";
 import { signalName } from "../leave/proof.ts";
 import type { RunOptions, SessionIo } from "../options.ts";
 import type { Targets } from "../targets.ts";
@@ -35,6 +35,33 @@ export function violationText(violation: Violation, targets: ViolationNames): st
   const at = targets.describe(violation.ip);
   const text = violation.kind === "fault" ? faultText(violation, targets, at) : accessText(violation, at);
   return `process ${violation.pid}, thread ${violation.tid}: ${text}`;
+}
+
+/** What there was in all of what has been reported once; one line for each instruction that did it again. */
+export function reportTotals(
+  totals: readonly ViolationTotals[],
+  targets: ViolationNames,
+  options: Pick<RunOptions, "format">,
+  io: SessionIo,
+): void {
+  for (const { pid, accesses, unknown } of totals) {
+    if (options.format === "json") {
+      const counts = accesses.map(({ ip, count }) => ({ ip: hex(ip), at: targets.describe(ip), count }));
+      io.out.write(
+        `${JSON.stringify({ type: "violations", data: { pid, accesses: counts, untold: unknown } })}\n`,
+      );
+    }
+  }
+  for (const text of totalsTexts(totals, targets)) io.err.write(`violation: ${text}\n`);
+}
+
+export function totalsTexts(totals: readonly ViolationTotals[], targets: ViolationNames): string[] {
+  return totals.flatMap(({ pid, accesses, unknown }) => [
+    ...accesses
+      .filter(({ count }) => count > 1)
+      .map(({ ip, count }) => `process ${pid}: ${count} accesses in all at ${targets.describe(ip)}`),
+    ...(unknown === 0 ? [] : [`process ${pid}: ${unknown} more, of which there was no room to tell`]),
+  ]);
 }
 
 function faultFacts({ account, program, point, signal, code, stays }: ProgramFault, targets: ViolationNames) {
