@@ -36,12 +36,16 @@ export function emitKeyOpen(writer: CodeWriter, key: GateKey): void {
   asm.zero(RCX);
   asm.rdpkru();
   asm.andImm(RAX, ~keyBits(key), 32);
-  asm.wrpkru();
-  const open = asm.label("open");
-  asm.testImm(RAX, keyBits(key), 32);
-  asm.jcc("e", open);
-  asm.ud2();
-  asm.bind(open);
+  emitWrite(writer, "clear", keyBits(key));
+}
+
+export function emitKeyClose(writer: CodeWriter, key: GateKey): void {
+  const { asm } = writer;
+  writer.note("close the protection key, and look that it is closed");
+  asm.zero(RCX);
+  asm.rdpkru();
+  asm.orImm(RAX, closedBit(key), 32);
+  emitWrite(writer, "set", closedBit(key));
 }
 
 /** At the beginning of a signal handler: opens all keys, and keeps what PKRU was in r9. Uses no stack. */
@@ -52,12 +56,7 @@ export function emitAllKeysOpen(writer: CodeWriter): void {
   asm.rdpkru();
   asm.mov(R9, RAX, 32);
   asm.zero(RAX);
-  asm.wrpkru();
-  const open = asm.label("open");
-  asm.test(RAX, RAX, 32);
-  asm.jcc("e", open);
-  asm.ud2();
-  asm.bind(open);
+  emitWrite(writer, "clear", -1);
 }
 
 /** At its end: PKRU is what it was, as r9 says, with our key closed in any case. Uses no stack. */
@@ -68,24 +67,15 @@ export function emitKeysBack(writer: CodeWriter, key: GateKey): void {
   asm.zero(RDX);
   asm.mov(RAX, R9, 32);
   asm.orImm(RAX, closedBit(key), 32);
-  asm.wrpkru();
-  const closed = asm.label("closed");
-  asm.testImm(RAX, closedBit(key), 32);
-  asm.jcc("ne", closed);
-  asm.ud2();
-  asm.bind(closed);
+  emitWrite(writer, "set", closedBit(key));
 }
 
-export function emitKeyClose(writer: CodeWriter, key: GateKey): void {
-  const { asm } = writer;
-  writer.note("close the protection key, and look that it is closed");
-  asm.zero(RCX);
-  asm.rdpkru();
-  asm.orImm(RAX, closedBit(key), 32);
+/** PKRU = eax, if the bits in it are what this place writes; whoever has jumped here with others is stopped. */
+function emitWrite({ asm }: CodeWriter, state: "set" | "clear", bits: number): void {
   asm.wrpkru();
-  const closed = asm.label("closed");
-  asm.testImm(RAX, closedBit(key), 32);
-  asm.jcc("ne", closed);
+  const written = asm.label("written");
+  asm.testImm(RAX, bits, 32);
+  asm.jcc(state === "set" ? "ne" : "e", written);
   asm.ud2();
-  asm.bind(closed);
+  asm.bind(written);
 }
