@@ -20,11 +20,12 @@ export const SIG_SETMASK = 2;
 const MASK_BYTES = 8;
 const faults = [4, 7, 8, 11, 31];
 
+/** These signals as the kernel's mask has them. */
+export const signalMask = (signals: readonly number[]): bigint =>
+  signals.reduce((mask, signal) => mask | (1n << BigInt(signal - 1)), 0n);
+
 /** Signals that wait, as a mask. */
-export const DEFERRED_SIGNALS = faults.reduce(
-  (mask, signal) => mask & ~(1n << BigInt(signal - 1)),
-  0xffff_ffff_ffff_ffffn,
-);
+export const DEFERRED_SIGNALS = 0xffff_ffff_ffff_ffffn & ~signalMask(faults);
 
 /** What both ways change. */
 export const DEFER_CLOBBERS: RegSet = regSet(RAX, RCX, RDX, RSI, RDI, R10, R11);

@@ -226,6 +226,15 @@ const SS_ONSTACK = 1;
 const SS_DISABLE = 2;
 const SYS_SIGALTSTACK = 131;
 
+/** Puts a `stack_t` on the stack: what the kernel knows of the thread's alternate stack. Changes rax, rcx, r11, rsi, rdi. */
+function emitAskAlternate(asm: Assembler): void {
+  asm.subImm(RSP, STACK_T_BYTES);
+  asm.zero(RDI);
+  asm.mov(RSI, RSP);
+  asm.movImm(RAX, SYS_SIGALTSTACK, 32);
+  asm.syscall();
+}
+
 function emitIsHeld(asm: Assembler): void {
   const held = asm.label("held");
   const elsewhere = asm.label("elsewhere");
@@ -241,11 +250,7 @@ function emitIsHeld(asm: Assembler): void {
   asm.cmp(RSP, { base: R10, disp: STACK_HEAD + HEAD_SP });
   asm.jcc("be", held);
   // One on an alternate stack may be anywhere: only the kernel knows.
-  asm.subImm(RSP, STACK_T_BYTES);
-  asm.zero(RDI);
-  asm.mov(RSI, RSP);
-  asm.movImm(RAX, SYS_SIGALTSTACK, 32);
-  asm.syscall();
+  emitAskAlternate(asm);
   asm.mov(R11, { base: RSP, disp: STACK_T_FLAGS }, 32);
   asm.andImm(R11, SS_ONSTACK);
   asm.addImm(RSP, STACK_T_BYTES);
@@ -270,11 +275,7 @@ function emitSettle(writer: CodeWriter): void {
   ];
   const saved = [RAX, RCX, RDX, RSI, RDI, R10];
   for (const reg of saved) asm.push(reg);
-  asm.subImm(RSP, STACK_T_BYTES);
-  asm.zero(RDI);
-  asm.mov(RSI, RSP);
-  asm.movImm(RAX, SYS_SIGALTSTACK, 32);
-  asm.syscall();
+  emitAskAlternate(asm);
   asm.mov(RAX, { base: RSP, disp: STACK_T_FLAGS }, 32);
   asm.testImm(RAX, SS_ONSTACK, 8);
   asm.jcc("ne", wait);

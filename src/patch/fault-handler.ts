@@ -17,15 +17,15 @@
  * another session whose program has faulted: the first instructions open all without touching the stack. They are as they were
  * when the application's handler, or the other session's, is entered. Until Linux 6.12 the kernel writes a frame with the keys
  * that the thread has open: a second signal at the handler's beginning could not be delivered on a stack under a key, so all four
- * are blocked till then. The return from the signal is made with all open, since it
- * reads the frame; it restores the PKRU of the interrupted code. Who has called the handler like a function (an application's
- * handler that was installed later and passes on what is not its own) gets its own PKRU back.
+ * are blocked till then. The return from the signal is made with all open, since it reads the frame; it restores the PKRU of the
+ * interrupted code. Who has called the handler like a function (an application's handler that was installed later and passes on
+ * what is not its own) gets its own PKRU back.
  *
  * Facts: as signal-action.ts. siginfo: rt_tgsigqueueinfo 297. The kernel sets PKRU to its initial value for handlers, and saves
  * the thread's in the frame (arch/x86/kernel/fpu/signal.c).
  */
 import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
-import { emitSetMask, SIG_BLOCK } from "../gate/deferred-signals.ts";
+import { emitSetMask, SIG_BLOCK, signalMask } from "../gate/deferred-signals.ts";
 import { emitAllKeysOpen, emitKeysBack, type GateKey } from "../gate/gate-key.ts";
 import {
   emitHash,
@@ -39,7 +39,7 @@ import {
   STACK_STRIDE,
 } from "../gate/private-stacks.ts";
 import { DEFERS_BEFORE_RECOVERY, FRAME_SIZE_BEFORE_RECOVERY } from "../gate/stack-switch.ts";
-import type { Label } from "../x86/assembler.ts";
+import type { Assembler, Label } from "../x86/assembler.ts";
 import { R8, R10, R11, R12, R13, R14, RAX, RBX, RCX, RDI, RDX, RSI, RSP } from "../x86/registers.ts";
 import { emitPost, mailboxHead } from "./mailbox.ts";
 import {
@@ -98,7 +98,7 @@ export interface FaultHandler extends WrittenCode {
 const SYS_GETPID = 39;
 const SYS_GETTID = 186;
 const SYS_RT_TGSIGQUEUEINFO = 297;
-const FAULT_MASK = FAULT_SIGNALS.reduce((mask, signal) => mask | (1n << BigInt(signal - 1)), 0n);
+const FAULT_MASK = signalMask(FAULT_SIGNALS);
 /** The first eight bytes of a restorer. */
 const RESTORER_WORD = new DataView(RESTORER_BYTES.buffer).getBigUint64(0, true);
 /** Least that the kernel puts between interrupted code and a handler: red zone, floating point state, ucontext, siginfo. */
@@ -243,6 +243,13 @@ export function emitFaultHandler(spec: FaultHandlerSpec): FaultHandler {
   };
 }
 
+/** rax = the bit of the signal rdi in a mask. Changes rcx. */
+function emitSignalBit(asm: Assembler): void {
+  asm.lea(RCX, { base: RDI, disp: -1 });
+  asm.movImm(RAX, 1, 32);
+  asm.shiftCl("shl", RAX);
+}
+
 /**
  * To the application's handler, or another session's, from where all keys are open and the four signals blocked: with the mask that
  * its own action asks for.
@@ -255,9 +262,7 @@ function emitHandOver(writer: CodeWriter, key: GateKey): void {
   asm.or(R8, { base: R10, disp: ACTION_MASK });
   asm.testImm({ base: R10, disp: ACTION_FLAGS }, Number(SA_NODEFER), 32);
   asm.jcc("ne", set);
-  asm.lea(RCX, { base: RDI, disp: -1 });
-  asm.movImm(RAX, 1, 32);
-  asm.shiftCl("shl", RAX);
+  emitSignalBit(asm);
   asm.or(R8, RAX);
   asm.bind(set);
   const kept = [R11, RDI, RSI, RDX, R8];
@@ -304,9 +309,7 @@ function emitDeferSent(writer: CodeWriter): void {
   writer.note("sent by somebody: blocked until the gate is left, and sent again");
   asm.mov(R12, RDI);
   asm.mov(R13, RSI);
-  asm.lea(RCX, { base: RDI, disp: -1 });
-  asm.movImm(RAX, 1, 32);
-  asm.shiftCl("shl", RAX);
+  emitSignalBit(asm);
   asm.or({ base: RDX, disp: UC_SIGMASK }, RAX);
   asm.push(RAX);
   asm.mov(RSI, RSP);

@@ -25,6 +25,7 @@ import {
   emitSetMask,
   SIG_BLOCK,
   SIG_SETMASK,
+  signalMask,
 } from "../gate/deferred-signals.ts";
 import { closedBit, emitKeyClose, type GateKey, keyBits } from "../gate/gate-key.ts";
 import { emitHash, HEAD_SP, type PrivateStacks, STACK_HEAD } from "../gate/private-stacks.ts";
@@ -44,7 +45,7 @@ const DEAD_AFTER_SLICES = 50;
 const XSTATE_BV = 512;
 const PKRU_COMPONENT = 9;
 /** SIGKILL and SIGSTOP are in no mask that the kernel keeps. */
-const UNBLOCKABLE = (1n << 8n) | (1n << 18n);
+const UNBLOCKABLE = signalMask([9, 19]);
 /** Where a thread's mask waits, from the head of its private stack. */
 const KEPT_MASK = -8;
 

@@ -24,6 +24,7 @@
  * si_code at +8. System calls: rt_sigaction 13, rt_sigreturn 15, getpid 39, gettid 186, tgkill 234.
  */
 import { CodeWriter, type WrittenCode } from "../gate/code-writer.ts";
+import { signalMask } from "../gate/deferred-signals.ts";
 import { R8, R9, R10, R11, RAX, RCX, RDX, RSI } from "../x86/registers.ts";
 import {
   chainedAction,
@@ -164,7 +165,7 @@ export function emitTrapHandler(spec: TrapHandlerSpec): TrapHandler {
       ...action,
       // NODEFER: a handler of the application may come to another site; a blocked SIGTRAP would be fatal there.
       flags: action.flags | SA_NODEFER,
-      mask: action.mask & ~(1n << BigInt(SIGTRAP - 1)),
+      mask: action.mask & ~signalMask([SIGTRAP]),
     },
   };
 }

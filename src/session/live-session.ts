@@ -16,19 +16,18 @@ import {
 import type { OpenedMap } from "../bpf/maps/index.ts";
 import { compileScript, printDiagnostics, type Script } from "../lang/index.ts";
 import type { MapEntry, MapValue, MapView, OutputValue } from "../output/index.ts";
-import { readStatus } from "../target/process/proc-fs.ts";
 import { Tracer } from "../target/process/tracer.ts";
 import { Actions } from "./actions.ts";
 import type { Attachment } from "./attach/attachment.ts";
-import { type GateLevel, gateOfProbe } from "./attach/gate-level.ts";
+import { gateOfProbe } from "./attach/gate-level.ts";
 import type { AttachedProbe, PlannedPoint } from "./attach/point-builder.ts";
 import { type AttachRequest, CodeCache, findOverriders, resolveProbes } from "./attach/probe-resolution.ts";
-import { findReturnObstacle, isGoProgram } from "./attach/return-ways.ts";
-import { checkGateUnderSeccomp } from "./attach/seccomp.ts";
+import { findReturnObstacle } from "./attach/return-ways.ts";
+import { checkGateLevels } from "./attach/seccomp.ts";
 import type { SharedMaps } from "./attach/shared-maps.ts";
 import { EventQueue, type SessionEvent } from "./event-queue.ts";
 import { readHeldPlaces } from "./leave/other-sessions.ts";
-import type { GateChoice, MechanismChoice, ReturnChoice, ViolationChoice } from "./options.ts";
+import type { GateChoice, GateLevel, MechanismChoice, ReturnChoice, ViolationChoice } from "./options.ts";
 import { totalsTexts, violationText } from "./reports/violation-report.ts";
 import { SessionError } from "./session-error.ts";
 import { DEFAULT_MAX_ACTIVE, Targets } from "./targets.ts";
@@ -51,7 +50,7 @@ export interface ProbeOptions {
    * What its program runs behind, if not what the session has. Private stacks (`stack`, `strict`) are there in a session that
    * has them itself. `strict` brings no protection key with it, and in a session with `strict` there is nothing else.
    */
-  readonly gate?: Exclude<GateChoice, "auto">;
+  readonly gate?: GateLevel;
 }
 
 /** A program of one's own, as instructions of eBPF; it is verified like every other. */
@@ -250,7 +249,7 @@ class LiveSession implements Session {
 
   /** The memory of the gate was made when the process was attached to. */
   #checkGate(attachPoint: string, asked: GateLevel | undefined, proofs: readonly Proof[]): void {
-    const { gates, hasStacks, target } = this.#attachment;
+    const { gates, hasStacks, images } = this.#attachment;
     const { level, reason } = gateOfProbe(gates.process, asked, { proofs, index: 0 });
     if (gates.process.level === "strict" && level !== "strict")
       throw refusal(attachPoint, 'in a session with gate: "strict" all probes are strict');
@@ -260,9 +259,7 @@ class LiveSession implements Session {
         `the session was attached without private stacks, and ${reason}`,
         'attach with { gate: "stack" }; probes that need none may have { gate: "none" }',
       );
-    const { program } = this.#attachment.images;
-    if (readStatus(target.pid).seccomp !== "none")
-      checkGateUnderSeccomp(target.pid, level, program !== undefined && isGoProgram(program));
+    checkGateLevels(images, [level]);
   }
 
   events(): AsyncIterableIterator<SessionEvent> {

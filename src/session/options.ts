@@ -9,17 +9,16 @@ export type MechanismChoice = "auto" | "call" | "jump" | "punned" | "int3";
 /** Where returns are probed: at the function's exits, by a replaced return address, or what is best. */
 export type ReturnChoice = "auto" | "sites" | "stack";
 
-/**
- * What programs run behind: nothing, a private stack of the thread, that with signals deferred and a protection key, or what
- * the process needs of the first two.
- */
-export type GateChoice = "auto" | "none" | "stack" | "strict";
+/** What programs run behind, from the lowest on: nothing, a private stack of the thread, that with signals deferred and a protection key. */
+export type GateLevel = "none" | "stack" | "strict";
+/** `auto`: what the process, or the probe, needs of the first two. */
+export type GateChoice = "auto" | GateLevel;
 
 /** What single probes run behind, whatever the session's are. */
 export interface ProbeGate {
   /** Attach points as they are written; `*`, `?` and sets stand for what they do in those. */
   readonly probes: string;
-  readonly level: Exclude<GateChoice, "auto">;
+  readonly level: GateLevel;
 }
 
 /** `kill`: a fault as if nothing were mapped there. `skip`: the instruction is left out. `report`: it is executed. */

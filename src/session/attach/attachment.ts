@@ -41,13 +41,13 @@ import {
   restoreProcess,
 } from "../leave/restore-process.ts";
 import { CodeNaming } from "../names/code-naming.ts";
-import type { ViolationChoice } from "../options.ts";
+import type { GateLevel, ViolationChoice } from "../options.ts";
 import { CodeSpaces } from "./code-space.ts";
 import { FunctionOps } from "./function-ops.ts";
 import {
-  type GateLevel,
   type Gates,
   gateOfProbe,
+  highest,
   levelsOf,
   mayFindAlternate,
   threadSourceIn,
@@ -151,7 +151,6 @@ export class Attachment {
     this.#journal = journal;
     this.naming = new CodeNaming({
       ...input,
-      symbols: input.symbols,
       journal,
       journalMemory,
       builder: () => this.#builder,
@@ -260,7 +259,7 @@ export class Attachment {
       capacity: input.capacity + SPARE_RECORDS,
       tableBytes: returnTableBytes(returnEntries),
       maps: { fd: input.sharedMapsFd, pageBytes: input.mapsPageBytes, lenBytes: mapsLayout.totalBytes },
-      hasStacks: levelsOf(gates).some((level) => level !== "none"),
+      hasStacks: highest(levelsOf(gates)) !== "none",
       wantsKey: gates.process.level === "strict",
     });
     try {

@@ -1,9 +1,9 @@
 import { describe, expect, test } from "vitest";
+import type { GateLevel } from "../options.ts";
 import {
   chooseGate,
   chooseGates,
   type GateImage,
-  type GateLevel,
   gateOfProbe,
   highest,
   levelsOf,

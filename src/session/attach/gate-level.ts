@@ -14,12 +14,11 @@ import type { Proof } from "../../bpf/index.ts";
 import type { ThreadSource } from "../../gate/index.ts";
 import { LOAD_GATE_FUNCTION } from "../../patch/load-gate.ts";
 import type { MappedImage } from "../../target/process/mapped-image.ts";
-import type { GateChoice } from "../options.ts";
+import type { GateChoice, GateLevel } from "../options.ts";
 import { isGoProgram } from "./return-ways.ts";
 
 /** From the lowest on. */
-export const gateLevels = ["none", "stack", "strict"] as const;
-export type GateLevel = (typeof gateLevels)[number];
+const gateLevels: readonly GateLevel[] = ["none", "stack", "strict"];
 
 export const highest = (levels: readonly GateLevel[]): GateLevel =>
   gateLevels[Math.max(0, ...levels.map((level) => gateLevels.indexOf(level)))]!;

@@ -2,7 +2,6 @@
 import { refusalText } from "../../patch/index.ts";
 import { describeCommitRefusal } from "../../probe/probe-set.ts";
 import type { ProcessImages } from "../../target/process/images.ts";
-import { readStatus } from "../../target/process/proc-fs.ts";
 import { findTrapObstacle } from "../../target/process/trap-obstacle.ts";
 import type { GateChoice } from "../options.ts";
 import { SessionError } from "../session-error.ts";
@@ -16,22 +15,20 @@ import {
 } from "./gate-level.ts";
 import type { PlannedPoint } from "./point-builder.ts";
 import type { ProbeProblem } from "./probe-resolution.ts";
-import { isGoProgram } from "./return-ways.ts";
-import { checkGateUnderSeccomp } from "./seccomp.ts";
+import { checkGateLevels, isUnderSeccomp } from "./seccomp.ts";
 
 /** What a session's probes run behind in a process. Throws SessionError where it cannot have that. */
 export function gatesIn(
-  { pid, program }: Pick<ProcessImages, "pid" | "program">,
+  images: Pick<ProcessImages, "pid" | "program">,
   session: {
     readonly gate?: GateChoice | undefined;
     readonly requests: readonly GateRequest[];
     readonly proofs: readonly StackProof[];
   },
 ): Gates {
-  const isUnderSeccomp = readStatus(pid).seccomp !== "none";
-  const gates = chooseGates(chooseGate(session.gate ?? "auto", program, isUnderSeccomp), session);
-  const isGo = program !== undefined && isGoProgram(program);
-  if (isUnderSeccomp) for (const level of levelsOf(gates)) checkGateUnderSeccomp(pid, level, isGo);
+  const process = chooseGate(session.gate ?? "auto", images.program, isUnderSeccomp(images.pid));
+  const gates = chooseGates(process, session);
+  checkGateLevels(images, levelsOf(gates));
   return gates;
 }
 

@@ -38,8 +38,9 @@ import type { PointCode } from "../../probe/probe-set.ts";
 import { RETURN_WINDOW } from "../../probe/return-window.ts";
 import type { AddrRange, Retirement, ReturnTable } from "../../target/target.ts";
 import type { ImageCode } from "../../x86/regions.ts";
+import type { GateLevel } from "../options.ts";
 import type { CodeSpace, CodeSpaces, SpaceRequest } from "./code-space.ts";
-import { type GateLevel, highest } from "./gate-level.ts";
+import { highest } from "./gate-level.ts";
 import {
   approachTo,
   type BuiltRoute,

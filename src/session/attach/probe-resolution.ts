@@ -22,8 +22,7 @@ import type { ProcessImages, ResolvedLocation } from "../../target/process/image
 import { describeLocationRefusal } from "../../target/process/location-refusal.ts";
 import type { MappedImage } from "../../target/process/mapped-image.ts";
 import { ImageCode } from "../../x86/regions.ts";
-import type { ReturnChoice } from "../options.ts";
-import type { GateLevel } from "./gate-level.ts";
+import type { GateLevel, ReturnChoice } from "../options.ts";
 import { blacklistOf } from "./image-blacklist.ts";
 import { landingPlacesOf } from "./landing-memory.ts";
 import type { AttachedProbe, PlannedPoint } from "./point-builder.ts";

@@ -15,10 +15,11 @@ import {
   HELPER_TRACE_VPRINTK,
 } from "../../bpf/helpers.ts";
 import { findHelperName, type Proof } from "../../bpf/index.ts";
+import type { ProcessImages } from "../../target/process/images.ts";
 import { readStatus } from "../../target/process/proc-fs.ts";
-import type { MechanismChoice } from "../options.ts";
+import type { GateLevel, MechanismChoice } from "../options.ts";
 import { SessionError } from "../session-error.ts";
-import type { GateLevel } from "./gate-level.ts";
+import { isGoProgram } from "./return-ways.ts";
 
 const callers = [
   // These read memory that may not be there, or that an argument names.
@@ -43,12 +44,14 @@ export function findSyscallHelper(proofs: readonly Proof[]): string | undefined 
   return used === undefined ? undefined : findHelperName(used);
 }
 
+export const isUnderSeccomp = (pid: number): boolean => readStatus(pid).seccomp !== "none";
+
 /** Programs that make system calls inside the target could get it killed by its own filter. Throws SessionError. */
 export function checkSeccomp(
   pid: number,
   { proofs, mechanism }: { readonly proofs: readonly Proof[]; readonly mechanism: MechanismChoice },
 ): void {
-  if (readStatus(pid).seccomp === "none") return;
+  if (!isUnderSeccomp(pid)) return;
   const helper = findSyscallHelper(proofs);
   if (helper === undefined && mechanism !== "int3") return;
   throw new SessionError(
@@ -66,11 +69,16 @@ export function checkSeccomp(
 }
 
 /**
- * Throws SessionError for a level that a process under seccomp cannot have. Go itself makes the calls by which a private stack finds
- * out where a thread is.
+ * Throws SessionError if a process under seccomp cannot have one of these levels. Go itself makes the calls by which a private stack
+ * finds out where a thread is.
  */
-export function checkGateUnderSeccomp(pid: number, level: GateLevel, isGo: boolean): void {
-  if (level === "none" || (level === "stack" && isGo)) return;
+export function checkGateLevels(
+  { pid, program }: Pick<ProcessImages, "pid" | "program">,
+  levels: readonly GateLevel[],
+): void {
+  const isGo = program !== undefined && isGoProgram(program);
+  const level = levels.find((each) => each !== "none" && !(each === "stack" && isGo));
+  if (level === undefined || !isUnderSeccomp(pid)) return;
   throw new SessionError(
     "seccomp",
     {

@@ -25,7 +25,7 @@ export interface CodeNamingInput {
   /** Whether perf, and a gdb that is attached, are to know them. */
   readonly perfMap: boolean;
   /** A file for gdb, written whenever there is new code. */
-  readonly symbols: string | undefined;
+  readonly symbols?: string | undefined;
 }
 
 export class CodeNaming implements Disposable {

@@ -25,14 +25,14 @@ import { readMaps } from "../../target/process/proc-fs.ts";
 import { findKeyObstacle } from "../../target/process/protection-keys.ts";
 import { decodeBlock, textOf } from "../../x86/decode.ts";
 import { CodeSpaces } from "../attach/code-space.ts";
-import { type GateImage, type GateLevel, mayFindAlternate } from "../attach/gate-level.ts";
+import { type GateImage, mayFindAlternate } from "../attach/gate-level.ts";
 import { gatesIn } from "../attach/obstacles.ts";
 import { type BuiltPoint, PointBuilder, type PointMemory } from "../attach/point-builder.ts";
 import { CodeCache, ProbeNames, resolveProbes } from "../attach/probe-resolution.ts";
 import { ProgramCompiler } from "../attach/program-compiler.ts";
 import { describeReturn, findReturnObstacle, type ReturnRole } from "../attach/return-ways.ts";
 import { lookAtHeldPlaces } from "../leave/other-sessions.ts";
-import type { ExplainOptions, SessionIo } from "../options.ts";
+import type { ExplainOptions, GateLevel, SessionIo } from "../options.ts";
 import { SessionError } from "../session-error.ts";
 import { userRequests } from "../trace.ts";
 

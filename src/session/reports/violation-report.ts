@@ -44,13 +44,10 @@ export function reportTotals(
   options: Pick<RunOptions, "format">,
   io: SessionIo,
 ): void {
-  for (const { pid, accesses, unknown } of totals) {
-    if (options.format === "json") {
-      const counts = accesses.map(({ ip, count }) => ({ ip: hex(ip), at: targets.describe(ip), count }));
-      io.out.write(
-        `${JSON.stringify({ type: "violations", data: { pid, accesses: counts, untold: unknown } })}\n`,
-      );
-    }
+  for (const { pid, accesses, unknown } of options.format === "json" ? totals : []) {
+    const counts = accesses.map(({ ip, count }) => ({ ip: hex(ip), at: targets.describe(ip), count }));
+    const data = { pid, accesses: counts, untold: unknown };
+    io.out.write(`${JSON.stringify({ type: "violations", data })}\n`);
   }
   for (const text of totalsTexts(totals, targets)) io.err.write(`violation: ${text}\n`);
 }
